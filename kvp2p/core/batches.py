@@ -1,0 +1,102 @@
+"""Batches: everything that a machine asks its store to change, each applied whole in one transaction [I4].
+
+Decides: the vocabulary of changes, and what comes back from each.
+Keeps true: a batch is a value: it names no transaction, so the same one runs on LMDB and in the simulator.
+In and out: `Persist(ticket, batch)` out of a machine, `Persisted(ticket, result)` back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvp2p.core.messages import Designation, Frame, Member, WalkPart
+from kvp2p.core.operations import Operation, Outcome
+from kvp2p.core.port import Identity
+from kvp2p.core.vector import VersionVector
+from kvp2p.ids import Issuer, NamespaceId, Stamp
+
+
+@dataclass(frozen=True, slots=True)
+class StampedWrite:
+    """One write of a group. Its n-th operation stands at position `first_stamp` + n of the issuer's log."""
+
+    first_stamp: Stamp
+    operations: tuple[Operation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteGroup:
+    """The leader's own writes: conditions are checked inside the transaction, against the rows as they stand there."""
+
+    term: int
+    issuer: Issuer
+    writes: tuple[StampedWrite, ...]
+    wall_ms: int
+    designation: Designation | None = None  # persisted with the group when it is the first of a new term
+
+
+@dataclass(frozen=True, slots=True)
+class FrameBatch:
+    """A frame received from a peer."""
+
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class WalkBatch:
+    """A part of a walk. `end` is the vector of the walk's first part, given with the last part only [I6]."""
+
+    part: WalkPart
+    end: VersionVector | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Facts a node keeps for itself: the newest designation it heard of, its roster, its completeness. None: as it was."""
+
+    designation: Designation | None = None
+    members: tuple[Member, ...] | None = None
+    complete: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceSweep:
+    """Free some rows of deleted namespaces [I7]; `rows_max` bounds the transaction."""
+
+    namespace: NamespaceId
+    rows_max: int
+
+
+Batch = WriteGroup | FrameBatch | WalkBatch | Settle | NamespaceSweep
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSummary:
+    """What a machine must know of its store; true of the transaction that produced it."""
+
+    vector: VersionVector
+    floor: VersionVector
+    above: VersionVector
+    state_hash: int
+    complete: bool
+    designation: Designation | None
+    identity: Identity
+    members: tuple[Member, ...]
+    candidates: tuple[bytes, ...]
+    namespaces_to_sweep: tuple[NamespaceId, ...]  # deleted, rows still to be freed
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """What a batch did. `outcomes` and `frame` answer a WriteGroup (frame None: nothing was applied)."""
+
+    vector: VersionVector
+    floor: VersionVector
+    above: VersionVector
+    state_hash: int
+    complete: bool
+    outcomes: tuple[Outcome, ...] = ()
+    frame: Frame | None = None
+    namespaces_to_sweep: tuple[NamespaceId, ...] = ()  # newly deleted, or not yet empty
+    candidates: tuple[bytes, ...] | None = None  # when a system row changed them
+    rows_changed: int = 0

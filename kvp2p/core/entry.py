@@ -1,0 +1,139 @@
+"""Entries, the row that stores one, and `join`, which is the whole CRDT.
+
+Decides: the byte layout of a row, its digest, its share of the state hash, and which of two rows of a key stays.
+Keeps true: I1, `join_rows` is commutative, associative and idempotent.
+In and out: an `Entry` or a row, both whole; the layout is the same in the store and on the wire.
+
+Row layout, big-endian, 48 bytes of head (format 1; chunked rows are written from the format that has values over 192 KiB on):
+
+    0   kind (1)           0 tombstone, 1 value, 2 chunked value (body = total length u64 ‖ 32-byte chunk ids)
+    1   flags (1)          bit 0 metadata present, bit 1 metadata is pure ASCII
+    2   metadata length (2)
+    4   expires_at (8)     unix seconds, 0 = never
+    12  version (20)
+    32  row digest (16)    xxh3-128 over bytes 0..12 ‖ metadata ‖ body
+    48  metadata (UTF-8 JSON, compact) ‖ body
+
+Source: last-writer-wins register of Shapiro et al., *Conflict-free Replicated Data Types* (2011), with versions that no two
+writes share.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+from xxhash import xxh3_128_digest, xxh3_128_intdigest
+
+from kvp2p.errors import RemoteProtocolError
+from kvp2p.ids import NamespaceId, Version
+from kvp2p.limits import KEY_BYTES_MAX, METADATA_BYTES_MAX, VALUE_BYTES_MAX
+
+_HEAD = struct.Struct(">BBHQ")
+_HEAD_BYTES = 12
+ROW_HEAD_BYTES = 48
+FLAG_METADATA = 1
+FLAG_METADATA_ASCII = 2
+STATE_HASH_MASK = (1 << 128) - 1
+
+
+class Kind(IntEnum):
+    """What a row holds."""
+
+    TOMBSTONE = 0
+    VALUE = 1
+    CHUNKED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One key's newest write: a value or a tombstone. `expires_at` is unix seconds, 0 for never."""
+
+    namespace: NamespaceId
+    key: bytes
+    kind: Kind
+    value: bytes
+    metadata: bytes | None
+    expires_at: int
+    version: Version
+
+
+def encode_row(kind: Kind, value: bytes, metadata: bytes | None, expires_at: int, version: Version) -> bytes:
+    """Lay out a row, digest included."""
+    flags = 0
+    if metadata is not None:
+        flags = FLAG_METADATA | (FLAG_METADATA_ASCII if metadata.isascii() else 0)
+    head = _HEAD.pack(kind, flags, len(metadata or b""), expires_at)
+    body = (metadata or b"") + value
+    return head + version + xxh3_128_digest(head + body) + body
+
+
+def decode_row(namespace: NamespaceId, key: bytes, row: bytes) -> Entry:
+    """Read a row that the store or `check_row` vouches for."""
+    kind, flags, metadata_bytes, expires_at = _HEAD.unpack_from(row)
+    value_at = ROW_HEAD_BYTES + metadata_bytes
+    metadata = row[ROW_HEAD_BYTES:value_at] if flags & FLAG_METADATA else None
+    return Entry(namespace, key, Kind(kind), row[value_at:], metadata, expires_at, Version(row[12:32]))
+
+
+def row_kind(row: bytes) -> int:
+    """Return the kind of a row as a plain integer."""
+    return row[0]
+
+
+def row_version(row: bytes) -> Version:
+    """Return the version of a row."""
+    return Version(row[12:32])
+
+
+def row_expires_at(row: bytes) -> int:
+    """Return the second at which a row is hidden, 0 for never."""
+    return int.from_bytes(row[4:12], "big")
+
+
+def row_digest_holds(row: bytes) -> bool:
+    """Tell whether the digest in a row is the digest of what the row holds."""
+    return row[32:ROW_HEAD_BYTES] == xxh3_128_digest(row[:_HEAD_BYTES] + row[ROW_HEAD_BYTES:])
+
+
+def check_row(key: bytes, row: bytes) -> None:
+    """Check key and row as they come from a peer.
+
+    Raises RemoteProtocolError when lengths, kind, flags or digest are wrong.
+    """
+    if not 1 <= len(key) <= KEY_BYTES_MAX:
+        raise RemoteProtocolError(f"a key has {len(key)} bytes; 1 to {KEY_BYTES_MAX} are allowed")
+    if len(row) < ROW_HEAD_BYTES:
+        raise RemoteProtocolError(f"a row has {len(row)} bytes; its head alone has {ROW_HEAD_BYTES}")
+    kind, flags, metadata_bytes, _ = _HEAD.unpack_from(row)
+    if kind not in (Kind.TOMBSTONE, Kind.VALUE):
+        raise RemoteProtocolError(f"a row has the unknown kind {kind}")
+    value_bytes = len(row) - ROW_HEAD_BYTES - metadata_bytes
+    if metadata_bytes > METADATA_BYTES_MAX or not 0 <= value_bytes <= VALUE_BYTES_MAX:
+        raise RemoteProtocolError("the lengths in a row contradict each other or a limit")
+    metadata = row[ROW_HEAD_BYTES : ROW_HEAD_BYTES + metadata_bytes]
+    expected_flags = 0
+    if flags & FLAG_METADATA:
+        expected_flags = FLAG_METADATA | (FLAG_METADATA_ASCII if metadata.isascii() else 0)
+    elif metadata_bytes:
+        raise RemoteProtocolError("a row has metadata that its flags deny")
+    if flags != expected_flags or (kind == Kind.TOMBSTONE and (value_bytes or metadata_bytes)):
+        raise RemoteProtocolError("the flags or the kind of a row contradict its contents")
+    if not row_digest_holds(row):
+        raise RemoteProtocolError("a row does not match its digest")
+
+
+def join_rows(mine: bytes | None, other: bytes) -> bytes:
+    """Return the row that stays: the greater version; of equal versions the greater bytes, so that every replica agrees."""
+    if mine is None:
+        return other
+    mine_version, other_version = mine[12:32], other[12:32]
+    if mine_version != other_version:
+        return mine if mine_version > other_version else other
+    return max(mine, other)
+
+
+def row_state_hash(namespace: NamespaceId, key: bytes, row: bytes, seed: int) -> int:
+    """Return a row's addend to the state hash H, an integer below 2**128. Version and digest are adjacent in the row."""
+    return xxh3_128_intdigest(namespace + key + row[12:ROW_HEAD_BYTES], seed)

@@ -1,0 +1,186 @@
+"""Events into a replica machine and effects out of it.
+
+Decides: the contract between the machine and its host (the node's driver, the simulator).
+Keeps true: the host performs effects in order. What is persisted before what is sent follows from that: an acknowledgement
+is an effect of `Persisted`, never of the write [I5].
+In and out: `machine.handle(event, now) -> list[Effect]`.
+
+What the host promises
+* `Persist` batches are applied in the order given, each atomically (`core.apply.apply_batch` inside one write transaction), and each ends in
+  exactly one `Persisted` or `PersistFailed`, in the same order.
+* `PeerUp` and `PeerDown` of a peer alternate; `Received` comes only in between; `PeerDown` means that nothing of that
+  link will still arrive. Messages of one lane arrive in order, but any of them may be missing at the end, and a
+  `Send` of a Frame, Digest or Roster may be dropped when the link's queue is full: anti-entropy resends.
+* `Serve` is answered from a fresh read transaction by `core.serve`, at the link's own pace.
+* Timers fire at or after their time, once. The machine ignores a token it no longer waits for; nothing is cancelled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kvp2p.core.batches import Batch, BatchResult, StoreSummary
+from kvp2p.core.messages import Member, Message, Pull, WalkRequest
+from kvp2p.core.operations import Operation, Outcome
+from kvp2p.ids import NodeId, Version
+
+# --- events
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The node starts with what its store holds. `me` is this node's own roster row, incarnation already raised."""
+
+    store: StoreSummary
+    me: Member
+    seeds: tuple[str, ...] = ()  # mesh URLs from `--join`, dialled until their owners are in the roster
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The node drains: no new writes; those waiting are refused, those being persisted still end."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerUp:
+    """A link to a peer is open and authenticated."""
+
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDown:
+    """The link to a peer has ended."""
+
+    peer: NodeId
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A checked message came from a peer."""
+
+    peer: NodeId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """A timer that the machine set has fired."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A local client's write. `request` is the host's; it comes back in one Reply. `deadline_ns` is monotonic."""
+
+    request: int
+    operations: tuple[Operation, ...]
+    deadline_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Await:
+    """A local reader waits until this replica covers a version (KV-Min-Version); ends in one Reply."""
+
+    request: int
+    version: Version
+    deadline_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Persisted:
+    """A batch is durable."""
+
+    ticket: int
+    result: BatchResult
+
+
+@dataclass(frozen=True, slots=True)
+class PersistFailed:
+    """A batch was not applied, and the store is as it was (a full disk). Any other failure ends the node."""
+
+    ticket: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Promote:
+    """Make this node the leader at a new term. `override` skips the candidate list and the wait for a peer."""
+
+    request: int
+    override: bool = False
+
+
+Event = Start | Stop | PeerUp | PeerDown | Received | TimerFired | Write | Await | Persisted | PersistFailed | Promote
+
+# --- effects
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message; its lane follows from its type (`messages.LANE_OF`)."""
+
+    peer: NodeId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """Answer a peer's Pull or WalkRequest from the store."""
+
+    peer: NodeId
+    request: Pull | WalkRequest
+
+
+@dataclass(frozen=True, slots=True)
+class SetTimer:
+    """Fire `TimerFired(token)` at `at_ns` (monotonic)."""
+
+    token: int
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Apply a batch durably."""
+
+    ticket: int
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The end of a Write, Await or Promote. An Await that ran out of time is REFUSED with code `not_caught_up`."""
+
+    request: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Dial a mesh URL and keep dialling with back-off while no link to `node` is up. `node` is None for a seed."""
+
+    node: NodeId | None
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """Close the link to a peer (its PeerDown follows)."""
+
+    peer: NodeId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something an operator may want to read. `kind` is a stable word; the host logs it, `level` is a logging level's name."""
+
+    kind: str
+    level: str = "info"
+    fields: dict[str, object] = field(default_factory=dict)
+
+
+Effect = Send | Serve | SetTimer | Persist | Reply | Connect | Disconnect | Notice

@@ -1,0 +1,164 @@
+"""The messages that peers exchange, as values. Their bytes are made in `kvp2p/wire`.
+
+Decides: what a peer can say. One dataclass a message; everything a machine receives or sends is one of them.
+Keeps true: a message means the same whoever relays it; none carries a secret.
+In and out: `Message` is the union; `LANE_OF` gives the lane of each (control before data before chunks).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from kvp2p.core.operations import Operation, Outcome
+from kvp2p.core.vector import VersionVector
+from kvp2p.ids import Issuer, NamespaceId, NodeId, Stamp
+
+RowKey = tuple[NamespaceId, bytes]
+KeyedRow = tuple[NamespaceId, bytes, bytes]  # namespace, key, row as laid out by core/entry.py
+
+
+class Lane(IntEnum):
+    """Order in which a link's writer takes messages."""
+
+    CONTROL = 0
+    DATA = 1
+    CHUNKS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A piece of one issuer's log: for every position in (after, upto] the row that stands there.
+
+    `rows` holds each row once, as the sender has it now; `positions` are (stamp, index into `rows`), stamps ascending. Two
+    positions share a row when a key was written more than once.
+    """
+
+    issuer: Issuer
+    after: Stamp
+    upto: Stamp
+    positions: tuple[tuple[Stamp, int], ...]
+    rows: tuple[KeyedRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Designation:
+    """Leadership given to a node. Orders by (term, tie): of two that meet, the lower steps down.
+
+    `tie` is the first issuer of the designation, so two promotions to one term are never equal.
+    """
+
+    term: int
+    tie: Issuer
+    node: NodeId
+
+    def order(self) -> tuple[int, Issuer]:
+        """Return what two designations are compared by."""
+        return (self.term, self.tie)
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """What the sender has, at least every 250 ms while anything changes and every 2 s when idle.
+
+    `state_hash` is H over all namespaces (16 bytes); `comparable` says that no row stands above the vector. `floor`: the
+    sender can serve positions above it. `leads` is the issuer under which the sender leads right now, or None.
+    `complete` is False until a new node has everything it was to be given at first contact. `wall_ms` is the sender's clock.
+    """
+
+    vector: VersionVector
+    state_hash: bytes
+    comparable: bool
+    floor: VersionVector
+    designation: Designation | None
+    leads: Issuer | None
+    complete: bool
+    wall_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Ask for an issuer's log after a position: Frames follow, then one PullEnd."""
+
+    issuer: Issuer
+    after: Stamp
+    bytes_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class PullEnd:
+    """The end of the answer to a Pull. `trimmed`: the log cannot serve what was asked, the peer must reconcile."""
+
+    issuer: Issuer
+    upto: Stamp
+    trimmed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WalkRequest:
+    """Ask for the rows after a key (None: from the start), in order of namespace and key."""
+
+    walk: int
+    after: RowKey | None
+
+
+@dataclass(frozen=True, slots=True)
+class WalkPart:
+    """All rows in (after, upto] (upto None: to the end) and the vector of the read transaction that produced them [I6]."""
+
+    walk: int
+    after: RowKey | None
+    upto: RowKey | None
+    rows: tuple[KeyedRow, ...]
+    vector: VersionVector
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A write sent on to the leader, once [I10]. `deadline_ms` is the time it has left when it is sent."""
+
+    request: int
+    deadline_ms: int
+    operations: tuple[Operation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardOutcome:
+    """The leader's answer to a Forward, after it was persisted [I5]."""
+
+    request: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A roster row; each member issues its own, the greater incarnation wins. URLs are "" when not known."""
+
+    node: NodeId
+    incarnation: int
+    name: str
+    mesh_url: str
+    data_url: str
+    api_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """The members that the sender knows, itself included."""
+
+    members: tuple[Member, ...]
+
+
+Message = Frame | Digest | Pull | PullEnd | WalkRequest | WalkPart | Forward | ForwardOutcome | Roster
+
+LANE_OF: dict[type, Lane] = {
+    Frame: Lane.DATA,
+    Digest: Lane.CONTROL,
+    Pull: Lane.CONTROL,
+    PullEnd: Lane.DATA,  # behind the frames it ends
+    WalkRequest: Lane.CONTROL,
+    WalkPart: Lane.DATA,
+    Forward: Lane.DATA,
+    ForwardOutcome: Lane.CONTROL,
+    Roster: Lane.CONTROL,
+}

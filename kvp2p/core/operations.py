@@ -1,0 +1,114 @@
+"""What a write asks for, and how it ended.
+
+Decides: the vocabulary of writes, shared by gateway, node, wire and the leader's machine.
+Keeps true: I10, an outcome is acked, refused or unknown, never a guess.
+In and out: validated operations (the gateway has checked sizes and permissions; the leader checks again what a peer could
+have forged), outcomes with a code of DESIGN §7.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from kvp2p.core.entry import ROW_HEAD_BYTES
+from kvp2p.ids import AccountId, NamespaceId, Version
+
+
+class Condition(IntEnum):
+    """What must hold at the leader for an operation to be applied (HTTP `If-Match`, `If-None-Match: *`)."""
+
+    ALWAYS = 0
+    VERSION_IS = 1
+    ABSENT = 2
+    PRESENT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Store a value. `expires_at` is unix seconds, 0 for never; `metadata` is compact UTF-8 JSON."""
+
+    namespace: NamespaceId
+    key: bytes
+    value: bytes
+    metadata: bytes | None = None
+    expires_at: int = 0
+    condition: Condition = Condition.ALWAYS
+    if_version: Version | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Store a tombstone, whether or not there is anything to delete."""
+
+    namespace: NamespaceId
+    key: bytes
+    condition: Condition = Condition.ALWAYS
+    if_version: Version | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CreateNamespace:
+    """Make a namespace under a title that is unique in its account; `namespace` is the id to use if the title is new."""
+
+    namespace: NamespaceId
+    account: AccountId
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteNamespace:
+    """Put a tombstone over a namespace and all its entries, as one log entry [I7]."""
+
+    namespace: NamespaceId
+
+
+Operation = Put | Delete | CreateNamespace | DeleteNamespace
+
+
+def operation_bytes(operation: Operation) -> int:
+    """Return about how many bytes an operation takes in a queue, a row or a frame."""
+    match operation:
+        case Put(key=key, value=value, metadata=metadata):
+            return ROW_HEAD_BYTES + len(key) + len(value) + len(metadata or b"")
+        case CreateNamespace(title=title):
+            return ROW_HEAD_BYTES + 4 * len(title)
+        case _:
+            return 2 * ROW_HEAD_BYTES
+
+
+class Ending(IntEnum):
+    """How a write ended [I10]."""
+
+    ACKED = 0
+    REFUSED = 1
+    UNKNOWN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end of one write.
+
+    `code` is "" when acked, else a code of DESIGN §7: `precondition_failed`, `namespace_not_found`, `no_leader`, `overloaded`,
+    `deadline_passed`, `disk_full`, `outcome_unknown`, `bad_request`, `namespace_limit`. `version` is the greatest version written; for
+    `precondition_failed` it is the version that stands, None if nothing does. `namespace` answers CreateNamespace,
+    `created` says whether it is new. `visible` is False when the hold for read-your-writes ran out: KV-Visible pending.
+    """
+
+    ending: Ending
+    code: str = ""
+    message: str = ""
+    version: Version | None = None
+    namespace: NamespaceId | None = None
+    created: bool = False
+    visible: bool = True
+
+
+def refused(code: str, message: str, version: Version | None = None) -> Outcome:
+    """Return the outcome of a write that was not applied."""
+    return Outcome(Ending.REFUSED, code, message, version)
+
+
+def unknown(message: str) -> Outcome:
+    """Return the outcome of a write that was sent and not confirmed."""
+    return Outcome(Ending.UNKNOWN, "outcome_unknown", message)

@@ -1,0 +1,122 @@
+"""The port to the store: what a transaction offers to the pure code that applies batches and serves peers.
+
+Decides: nothing; it is the contract between `core/apply.py`, `core/serve.py` and the two stores (LMDB, memory).
+Keeps true: I4 by shape: everything that changes together is changed through one `WriteTransaction`, which commits or does not.
+In and out: logical keys (namespace, key of 1..512 bytes in exact byte order) and rows as laid out by `core/entry.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from kvp2p.core.messages import Designation, KeyedRow, Member, RowKey
+from kvp2p.core.vector import VersionVector
+from kvp2p.ids import AccountId, ClusterId, Issuer, NamespaceId, NodeId, Stamp
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a data directory is. Written once by `kvp2p init`."""
+
+    cluster: ClusterId
+    account: AccountId  # the cluster's first account
+    node: NodeId
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceTotals:
+    """State hash of one namespace (an integer below 2**128), its stored rows, and those of them that are not tombstones."""
+
+    state_hash: int
+    rows: int
+    live: int
+
+
+class ReadTransaction(Protocol):
+    """One consistent view."""
+
+    @property
+    def identity(self) -> Identity: ...
+
+    @property
+    def vector(self) -> VersionVector: ...
+
+    @property
+    def floor(self) -> VersionVector:
+        """For each issuer the position up to which this log cannot serve (a walk brought those rows, not their positions)."""
+        ...
+
+    @property
+    def above(self) -> VersionVector:
+        """Rows may stand above the vector until the vector covers this one; empty when none do."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """False from `init --join` until the first walk has ended."""
+        ...
+
+    @property
+    def designation(self) -> Designation | None: ...
+
+    @property
+    def members(self) -> tuple[Member, ...]: ...
+
+    def row(self, namespace: NamespaceId, key: bytes) -> bytes | None:
+        """Return a row (a tombstone too), copied out of the store."""
+        ...
+
+    def rows(self, namespace: NamespaceId, start: bytes = b"", after: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Iterate over (key, row) of one namespace in byte order, from `start` inclusive, or strictly after `after`."""
+        ...
+
+    def all_rows(self, after: RowKey | None = None) -> Iterator[KeyedRow]:
+        """Iterate over every row of every namespace, ordered by (namespace, key), strictly after `after`."""
+        ...
+
+    def position(self, issuer: Issuer, stamp: Stamp) -> RowKey | None:
+        """Return the key that the log has at a position."""
+        ...
+
+    def positions(self, issuer: Issuer, after: Stamp) -> Iterator[tuple[Stamp, RowKey]]:
+        """Iterate over an issuer's log strictly after a stamp, ascending."""
+        ...
+
+    def totals(self, namespace: NamespaceId) -> NamespaceTotals | None:
+        """Return a namespace's totals, None if it never had a row or is deleted."""
+        ...
+
+    def all_totals(self) -> Iterator[tuple[NamespaceId, NamespaceTotals]]: ...
+
+
+class WriteTransaction(ReadTransaction, Protocol):
+    """The one open write transaction of a store."""
+
+    def put_row(self, namespace: NamespaceId, key: bytes, row: bytes) -> None:
+        """Store a row, replacing one of the same key; keeps the expiry index, not the totals."""
+        ...
+
+    def delete_row(self, namespace: NamespaceId, key: bytes) -> None:
+        """Remove a row if it is there, with its expiry index; keeps not the totals."""
+        ...
+
+    def put_position(self, issuer: Issuer, stamp: Stamp, key: RowKey) -> None: ...
+
+    def set_vector(self, vector: VersionVector) -> None: ...
+
+    def set_floor(self, floor: VersionVector) -> None: ...
+
+    def set_above(self, above: VersionVector) -> None: ...
+
+    def set_complete(self, complete: bool) -> None: ...
+
+    def set_designation(self, designation: Designation) -> None: ...
+
+    def set_members(self, members: tuple[Member, ...]) -> None: ...
+
+    def set_totals(self, namespace: NamespaceId, totals: NamespaceTotals | None) -> None:
+        """Store or (None) forget a namespace's totals."""
+        ...

@@ -1,0 +1,181 @@
+"""System rows: namespaces, tokens and settings, kept in the system namespace and replicated like every other row.
+
+Decides: the keys and JSON values of system rows, and what a token allows.
+Keeps true: I7, a deleted namespace is the tombstone of its system row; ids are never reused. A token is stored as a hash.
+In and out: typed values in, (key, compact JSON bytes) out, and back.
+
+    namespace/{32 hex}     {"account", "title", "created_ms"}; a tombstone here beats every entry of that namespace
+    token/{64 hex}         SHA-256 of the token's text → {"id", "name", "account", "permissions", "namespaces", "expires_at", "created_ms"}
+    account/{32 hex}       {"name"}
+    leader                 {"node", "term"}
+    candidates             {"nodes": [32 hex, ...]}: who may be promoted
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import sha256
+from typing import Any
+
+from kvp2p.errors import RemoteProtocolError
+from kvp2p.ids import AccountId, NamespaceId, NodeId
+
+NAMESPACE_PREFIX = b"namespace/"
+TOKEN_PREFIX = b"token/"
+ACCOUNT_PREFIX = b"account/"
+LEADER_KEY = b"leader"
+CANDIDATES_KEY = b"candidates"
+
+
+class Permission(StrEnum):
+    """What a token may do. `admin` includes both others, and namespaces, tokens and the cluster."""
+
+    READ = "read"
+    WRITE = "write"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A live namespace."""
+
+    namespace: NamespaceId
+    account: AccountId
+    title: str
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token as stored. `namespaces` None means all of the account; `expires_at` is unix seconds, 0 for never."""
+
+    token_hash: bytes  # 32 bytes, SHA-256 of the token's text; a token has 256 random bits, so no salt is needed
+    token_id: str  # the first 16 hex digits of the hash: public, names the token in `token list` and `token revoke`
+    name: str
+    account: AccountId
+    permissions: frozenset[Permission]
+    namespaces: frozenset[NamespaceId] | None
+    expires_at: int
+    created_ms: int
+
+    def allows(self, permission: Permission, namespace: NamespaceId | None, account: AccountId | None) -> bool:
+        """Tell whether the token grants `permission` on a namespace of `account` (None: on the account or cluster itself)."""
+        if permission not in self.permissions and Permission.ADMIN not in self.permissions:
+            return False
+        if account is not None and account != self.account:
+            return False
+        return self.namespaces is None or (namespace is not None and namespace in self.namespaces)
+
+
+def _compact(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
+
+
+def hash_token(text: str) -> bytes:
+    """Return the 32 bytes under which a token is stored."""
+    return sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+
+def namespace_key(namespace: NamespaceId) -> bytes:
+    """Return the key of a namespace's system row."""
+    return NAMESPACE_PREFIX + namespace.hex().encode()
+
+
+def namespace_of_key(key: bytes) -> NamespaceId | None:
+    """Return the namespace that a system row's key names, None for any other key."""
+    text = key.removeprefix(NAMESPACE_PREFIX)
+    if text is key or len(text) != 32:
+        return None
+    try:
+        namespace = bytes.fromhex(text.decode("ascii"))
+    except ValueError:
+        return None
+    return NamespaceId(namespace) if namespace_key(NamespaceId(namespace)) == key else None
+
+
+def encode_namespace(namespace: Namespace) -> tuple[bytes, bytes]:
+    """Return key and value of a namespace's row."""
+    value = {"account": namespace.account.hex(), "title": namespace.title, "created_ms": namespace.created_ms}
+    return namespace_key(namespace.namespace), _compact(value)
+
+
+def decode_namespace(key: bytes, value: bytes) -> Namespace:
+    """Read a namespace's row; raises RemoteProtocolError when it is not one."""
+    namespace = namespace_of_key(key)
+    try:
+        fields = json.loads(value)
+        if namespace is not None:
+            return Namespace(
+                namespace, AccountId(bytes.fromhex(fields["account"])), str(fields["title"]), int(fields["created_ms"])
+            )
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise RemoteProtocolError(f"the system row {key!r} is not a namespace")
+
+
+def token_key(token_hash: bytes) -> bytes:
+    """Return the key of a token's system row."""
+    return TOKEN_PREFIX + token_hash.hex().encode()
+
+
+def encode_token(token: Token) -> tuple[bytes, bytes]:
+    """Return key and value of a token's row."""
+    value = {
+        "id": token.token_id,
+        "name": token.name,
+        "account": token.account.hex(),
+        "permissions": sorted(token.permissions),
+        "namespaces": None if token.namespaces is None else sorted(one.hex() for one in token.namespaces),
+        "expires_at": token.expires_at,
+        "created_ms": token.created_ms,
+    }
+    return token_key(token.token_hash), _compact(value)
+
+
+def decode_token(key: bytes, value: bytes) -> Token:
+    """Read a token's row; raises RemoteProtocolError when it is not one."""
+    try:
+        fields = json.loads(value)
+        namespaces = fields["namespaces"]
+        return Token(
+            bytes.fromhex(key.removeprefix(TOKEN_PREFIX).decode("ascii")),
+            str(fields["id"]),
+            str(fields["name"]),
+            AccountId(bytes.fromhex(fields["account"])),
+            frozenset(Permission(one) for one in fields["permissions"]),
+            None if namespaces is None else frozenset(NamespaceId(bytes.fromhex(one)) for one in namespaces),
+            int(fields["expires_at"]),
+            int(fields["created_ms"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise RemoteProtocolError(f"the system row {key[:80]!r} is not a token") from error
+
+
+def account_key(account: AccountId) -> bytes:
+    """Return the key of an account's row."""
+    return ACCOUNT_PREFIX + account.hex().encode()
+
+
+def encode_account(name: str) -> bytes:
+    """Return the value of an account's row."""
+    return _compact({"name": name})
+
+
+def encode_leader(node: NodeId, term: int) -> bytes:
+    """Return the value of the leader row."""
+    return _compact({"node": node.hex(), "term": term})
+
+
+def encode_candidates(nodes: tuple[bytes, ...]) -> bytes:
+    """Return the value of the candidates row."""
+    return _compact({"nodes": [node.hex() for node in nodes]})
+
+
+def decode_candidates(value: bytes) -> tuple[bytes, ...]:
+    """Read the candidates row; an unreadable one names nobody."""
+    try:
+        return tuple(bytes.fromhex(node) for node in json.loads(value)["nodes"])
+    except (ValueError, KeyError, TypeError):
+        return ()

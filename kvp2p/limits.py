@@ -1,0 +1,64 @@
+"""The one table of limits: every queue, list, message and in-flight byte count is bounded here [I9].
+
+Decides: how much of anything kvp2p takes. A limit is named unit, then `_max`.
+Keeps true: I9. A number carries its reason: Cloudflare KV's own limit, a measured trap of LMDB or trio-websocket, or the
+word *guess*.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# What a caller may store (Cloudflare KV's limits, shared/cloudflare-kv.md §3).
+KEY_BYTES_MAX: Final = 512
+METADATA_BYTES_MAX: Final = 1024
+VALUE_BYTES_MAX: Final = 192 * 1024  # inline rows only; a row stays under 256 KiB in LMDB and in one mesh message
+NAMESPACE_TITLE_CHARS_MAX: Final = 512
+NAMESPACES_PER_ACCOUNT_MAX: Final = 1_000
+LIST_KEYS_MAX: Final = 1_000
+TOKENS_MAX: Final = 10_000  # guess
+TOKEN_NAME_CHARS_MAX: Final = 128  # guess
+OPS_PER_WRITE_MAX: Final = 10_000  # Cloudflare's bulk limit
+WRITE_BYTES_MAX: Final = 224 * 1024  # one forwarded write fits one mesh message
+TTL_SECONDS_MIN: Final = 60
+
+# HTTP parsing (DESIGN §6: what httptools lets through).
+HTTP_URL_BYTES_MAX: Final = 8 * 1024
+HTTP_HEADER_BYTES_MAX: Final = 16 * 1024
+HTTP_HEADERS_MAX: Final = 100
+HTTP_CHUNK_EXTENSION_BYTES_MAX: Final = 64
+HTTP_PIPELINED_WRITES_MAX: Final = 64  # guess: enough to fill a group commit from one connection
+HTTP_CONNECTIONS_MAX: Final = 4_096  # per gateway process; the file descriptor limit is raised to match
+HTTP_HEAD_TIMEOUT_SECONDS: Final = 10.0
+HTTP_BODY_TIMEOUT_SECONDS: Final = 30.0  # without one byte of progress
+HTTP_IDLE_TIMEOUT_SECONDS: Final = 75.0
+HTTP_RESPONSE_BUFFER_BYTES_MAX: Final = 1024 * 1024  # unsent answers of one connection before it is not read any more
+
+# The mesh.
+MESH_MESSAGE_BYTES_MAX: Final = 256 * 1024  # one websocket message (DESIGN §6: larger ones starve pings)
+FRAME_BYTES_MAX: Final = 224 * 1024  # rows in one frame or walk part, before framing
+FRAME_POSITIONS_MAX: Final = 4_096
+VECTOR_ISSUERS_MAX: Final = 4_096  # guess: one per start of a leader between two purges
+MEMBERS_MAX: Final = 1_024
+PEERS_MAX: Final = 32  # full mesh up to here
+CONTROL_QUEUE_BYTES_MAX: Final = 1024 * 1024
+DATA_QUEUE_BYTES_MAX: Final = 4 * 1024 * 1024
+DATA_CREDIT_BYTES_MAX: Final = 2 * 1024 * 1024  # sent and not yet taken in by the peer
+PULL_BYTES_MAX: Final = 2 * 1024 * 1024
+PULLS_MAX: Final = 4
+PERSIST_BYTES_IN_FLIGHT_MAX: Final = 16 * 1024 * 1024  # frames beyond this are dropped and pulled later
+
+# The write path.
+GROUP_OPS_MAX: Final = 4_096
+GROUP_BYTES_MAX: Final = 4 * 1024 * 1024
+WRITE_QUEUE_MAX: Final = 16_384  # writes waiting at the leader
+WRITE_QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
+FORWARDS_IN_FLIGHT_MAX: Final = 16_384
+WRITE_DEADLINE_MS: Final = 5_000
+HOLD_MS: Final = 1_000  # plus 1 000 ms per MiB written
+HOLDS_MAX: Final = 16_384
+WAITERS_MAX: Final = 16_384  # readers waiting for KV-Min-Version
+LOCAL_MESSAGE_BYTES_MAX: Final = 1024 * 1024  # one message on the unix socket
+LOCAL_QUEUE_BYTES_MAX: Final = 8 * 1024 * 1024
+INBOX_EVENTS_MAX: Final = 8_192
+NAMESPACE_SWEEP_ROWS_MAX: Final = 512  # rows of a deleted namespace freed in one transaction

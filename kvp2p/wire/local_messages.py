@@ -1,0 +1,81 @@
+"""What gateways and the api process say to their node over the unix socket, as values.
+
+Decides: the vocabulary; `wire/local.py` makes the bytes.
+Keeps true: I10, a write is sent once; when the socket ends before its outcome, the sender answers `unknown`.
+In and out: requests carry a number that the sender draws; the node answers each with exactly one `LocalOutcome` or `QueryAnswer`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvp2p.core.operations import Operation, Outcome
+from kvp2p.ids import Version
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First message of a process: its role (`gateway`, `api`) and its process id."""
+
+    role: str
+    process_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitWrite:
+    """A write; `deadline_ms` from now. Answered by LocalOutcome."""
+
+    request: int
+    deadline_ms: int
+    operations: tuple[Operation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitVersion:
+    """Wait until this node covers a version. Answered by LocalOutcome: acked, or refused with code `not_caught_up`."""
+
+    request: int
+    version: Version
+    timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All counters of a process since it started, about once a second. Names are Prometheus samples, labels included."""
+
+    counters: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Ask the node for a JSON document: `status` or `metrics`. Answered by QueryAnswer."""
+
+    request: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class LocalOutcome:
+    """The end of a SubmitWrite or AwaitVersion."""
+
+    request: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class QueryAnswer:
+    """A JSON document as bytes."""
+
+    request: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Pushed at connect and at each change: may this node's reads be trusted to be complete, and if not, why."""
+
+    ready: bool
+    reason: str
+
+
+LocalMessage = Hello | SubmitWrite | AwaitVersion | Report | Query | LocalOutcome | QueryAnswer | Readiness
