@@ -1,0 +1,1 @@
+"""What all processes of a node share to run: life under the supervisor, logs, small trio actors around the pure core."""
