@@ -1,67 +1,86 @@
 """What can go wrong between this client and a data port.
 
-Decides: the names of the failures, and what each one says about the request it ended.
+Decides: the names of the failures, and what each one says about the request that it ended.
 Keeps true: [I10] a failure never hides whether the request may have reached the server.
-In and out: raised by `connection` and, for reads, by `client`; writes turn them into outcomes (`outcomes`).
+In and out: raised by `connection` and, for reads, by `client`; for writes they become outcomes (`outcomes`).
 
-    ClientError
-    ├── ConnectionLost     the link ended (or never stood) before an answer came
-    │   └── ResponseInvalid    ... because what came back was not HTTP, or not an answer to anything
-    └── ReadRefused        the server answered a read with an error
+    KvError
+    └── ClientError
+        ├── ConnectionLost       the connection ended, or never stood, before an answer came
+        │   ├── NotSent          no byte of the request was handed to the kernel: the server cannot have seen it
+        │   ├── Unanswered       some bytes were: nobody here knows what the server did with them
+        │   └── ResponseInvalid  likewise, and the server's bytes were no answer to it
+        └── ReadRefused          a read was answered with an error that repeating does not mend
+            └── ReadUnavailable  ... with one that passes: not caught up, starting, overloaded
+
+A missing key is not an error.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-Applied = Literal["no", "unknown"]
+from kvp2p.errors import Blame, KvError
 
 
-class ClientError(Exception):
-    """Base of the tree above. `outcome` is the word that a load run counts it under."""
+class ClientError(KvError):
+    """The root of the client's failures. `outcome` is the word that a load run counts one under."""
 
     outcome: ClassVar[str] = "failed"
-    retryable: bool
-    applied: Applied
-    blame: Literal["caller", "peer", "us", "world"]
 
 
 class ConnectionLost(ClientError):
-    """The connection ended before this request was answered.
+    """The connection ended before this request was answered; `sent` says whether any of its bytes had left."""
 
-    `sent` is true when at least one byte of the request was handed to the kernel: then nobody here knows what the
-    server did with it. When it is false the server cannot have seen the request.
-    """
+    outcome = "lost"
+    blame: ClassVar[Blame] = "world"
+    sent: ClassVar[bool]
 
-    outcome: ClassVar[str] = "lost"
-    blame = "world"
-
-    def __init__(self, reason: str, *, sent: bool) -> None:
-        super().__init__(f"{reason} ({'sent, not answered' if sent else 'not sent'})")
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason} ({'sent, not answered' if self.sent else 'not sent'})")
         self.reason = reason
-        self.sent = sent
-        self.retryable = not sent
-        self.applied = "unknown" if sent else "no"
+
+
+class NotSent(ConnectionLost):
+    """No byte of the request has left. Whether to ask again, and where, is for the caller to say."""
+
+    sent = False
+    retryable = True
+
+
+class Unanswered(ConnectionLost):
+    """The request, or a part of it, has left, and no answer came."""
+
+    sent = True
+    applied = "unknown"
 
 
 class ResponseInvalid(ConnectionLost):
-    """The server broke the protocol; the connection was closed because its answers can no longer be told apart."""
+    """The server broke the protocol; the connection was closed, because its answers can no longer be told apart."""
 
-    outcome: ClassVar[str] = "invalid"
+    outcome = "invalid"
+    sent = True
+    applied = "unknown"
     blame = "peer"
 
 
 class ReadRefused(ClientError):
-    """A read was answered with an error status. A missing key is not an error and never raises this."""
+    """A read was answered with an error status: `status`, the server's `code` and `message`."""
 
-    outcome: ClassVar[str] = "read_refused"
-    applied: Applied = "no"
+    outcome = "read_refused"
+    blame: ClassVar[Blame] = "caller"
 
-    def __init__(self, status: int, code: str, message: str, *, retryable: bool, retry_after_s: int | None) -> None:
+    def __init__(self, status: int, code: str, message: str, retry_after_s: int | None = None) -> None:
         super().__init__(f"{status} {code}: {message}")
         self.status = status
         self.code = code
         self.message = message
-        self.retryable = retryable
         self.retry_after_s = retry_after_s
-        self.blame = "peer" if status >= 500 else "caller"
+
+
+class ReadUnavailable(ReadRefused):
+    """The server cannot answer this read now (429, 5xx), or not yet at the version that was asked for."""
+
+    outcome = "read_unavailable"
+    retryable = True
+    blame = "peer"
