@@ -1,0 +1,1 @@
+"""The small process that `kvp2p serve` is: it owns the directory, starts the processes of a node, and restarts any of them."""

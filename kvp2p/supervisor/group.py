@@ -1,0 +1,83 @@
+"""A node's processes as seen from outside: who they are, how they are, signals to all of them.
+
+Decides: which processes belong to a node.
+Keeps true: a process id that the system has given to somebody else is never taken for ours: a supervisor is known by its id and
+the time it started, its children by their process group and their working directory, the node's own.
+In and out: /proc in (Linux, proc(5)); `Process` values out.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A living process. `started` is in clock ticks since boot; `state` is the letter of proc(5)."""
+
+    process_id: int
+    group: int
+    state: str
+    started: int
+
+    @property
+    def is_stopped(self) -> bool:
+        """Tell whether SIGSTOP holds it."""
+        return self.state in "Tt"
+
+
+def read_process(process_id: int) -> Process | None:
+    """Return a process, None when there is none; one that has ended and was not reaped is none."""
+    try:
+        text = Path(f"/proc/{process_id}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name, in parentheses, may hold spaces and parentheses; the fields begin after the last one.
+    fields = text[text.rindex(")") + 2 :].split()
+    if fields[0] in "ZXx":
+        return None
+    return Process(process_id, int(fields[2]), fields[0], int(fields[19]))
+
+
+def group_members(group: int, directory: Path) -> list[Process]:
+    """Return the living processes of a group that work in `directory`, in order of their ids."""
+    members = []
+    for name in os.listdir("/proc"):  # noqa: PTH208  a Path for each of some hundred names is several times slower
+        if name.isdecimal() and (process := read_process(int(name))) is not None and process.group == group:
+            try:
+                works_in = Path(f"/proc/{name}/cwd").readlink()
+            except OSError:
+                continue  # it has just ended, or is another user's
+            if works_in == directory:
+                members.append(process)
+    return sorted(members, key=lambda one: one.process_id)
+
+
+def signal_group(group: int, directory: Path, number: signal.Signals) -> list[Process]:
+    """Signal the supervisor first, then the other members; return who was there."""
+    members = sorted(group_members(group, directory), key=lambda one: one.process_id != group)
+    for process in members:
+        try:
+            os.kill(process.process_id, number)
+        except ProcessLookupError:
+            continue
+    return members
+
+
+def wait_for_group(
+    group: int, directory: Path, is_done: Callable[[list[Process]], bool], timeout_seconds: float
+) -> list[Process]:
+    """Wait until the members are as wanted, or the time is over; return them as they are then."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        members = group_members(group, directory)
+        if is_done(members) or time.monotonic() > deadline:
+            return members
+        time.sleep(POLL_SECONDS)

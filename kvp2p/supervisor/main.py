@@ -1,0 +1,83 @@
+"""`kvp2p serve`: claim the directory and the ports, then run node, api and gateways until told to stop.
+
+Decides: the order of a start, and which children a node has.
+Keeps true: everything that can be refused is refused before the first fork, with an error of the tree in `errors.py`.
+In and out: a `NodeConfig` in, an exit status out.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from kvp2p.config import LOCK_FILE, PIDS_FILE, STORE_DIRECTORY, NodeConfig
+from kvp2p.errors import StoreFormatError
+from kvp2p.runtime import logs
+from kvp2p.runtime.child import ChildLife
+from kvp2p.supervisor.claims import check_ports, lead_process_group, lock_directory, raise_open_files_limit
+from kvp2p.supervisor.spawn import ChildSpec
+from kvp2p.supervisor.supervisor import Supervisor
+
+# Imported once before the forks: children start in milliseconds and share the pages. The supervisor itself runs none of it.
+CHILD_MODULES = {"node": "kvp2p.node.main", "api": "kvp2p.api.main", "gateway": "kvp2p.gateway.main"}
+
+
+def serve(config: NodeConfig) -> int:
+    """Run a node in the foreground; return 0 after a drain, 1 when a child cannot run at all.
+
+    Raises StoreLocked when another node has the directory, ConfigError when a port is taken, StoreFormatError when there is
+    no store; nothing was started then.
+    """
+    if not (config.directory / STORE_DIRECTORY).is_dir():
+        raise StoreFormatError(
+            f"{config.directory} has no {STORE_DIRECTORY}; `kvp2p init --dir {config.directory}` makes a node"
+        )
+    os.chdir(config.directory)
+    logs.configure(config.log_level, config.log_format, "supervisor")
+    lead_process_group()
+    lock = lock_directory(config.directory / LOCK_FILE)
+    try:
+        check_ports(config)
+        open_files = raise_open_files_limit()
+        specs = child_specs(config)
+        assert threading.active_count() == 1, "a thread would not survive the forks"
+        gc.collect()
+        gc.freeze()  # a collection in a child then leaves the shared pages alone
+        structlog.get_logger("kvp2p.supervisor").info(
+            "serving",
+            pid=os.getpid(),
+            data_url=config.data_url,
+            api_url=config.api_url,
+            mesh_url=config.mesh_url,
+            open_files=open_files,
+        )
+        return Supervisor(specs, Path(PIDS_FILE)).run()
+    finally:
+        os.close(lock)
+
+
+def child_specs(config: NodeConfig) -> list[ChildSpec]:
+    """Import the children's modules and return what there is to run: one node, one api, the gateways."""
+    modules = {role: importlib.import_module(name) for role, name in CHILD_MODULES.items()}
+    node, api, gateway = modules["node"], modules["api"], modules["gateway"]
+    specs = [
+        _spec(config, "node", "node", node),
+        _spec(config, "api", "api", api),
+    ]
+    return specs + [
+        _spec(config, f"gateway-{index + 1}", "gateway", gateway, index) for index in range(config.gateways)
+    ]
+
+
+def _spec(config: NodeConfig, name: str, role: str, module: Any, *arguments: int) -> ChildSpec:
+    def run(life: ChildLife) -> None:
+        logs.configure(config.log_level, config.log_format, name)
+        module.run(config, life, *arguments)
+
+    return ChildSpec(name, role, run)
