@@ -24,7 +24,8 @@ SERVICES = {"runtime", "net", "store", "config", *WIRE}
 PROCESSES = {"client", "supervisor", "node", "gateway", "api"}
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, GROUND),
-    # Each layer defines its own settings; config holds them all, so that no machine ever sees another one's.
+    # Each layer defines its own settings; config holds them all, so that no machine ever sees another one's, and so
+    # no layer that config looks into imports config.
     "config": {"core.settings", "net.settings", *GROUND},
     "core": CORE,
     "wire": WIRE,
@@ -255,6 +256,8 @@ EXAMPLES: list[tuple[Rule, str, str, int]] = [
     (import_outside_its_layer, "kvp2p/node/a.py", "import trio\nfrom kvp2p import __version__, store\n", 0),
     (import_outside_its_layer, "kvp2p/sim/a.py", "from kvp2p.store import memory, lmdb_store\n", 1),
     (import_outside_its_layer, "kvp2p/sim/a.py", "from kvp2p.store.memory import MemoryStore\n", 0),
+    (import_outside_its_layer, "kvp2p/net/a.py", "from kvp2p.config import NodeConfig\n", 1),
+    (import_outside_its_layer, "kvp2p/config.py", "from kvp2p.net import settings, links\n", 1),
     (import_outside_its_layer, "kvp2p/limits.py", "from kvp2p.core import entry\n", 1),
     (import_outside_its_layer, "kvp2p/utils/a.py", "", 1),
     (file_too_long, "kvp2p/a.py", "pass\n" * (FILE_LINES_MAX + 1), 1),
