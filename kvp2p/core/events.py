@@ -10,7 +10,8 @@ What the host promises
   exactly one `Persisted` or `PersistFailed`, in the same order.
 * `PeerUp` and `PeerDown` of a peer alternate; `Received` comes only in between; `PeerDown` means that nothing of that
   link will still arrive. Messages of one lane arrive in order, but any of them may be missing at the end, and a
-  `Send` of a Frame, Digest or Roster may be dropped when the link's queue is full: anti-entropy resends.
+  `Send` of a Frame, Digest or Roster may be dropped when the link's queue is full: anti-entropy resends. A Forward
+  that finds no room comes back as `SendFailed`; any other message that finds none costs the link.
 * `Serve` is answered from a fresh read transaction by `core.serve`, at the link's own pace.
 * Timers fire at or after their time, once. The machine ignores a token it no longer waits for; nothing is cancelled.
 """
@@ -20,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kvp2p.core.batches import Batch, BatchResult, StoreSummary
-from kvp2p.core.messages import Member, Message, Pull, WalkRequest
+from kvp2p.core.messages import Forward, Member, Message, Pull, WalkRequest
 from kvp2p.core.operations import Operation, Outcome
 from kvp2p.ids import NodeId, Version
 
@@ -62,6 +63,14 @@ class Received:
 
     peer: NodeId
     message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class SendFailed:
+    """A Forward was not taken by the link (its queue is full): nothing of it was or will be sent."""
+
+    peer: NodeId
+    message: Forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +122,20 @@ class Promote:
     override: bool = False
 
 
-Event = Start | Stop | PeerUp | PeerDown | Received | TimerFired | Write | Await | Persisted | PersistFailed | Promote
+Event = (
+    Start
+    | Stop
+    | PeerUp
+    | PeerDown
+    | Received
+    | SendFailed
+    | TimerFired
+    | Write
+    | Await
+    | Persisted
+    | PersistFailed
+    | Promote
+)
 
 # --- effects
 

@@ -69,7 +69,9 @@ class ReadTransaction(Protocol):
         """Return a row (a tombstone too), copied out of the store."""
         ...
 
-    def rows(self, namespace: NamespaceId, start: bytes = b"", after: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+    def rows(
+        self, namespace: NamespaceId, start: bytes = b"", after: bytes | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
         """Iterate over (key, row) of one namespace in byte order, from `start` inclusive, or strictly after `after`."""
         ...
 

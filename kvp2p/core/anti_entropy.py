@@ -1,0 +1,274 @@
+"""Anti-entropy: frames, gaps, pulls from any peer for any issuer, and the walk that gives an empty node everything.
+
+Decides: which frame is applied, what is asked of whom, and when a walk replaces the log.
+Keeps true: I1, I3 (a frame whose `after` is not accepted is dropped and its gap pulled first), I6 (the vector rises at a walk's end, to
+that of its first part; a peer that goes away ends the walk), I9 (pulls, grace notes and bytes in flight are bounded).
+In and out: digests, frames, PullEnd and WalkPart in; Pull, WalkRequest and batches out. Every peer answers pulls for every issuer,
+so survivors become equal without any leader.
+Source: Demers et al., *Epidemic Algorithms* (1987), with one vector as the "I have" of Plumtree (Leitao et al. 2007).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvp2p.core.batches import BatchResult, FrameBatch, WalkBatch
+from kvp2p.core.board import MS, Board
+from kvp2p.core.messages import Digest, Frame, Pull, PullEnd, RowKey, WalkPart, WalkRequest
+from kvp2p.core.vector import VersionVector
+from kvp2p.ids import Issuer, NodeId, Stamp
+from kvp2p.limits import PERSIST_BYTES_IN_FLIGHT_MAX, PULL_BYTES_MAX, PULLS_MAX
+
+
+@dataclass(slots=True)
+class _Pulling:
+    peer: NodeId
+    after: Stamp
+    heard_ns: int
+
+
+@dataclass(slots=True)
+class _Walking:
+    walk: int
+    peer: NodeId
+    after: RowKey | None
+    first: VersionVector | None
+    is_asking: bool
+
+
+class AntiEntropy:
+    """Brings this replica what it lacks."""
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+        self._pulls: dict[Issuer, _Pulling] = {}
+        self._grace: dict[Issuer, Stamp] = {}
+        self._walking: _Walking | None = None
+        self._walks = 0
+        self._bytes_in_flight = 0
+
+    # --- what peers say
+
+    def on_digest(self, peer: NodeId, digest: Digest, is_first: bool) -> None:
+        """Compare a peer's vector with ours: what is new may be on its way, unless this is the first word on a link."""
+        if not self.board.complete:
+            self._walk_if_needed()
+            return
+        for issuer, stamp in digest.vector.items():
+            if self.board.accepted.stamp_of(issuer) < stamp:
+                if is_first:
+                    self._pull(issuer)
+                else:
+                    self._pull_after_grace(issuer, stamp)
+
+    def on_frame(self, peer: NodeId, frame: Frame) -> None:
+        """Apply a frame that follows on what we have; pull what is missing before one that does not."""
+        board = self.board
+        pulling = self._pulls.get(frame.issuer)
+        if pulling is not None and pulling.peer == peer:
+            pulling.heard_ns = board.now.mono_ns
+        accepted = board.accepted.stamp_of(frame.issuer)
+        if not board.complete or frame.upto <= accepted:
+            return
+        if frame.after > accepted:
+            self._pull(frame.issuer, prefer=peer)  # a gap [I3]
+            return
+        frame_bytes = sum(len(key) + len(row) for _, key, row in frame.rows)
+        if self._bytes_in_flight + frame_bytes > PERSIST_BYTES_IN_FLIGHT_MAX:
+            self._pull_after_grace(
+                frame.issuer, frame.upto
+            )  # safe to drop: it is pulled when the disk has caught up [I3]
+            return
+        board.accepted = board.accepted.raised(frame.issuer, frame.upto)
+        self._persist(FrameBatch(frame), frame_bytes)
+
+    def on_pull_end(self, peer: NodeId, end: PullEnd) -> None:
+        """Go on pulling while a peer has more; turn elsewhere when this one cannot serve."""
+        pulling = self._pulls.get(end.issuer)
+        if pulling is None or pulling.peer != peer:
+            return
+        self._drop_pull(end.issuer)
+        if end.trimmed:
+            self.board.peers[peer].cannot_serve[end.issuer] = True
+        is_progress = self.board.accepted.stamp_of(end.issuer) > pulling.after
+        if is_progress or end.trimmed:
+            self._pull(end.issuer)
+        else:
+            self._pull_all_after_grace()
+        self._pull_waiting()
+
+    def on_walk_part(self, peer: NodeId, part: WalkPart) -> None:
+        """Store a part of the walk and ask for the next."""
+        walking = self._walking
+        if walking is None or (walking.peer, walking.walk, walking.after) != (peer, part.walk, part.after):
+            return
+        if not walking.is_asking or (part.upto is not None and part.after is not None and part.upto <= part.after):
+            return
+        walking.is_asking = False
+        walking.first = walking.first or part.vector
+        walking.after = part.upto
+        self.board.set_timer("walk", self.board.settings.walk_timeout_ms)
+        part_bytes = sum(len(key) + len(row) for _, key, row in part.rows)
+        if part.upto is None:
+            self._walking = None
+            self.board.drop_timer("walk")
+            self.board.notice("walk_received", peer=peer.hex())
+            self._persist(WalkBatch(part, walking.first), part_bytes)
+        else:
+            self._persist(WalkBatch(part, None), part_bytes)
+            self._ask_for_part()
+
+    def on_peer_down(self, peer: NodeId) -> None:
+        """Ask others for what this peer was asked for."""
+        orphans = [issuer for issuer, pulling in self._pulls.items() if pulling.peer == peer]
+        for issuer in orphans:
+            self._drop_pull(issuer)
+        for issuer in orphans:
+            self._pull(issuer)
+        if self._walking is not None and self._walking.peer == peer:
+            self._abandon_walk("the peer went away")
+
+    # --- time
+
+    def on_grace_over(self, issuer: Issuer) -> None:
+        """What a digest told of has had its time to arrive."""
+        stamp = self._grace.pop(issuer)
+        if self.board.accepted.stamp_of(issuer) < stamp:
+            self._pull(issuer)
+
+    def on_pull_timeout(self, issuer: Issuer) -> None:
+        """Turn to another peer when one has been silent."""
+        pulling = self._pulls[issuer]
+        silent_ms = (self.board.now.mono_ns - pulling.heard_ns) // MS
+        timeout_ms = self.board.settings.pull_timeout_ms
+        if silent_ms < timeout_ms:
+            self.board.set_timer("pull", timeout_ms - silent_ms, issuer)
+            return
+        self._drop_pull(issuer)
+        self._pull(issuer, avoid=pulling.peer)
+
+    def on_walk_timeout(self) -> None:
+        """Start the walk over, with another peer if there is one."""
+        if self._walking is not None and not self._walking.is_asking:
+            self.board.set_timer("walk", self.board.settings.walk_timeout_ms)  # our own disk is what is slow
+            return
+        self._abandon_walk("the peer was silent")
+
+    # --- pulls
+
+    def _pull_after_grace(self, issuer: Issuer, stamp: Stamp) -> None:
+        if issuer in self._pulls:
+            return
+        if issuer not in self._grace:
+            self._grace[issuer] = stamp
+            self.board.set_timer("grace", self.board.settings.pull_grace_ms, issuer)
+
+    def _pull_all_after_grace(self) -> None:
+        for _, digest in self.board.digests():
+            for issuer, stamp in digest.vector.items():
+                if self.board.accepted.stamp_of(issuer) < stamp:
+                    self._pull_after_grace(issuer, stamp)
+
+    def _pull(self, issuer: Issuer, prefer: NodeId | None = None, avoid: NodeId | None = None) -> None:
+        if issuer in self._pulls or not self.board.complete or self._walking is not None:
+            return
+        if len(self._pulls) >= PULLS_MAX:
+            return  # `_pull_waiting` comes back to it
+        after = self.board.accepted.stamp_of(issuer)
+        sources, trimmed = self._sources(issuer, after)
+        if prefer is not None and prefer in self.board.peers and not self.board.peers[prefer].cannot_serve.get(issuer):
+            source = prefer
+        elif sources:
+            others = [peer for peer in sources if peer != avoid] or sources
+            source = others[int(self.board.random.random() * len(others))]
+        else:
+            if trimmed:
+                self._walk(trimmed[0])
+            return
+        self._pulls[issuer] = _Pulling(source, after, self.board.now.mono_ns)
+        self.board.set_timer("pull", self.board.settings.pull_timeout_ms, issuer)
+        self.board.send(source, Pull(issuer, after, PULL_BYTES_MAX))
+
+    def _sources(self, issuer: Issuer, after: Stamp) -> tuple[list[NodeId], list[NodeId]]:
+        """Return the peers whose log has what comes after, and those that have it without a log."""
+        sources: list[NodeId] = []
+        trimmed: list[NodeId] = []
+        for peer, digest in self.board.digests():
+            if digest.complete and digest.vector.stamp_of(issuer) > after:
+                has_log = digest.floor.stamp_of(issuer) <= after
+                is_able = has_log and not self.board.peers[peer].cannot_serve.get(issuer)
+                (sources if is_able else trimmed).append(peer)
+        return sources, trimmed
+
+    def _pull_waiting(self) -> None:
+        for _, digest in self.board.digests():
+            for issuer, stamp in digest.vector.items():
+                if len(self._pulls) >= PULLS_MAX:
+                    return
+                if self.board.accepted.stamp_of(issuer) < stamp and issuer not in self._grace:
+                    self._pull(issuer)
+
+    def _drop_pull(self, issuer: Issuer) -> None:
+        del self._pulls[issuer]
+        self.board.drop_timer("pull", issuer)
+
+    # --- the walk
+
+    def _walk_if_needed(self) -> None:
+        if self.board.complete or self._walking is not None or self._bytes_in_flight:
+            return
+        sources = [peer for peer, digest in self.board.digests() if digest.complete]
+        if sources:
+            self._walk(sources[int(self.board.random.random() * len(sources))])
+
+    def _walk(self, peer: NodeId) -> None:
+        if self._walking is not None:
+            return
+        self._walks += 1
+        self._walking = _Walking(self._walks, peer, None, None, is_asking=False)
+        self.board.notice("walk_started", peer=peer.hex())
+        self.board.set_timer("walk", self.board.settings.walk_timeout_ms)
+        self._ask_for_part()
+
+    def _ask_for_part(self) -> None:
+        walking = self._walking
+        if walking is not None and not walking.is_asking and self._bytes_in_flight <= PERSIST_BYTES_IN_FLIGHT_MAX // 2:
+            walking.is_asking = True
+            self.board.send(walking.peer, WalkRequest(walking.walk, walking.after))
+
+    def _abandon_walk(self, reason: str) -> None:
+        assert self._walking is not None
+        self.board.notice("walk_abandoned", "warning", peer=self._walking.peer.hex(), reason=reason)
+        self._walking = None
+        self.board.drop_timer("walk")
+        if self.board.complete:
+            self._pull_all_after_grace()
+        else:
+            self._walk_if_needed()
+
+    # --- the store
+
+    def _persist(self, batch: FrameBatch | WalkBatch, batch_bytes: int) -> None:
+        self._bytes_in_flight += batch_bytes
+
+        def done(_: BatchResult) -> None:
+            self._bytes_in_flight -= batch_bytes
+            if isinstance(batch, WalkBatch):
+                if batch.end is not None:
+                    self._pull_waiting()
+                self._ask_for_part()
+
+        def failed(_: str) -> None:
+            self._bytes_in_flight -= batch_bytes
+            if isinstance(batch, WalkBatch) and self._walking is not None:
+                self._abandon_walk("a part could not be stored")
+            self._pull_all_after_grace()
+
+        self.board.persist(batch, done, failed)
+
+    def check(self) -> None:
+        """Assert what must hold between two events."""
+        assert len(self._pulls) <= PULLS_MAX, "pulls are bounded"
+        assert all(pulling.peer in self.board.peers for pulling in self._pulls.values()), "pulls go to linked peers"
+        assert self._walking is None or self._walking.peer in self.board.peers, "a walk has a linked peer"
+        assert self._bytes_in_flight >= 0, "bytes in flight are counted once each way"

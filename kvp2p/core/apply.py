@@ -1,0 +1,426 @@
+"""Applying batches: the only code that changes a store, run inside one write transaction.
+
+Decides: what each batch does to rows, log index, vector, floor and state hash.
+Keeps true
+* I1: an entry that the vector covers is dropped, on every path; any other is joined.
+* I3: a frame is applied only when its `after` is covered, and the vector rises with the rows it vouches for.
+* I4: the caller commits everything this module did, or nothing of it.
+* I6: a row that a walk's part lacks was removed there if the part's vector covers it; the vector rises at the walk's end only.
+* I7: a namespace's tombstone beats every entry of that id; its rows leave H at once, its space is freed in slices.
+In and out: a `Batch` in, a `BatchResult` out. Conditions of writes are checked here, against the rows as they stand.
+Source: DESIGN.md §2 and §3; last-writer-wins registers after Shapiro et al. (2011).
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from kvp2p.core import system_rows
+from kvp2p.core.batches import (
+    Batch,
+    BatchResult,
+    FrameBatch,
+    NamespaceSweep,
+    Settle,
+    StampedWrite,
+    StoreSummary,
+    WalkBatch,
+    WriteGroup,
+)
+from kvp2p.core.entry import STATE_HASH_MASK, Kind, encode_row, join_rows, row_kind, row_state_hash, row_version
+from kvp2p.core.messages import Frame, KeyedRow, RowKey, WalkPart
+from kvp2p.core.operations import (
+    Condition,
+    CreateNamespace,
+    Delete,
+    DeleteNamespace,
+    Ending,
+    Operation,
+    Outcome,
+    Put,
+    refused,
+)
+from kvp2p.core.port import NamespaceTotals, ReadTransaction, WriteTransaction
+from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
+from kvp2p.ids import (
+    SYSTEM_NAMESPACE,
+    AccountId,
+    Issuer,
+    NamespaceId,
+    Stamp,
+    Version,
+    make_version,
+    version_issuer,
+    version_stamp,
+)
+from kvp2p.limits import NAMESPACES_PER_ACCOUNT_MAX
+
+_NO_TOTALS = NamespaceTotals(0, 0, 0)
+
+
+def apply_batch(txn: WriteTransaction, batch: Batch) -> BatchResult:
+    """Apply one batch to an open write transaction and say how the store stands after it."""
+    application = _Application(txn)
+    outcomes: tuple[Outcome, ...] = ()
+    frame: Frame | None = None
+    match batch:
+        case WriteGroup():
+            outcomes, frame = application.write_group(batch)
+        case FrameBatch(frame=received):
+            application.frame(received)
+        case WalkBatch(part=part, end=end):
+            application.walk_part(part, end)
+        case Settle():
+            application.settle(batch)
+        case NamespaceSweep(namespace=namespace, rows_max=rows_max):
+            application.sweep(namespace, rows_max)
+    return application.result(outcomes, frame)
+
+
+def summarize(txn: ReadTransaction) -> StoreSummary:
+    """Return what a machine must know of the store when it starts."""
+    return StoreSummary(
+        vector=txn.vector,
+        floor=txn.floor,
+        above=txn.above,
+        state_hash=sum(totals.state_hash for _, totals in txn.all_totals()) & STATE_HASH_MASK,
+        complete=txn.complete,
+        designation=txn.designation,
+        identity=txn.identity,
+        members=txn.members,
+        candidates=_candidates(txn),
+        namespaces_to_sweep=_dead_namespaces_with_rows(txn),
+    )
+
+
+def is_namespace_deleted(txn: ReadTransaction, namespace: NamespaceId) -> bool:
+    """Tell whether a tombstone stands over a namespace."""
+    if namespace == SYSTEM_NAMESPACE:
+        return False
+    row = txn.row(SYSTEM_NAMESPACE, system_rows.namespace_key(namespace))
+    return row is not None and row_kind(row) == Kind.TOMBSTONE
+
+
+def state_hash_seed(txn: ReadTransaction) -> int:
+    """Return the cluster's 64-bit seed of the state hash: the first half of its id."""
+    return int.from_bytes(txn.identity.cluster[:8], "big")
+
+
+def _candidates(txn: ReadTransaction) -> tuple[bytes, ...]:
+    row = txn.row(SYSTEM_NAMESPACE, system_rows.CANDIDATES_KEY)
+    if row is None or row_kind(row) != Kind.VALUE:
+        return ()
+    return system_rows.decode_candidates(row[48:])
+
+
+def _dead_namespaces_with_rows(txn: ReadTransaction) -> tuple[NamespaceId, ...]:
+    dead = []
+    for key, row in txn.rows(SYSTEM_NAMESPACE, start=system_rows.NAMESPACE_PREFIX):
+        namespace = system_rows.namespace_of_key(key)
+        if not key.startswith(system_rows.NAMESPACE_PREFIX):
+            break
+        if namespace is not None and row_kind(row) == Kind.TOMBSTONE and next(txn.rows(namespace), None) is not None:
+            dead.append(namespace)
+    return tuple(dead)
+
+
+class _Application:
+    """One batch on one transaction; remembers what the result has to tell."""
+
+    def __init__(self, txn: WriteTransaction) -> None:
+        self.txn = txn
+        self.seed = state_hash_seed(txn)
+        self.rows_changed = 0
+        self.newly_dead: list[NamespaceId] = []
+        self.candidates_changed = False
+        self._deleted: dict[NamespaceId, bool] = {}
+
+    def result(self, outcomes: tuple[Outcome, ...], frame: Frame | None) -> BatchResult:
+        txn = self.txn
+        if len(txn.above) and txn.vector.covers_vector(txn.above):
+            txn.set_above(EMPTY_VECTOR)
+        return BatchResult(
+            vector=txn.vector,
+            floor=txn.floor,
+            above=txn.above,
+            state_hash=sum(totals.state_hash for _, totals in txn.all_totals()) & STATE_HASH_MASK,
+            complete=txn.complete,
+            outcomes=outcomes,
+            frame=frame,
+            namespaces_to_sweep=tuple(self.newly_dead),
+            candidates=_candidates(txn) if self.candidates_changed else None,
+            rows_changed=self.rows_changed,
+        )
+
+    # --- the leader's own writes
+
+    def write_group(self, group: WriteGroup) -> tuple[tuple[Outcome, ...], Frame | None]:
+        if group.designation is not None:
+            self.txn.set_designation(group.designation)
+        after = self.txn.vector.stamp_of(group.issuer)
+        positions: list[tuple[Stamp, RowKey]] = []
+        outcomes = tuple(self._write(group, write, positions) for write in group.writes)
+        if not positions:
+            return outcomes, None
+        upto = positions[-1][0]
+        self.txn.set_vector(self.txn.vector.raised(group.issuer, upto))
+        return outcomes, Frame(group.issuer, after, upto, *self._rows_at(positions))
+
+    def _write(self, group: WriteGroup, write: StampedWrite, positions: list[tuple[Stamp, RowKey]]) -> Outcome:
+        """Apply all operations of one write, or none of them: conditions are checked before anything is stored."""
+        for operation in write.operations:
+            refusal = self._refusal(operation)
+            if refusal is not None:
+                return refusal
+        outcome = Outcome(Ending.ACKED)
+        for offset, operation in enumerate(write.operations):
+            stamp = Stamp(write.first_stamp + offset)
+            version = make_version(group.term, stamp, group.issuer)
+            outcome = self._operate(operation, version, stamp, group, positions)
+        return outcome
+
+    def _refusal(self, operation: Operation) -> Outcome | None:
+        match operation:
+            case Put() | Delete():
+                if not self._is_namespace_live(operation.namespace):
+                    return refused("namespace_not_found", f"there is no namespace {operation.namespace.hex()}")
+                return self._condition_refusal(operation)
+            case DeleteNamespace(namespace=namespace):
+                if namespace == SYSTEM_NAMESPACE or not self._is_namespace_live(namespace):
+                    return refused("namespace_not_found", f"there is no namespace {namespace.hex()}")
+                return None
+            case CreateNamespace(namespace=namespace, account=account, title=title):
+                titles = self._namespaces_of(account)
+                if title in titles:
+                    return None
+                if len(titles) >= NAMESPACES_PER_ACCOUNT_MAX:
+                    limit = f"the account has {len(titles)} namespaces, the limit is {NAMESPACES_PER_ACCOUNT_MAX}"
+                    return refused("namespace_limit", limit)
+                taken = self.txn.row(SYSTEM_NAMESPACE, system_rows.namespace_key(namespace)) is not None
+                if taken or namespace == SYSTEM_NAMESPACE:
+                    return refused("bad_request", f"the namespace id {namespace.hex()} was used before")
+                return None
+
+    def _condition_refusal(self, operation: Put | Delete) -> Outcome | None:
+        if operation.condition == Condition.ALWAYS:
+            return None
+        row = self.txn.row(operation.namespace, operation.key)
+        standing = row_version(row) if row is not None and row_kind(row) != Kind.TOMBSTONE else None
+        match operation.condition:
+            case Condition.VERSION_IS:
+                holds = standing is not None and standing == operation.if_version
+            case Condition.ABSENT:
+                holds = standing is None
+            case _:
+                holds = standing is not None
+        if holds:
+            return None
+        what = f"the key stands at version {standing.hex()}" if standing else "the key does not exist"
+        return refused("precondition_failed", f"the condition does not hold: {what}", standing)
+
+    def _operate(
+        self,
+        operation: Operation,
+        version: Version,
+        stamp: Stamp,
+        group: WriteGroup,
+        positions: list[tuple[Stamp, RowKey]],
+    ) -> Outcome:
+        created = False
+        match operation:
+            case Put(namespace=namespace, key=key, value=value, metadata=metadata, expires_at=expires_at):
+                row = encode_row(Kind.VALUE, value, metadata, expires_at, version)
+            case Delete(namespace=namespace, key=key):
+                row = encode_row(Kind.TOMBSTONE, b"", None, 0, version)
+            case DeleteNamespace(namespace=deleted):
+                namespace, key = SYSTEM_NAMESPACE, system_rows.namespace_key(deleted)
+                row = encode_row(Kind.TOMBSTONE, b"", None, 0, version)
+            case CreateNamespace(namespace=new, account=account, title=title):
+                existing = self._namespaces_of(account).get(title)
+                if existing is not None:
+                    return Outcome(Ending.ACKED, version=existing[1], namespace=existing[0])
+                created = True
+                made = system_rows.Namespace(new, account, title, group.wall_ms)
+                namespace = SYSTEM_NAMESPACE
+                key, text = system_rows.encode_namespace(made)
+                row = encode_row(Kind.VALUE, text, None, 0, version)
+            case _:
+                assert_never(operation)
+        self._join(namespace, key, row)
+        self.txn.put_position(group.issuer, stamp, (namespace, key))
+        positions.append((stamp, (namespace, key)))
+        if isinstance(operation, CreateNamespace):
+            return Outcome(Ending.ACKED, version=version, namespace=operation.namespace, created=created)
+        return Outcome(Ending.ACKED, version=version)
+
+    def _rows_at(
+        self, positions: list[tuple[Stamp, RowKey]]
+    ) -> tuple[tuple[tuple[Stamp, int], ...], tuple[KeyedRow, ...]]:
+        """Return positions and rows of a frame as they stand at the end of the group."""
+        index_of: dict[RowKey, int] = {}
+        rows: list[KeyedRow] = []
+        indexed: list[tuple[Stamp, int]] = []
+        for stamp, row_key in positions:
+            served = key_served_for(self.txn, row_key)
+            index = index_of.get(served)
+            if index is None:
+                row = self.txn.row(*served)
+                assert row is not None, "a position of this very transaction has a row"
+                index = index_of[served] = len(rows)
+                rows.append((*served, row))
+            indexed.append((stamp, index))
+        return tuple(indexed), tuple(rows)
+
+    def _namespaces_of(self, account: AccountId) -> dict[str, tuple[NamespaceId, Version]]:
+        titles = {}
+        for key, row in self.txn.rows(SYSTEM_NAMESPACE, start=system_rows.NAMESPACE_PREFIX):
+            if not key.startswith(system_rows.NAMESPACE_PREFIX):
+                break
+            if row_kind(row) == Kind.VALUE:
+                namespace = system_rows.decode_namespace(key, row[48:])
+                if namespace.account == account:
+                    titles[namespace.title] = (namespace.namespace, row_version(row))
+        return titles
+
+    # --- what peers send
+
+    def frame(self, frame: Frame) -> None:
+        vector = self.txn.vector
+        if vector.stamp_of(frame.issuer) < frame.after:
+            return  # a gap: nothing is applied, the log is pulled first [I3]
+        for namespace, key, row in frame.rows:
+            if not vector.covers(row_version(row)):  # [I1]
+                self._join(namespace, key, row)
+        for stamp, index in frame.positions:
+            if stamp > vector.stamp_of(frame.issuer):
+                namespace, key, _ = frame.rows[index]
+                self.txn.put_position(frame.issuer, stamp, (namespace, key))
+        self._note_rows_above(frame.rows, vector.raised(frame.issuer, frame.upto))
+        self.txn.set_vector(vector.raised(frame.issuer, frame.upto))
+
+    def walk_part(self, part: WalkPart, end: VersionVector | None) -> None:
+        vector = self.txn.vector
+        sent = {(namespace, key) for namespace, key, _ in part.rows}
+        gone = []
+        for namespace, key, row in self.txn.all_rows(after=part.after):
+            if part.upto is not None and (namespace, key) > part.upto:
+                break
+            if (namespace, key) not in sent and part.vector.covers(row_version(row)):
+                gone.append((namespace, key, row))
+        for namespace, key, row in gone:  # removed there, and its absence is information [I6]
+            self._remove(namespace, key, row)
+        for namespace, key, row in part.rows:
+            if not vector.covers(row_version(row)):  # [I1]
+                self._join(namespace, key, row)
+        # Until the vector covers what the peer covered when it read this part, rows may stand above the vector.
+        self.txn.set_above(self.txn.above.join(part.vector))
+        if end is not None:
+            floor = self.txn.floor
+            for issuer, stamp in end.items():
+                if stamp > vector.stamp_of(issuer):
+                    floor = floor.raised(issuer, stamp)  # these positions came without a log
+            self.txn.set_floor(floor)
+            self.txn.set_vector(vector.join(end))
+            self.txn.set_complete(True)
+
+    def _note_rows_above(self, rows: tuple[KeyedRow, ...], vector: VersionVector) -> None:
+        """Remember versions of other issuers that came along as the newer row of a key."""
+        above = self.txn.above
+        for _, _, row in rows:
+            version = row_version(row)
+            if not vector.covers(version):
+                above = above.raised(*_position(version))
+        if above is not self.txn.above:
+            self.txn.set_above(above)
+
+    # --- what a node keeps for itself
+
+    def settle(self, batch: Settle) -> None:
+        if batch.designation is not None:
+            self.txn.set_designation(batch.designation)
+        if batch.members is not None:
+            self.txn.set_members(batch.members)
+        if batch.complete is not None:
+            self.txn.set_complete(batch.complete)
+
+    def sweep(self, namespace: NamespaceId, rows_max: int) -> None:
+        if not is_namespace_deleted(self.txn, namespace):
+            return
+        keys = [key for _, (key, _) in zip(range(rows_max + 1), self.txn.rows(namespace), strict=False)]
+        for key in keys[:rows_max]:
+            self.txn.delete_row(namespace, key)
+        self.rows_changed += len(keys[:rows_max])
+        if len(keys) > rows_max:
+            self.newly_dead.append(namespace)
+
+    # --- rows
+
+    def _is_namespace_live(self, namespace: NamespaceId) -> bool:
+        if namespace == SYSTEM_NAMESPACE:
+            return True
+        row = self.txn.row(SYSTEM_NAMESPACE, system_rows.namespace_key(namespace))
+        return row is not None and row_kind(row) == Kind.VALUE
+
+    def _join(self, namespace: NamespaceId, key: bytes, row: bytes) -> None:
+        deleted = self._deleted.get(namespace)
+        if deleted is None:
+            deleted = self._deleted[namespace] = is_namespace_deleted(self.txn, namespace)
+        if deleted:
+            return  # the namespace's tombstone beats it, whatever its version [I7]
+        mine = self.txn.row(namespace, key)
+        if mine is not None and self._stays(namespace, key, mine, row):
+            return
+        self._replace(namespace, key, mine, row)
+
+    def _stays(self, namespace: NamespaceId, key: bytes, mine: bytes, row: bytes) -> bool:
+        if namespace == SYSTEM_NAMESPACE and system_rows.namespace_of_key(key) is not None:
+            dead, dying = row_kind(mine) == Kind.TOMBSTONE, row_kind(row) == Kind.TOMBSTONE
+            if dead != dying:
+                return dead  # a namespace's tombstone beats every version of its row too [I7]
+        return join_rows(mine, row) is mine
+
+    def _replace(self, namespace: NamespaceId, key: bytes, mine: bytes | None, row: bytes) -> None:
+        totals = self.txn.totals(namespace) or _NO_TOTALS
+        state_hash = totals.state_hash + row_state_hash(namespace, key, row, self.seed)
+        rows, live = totals.rows + 1, totals.live + (row_kind(row) != Kind.TOMBSTONE)
+        if mine is not None:
+            state_hash -= row_state_hash(namespace, key, mine, self.seed)
+            rows, live = rows - 1, live - (row_kind(mine) != Kind.TOMBSTONE)
+        self.txn.put_row(namespace, key, row)
+        self.txn.set_totals(namespace, NamespaceTotals(state_hash & STATE_HASH_MASK, rows, live))
+        self.rows_changed += 1
+        if namespace == SYSTEM_NAMESPACE:
+            self._system_row_changed(key, row)
+
+    def _remove(self, namespace: NamespaceId, key: bytes, row: bytes) -> None:
+        self.txn.delete_row(namespace, key)
+        totals = self.txn.totals(namespace)
+        if totals is not None:
+            state_hash = (totals.state_hash - row_state_hash(namespace, key, row, self.seed)) & STATE_HASH_MASK
+            live = totals.live - (row_kind(row) != Kind.TOMBSTONE)
+            self.txn.set_totals(namespace, NamespaceTotals(state_hash, totals.rows - 1, live))
+        self.rows_changed += 1
+
+    def _system_row_changed(self, key: bytes, row: bytes) -> None:
+        self.candidates_changed |= key == system_rows.CANDIDATES_KEY
+        if self._is_namespace_tombstone(key, row):
+            namespace = system_rows.namespace_of_key(key)
+            assert namespace is not None
+            self._deleted[namespace] = True
+            self.txn.set_totals(namespace, None)  # hidden and out of H at once [I7]
+            self.newly_dead.append(namespace)
+
+    @staticmethod
+    def _is_namespace_tombstone(key: bytes, row: bytes) -> bool:
+        return row_kind(row) == Kind.TOMBSTONE and system_rows.namespace_of_key(key) is not None
+
+
+def key_served_for(txn: ReadTransaction, row_key: RowKey) -> RowKey:
+    """Return the key whose row is sent for a position: a deleted namespace's positions are served as its tombstone [I7]."""
+    if is_namespace_deleted(txn, row_key[0]):
+        return (SYSTEM_NAMESPACE, system_rows.namespace_key(row_key[0]))
+    return row_key
+
+
+def _position(version: Version) -> tuple[Issuer, Stamp]:
+    return version_issuer(version), version_stamp(version)

@@ -1,0 +1,203 @@
+"""What the parts of a replica machine share: clocks, timers, effects, the store's state, and the peers.
+
+Decides: how effects are collected, timers named and batches ticketed; no protocol.
+Keeps true: effects leave in the order they were made; a timer that was set anew no longer answers to its old token; `accepted`
+covers `vector`: it is the vector that stands once everything in flight is durable.
+In and out: used by the parts of `core/` only.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kvp2p.core.batches import Batch, BatchResult, StoreSummary
+from kvp2p.core.events import Effect, Notice, Persist, Send, SetTimer
+from kvp2p.core.messages import Designation, Digest, Member, Message
+from kvp2p.core.settings import ReplicaSettings
+from kvp2p.core.vector import VersionVector
+from kvp2p.ids import Issuer, NodeId, Now
+
+MS = 1_000_000  # nanoseconds
+
+
+class Random(Protocol):
+    """The randomness a host injects: `random.Random(seed)` in the simulator, `random.SystemRandom()` in a node."""
+
+    def randbytes(self, n: int, /) -> bytes: ...
+
+    def random(self) -> float: ...
+
+
+@dataclass(slots=True)
+class Peer:
+    """A peer with an open link."""
+
+    digest: Digest | None = None
+    diverged: bool = False
+    cannot_serve: dict[Issuer, bool] = field(default_factory=dict)  # it answered `trimmed` on this link
+
+
+@dataclass(slots=True)
+class _Ticket:
+    done: Callable[[BatchResult], None]
+    failed: Callable[[str], None]
+
+
+class Board:
+    """The shared state of one replica machine."""
+
+    def __init__(self, settings: ReplicaSettings, random: Random, store: StoreSummary, me: Member, now: Now) -> None:
+        self.settings = settings
+        self.random = random
+        self.now = now
+        self.me = me
+        self.effects: list[Effect] = []
+        self.vector = store.vector
+        self.accepted = store.vector
+        self.floor = store.floor
+        self.above = store.above
+        self.state_hash = store.state_hash
+        self.complete = store.complete
+        self.candidates = store.candidates
+        self.designation: Designation | None = store.designation
+        self.peers: dict[NodeId, Peer] = {}
+        self.is_stopping = False
+        self._armed: dict[tuple[str, object], int] = {}
+        self._timers: dict[int, tuple[str, object]] = {}
+        self._tickets: dict[int, _Ticket] = {}
+        self._next_token = 1
+        self._next_ticket = 1
+
+    # --- effects
+
+    def emit(self, effect: Effect) -> None:
+        """Add an effect."""
+        self.effects.append(effect)
+
+    def send(self, peer: NodeId, message: Message) -> None:
+        """Send to a peer, if a link to it is up."""
+        if peer in self.peers:
+            self.effects.append(Send(peer, message))
+
+    def notice(self, kind: str, level: str = "info", **fields: object) -> None:
+        """Tell the operator."""
+        self.effects.append(Notice(kind, level, fields))
+
+    def take_effects(self) -> list[Effect]:
+        """Return the effects made so far and start a new list."""
+        effects, self.effects = self.effects, []
+        return effects
+
+    # --- timers
+
+    def set_timer(self, name: str, after_ms: float, key: object = None) -> None:
+        """Arm the timer (name, key), replacing one of the same name and key."""
+        token, self._next_token = self._next_token, self._next_token + 1
+        replaced = self._armed.get((name, key))
+        if replaced is not None:
+            del self._timers[replaced]
+        self._armed[name, key] = token
+        self._timers[token] = (name, key)
+        self.effects.append(SetTimer(token, self.now.mono_ns + int(after_ms * MS)))
+
+    def drop_timer(self, name: str, key: object = None) -> None:
+        """Forget a timer; its firing will be ignored."""
+        token = self._armed.pop((name, key), None)
+        if token is not None:
+            del self._timers[token]
+
+    def is_timer_set(self, name: str, key: object = None) -> bool:
+        """Tell whether a timer is armed."""
+        return (name, key) in self._armed
+
+    def take_timer(self, token: int) -> tuple[str, object] | None:
+        """Return what a fired token stands for, None for a stale one."""
+        named = self._timers.pop(token, None)
+        if named is not None:
+            del self._armed[named]
+        return named
+
+    # --- the store
+
+    def persist(
+        self,
+        batch: Batch,
+        done: Callable[[BatchResult], None] = lambda _: None,
+        failed: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Ask for a batch to be applied; exactly one of the callbacks is called when it ended."""
+        ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
+        self._tickets[ticket] = _Ticket(done, failed)
+        self.effects.append(Persist(ticket, batch))
+
+    def on_persisted(self, ticket: int, result: BatchResult) -> None:
+        """Take over how the store stands now, then go on with what waited for it."""
+        waiting = self._tickets.pop(ticket)
+        self.vector = result.vector
+        self.floor = result.floor
+        self.above = result.above
+        self.state_hash = result.state_hash
+        self.complete = result.complete
+        if result.candidates is not None:
+            self.candidates = result.candidates
+        self._settle_accepted()
+        waiting.done(result)
+
+    def on_persist_failed(self, ticket: int, reason: str) -> None:
+        """A batch was not applied."""
+        waiting = self._tickets.pop(ticket)
+        self._settle_accepted()
+        waiting.failed(reason)
+
+    def _settle_accepted(self) -> None:
+        # With nothing in flight, what was accepted and not applied is to be asked for again [I3].
+        self.accepted = self.accepted.join(self.vector) if self._tickets else self.vector
+
+    def batches_in_flight(self) -> int:
+        """Return how many batches have not ended yet."""
+        return len(self._tickets)
+
+    @property
+    def is_comparable(self) -> bool:
+        """Tell whether H stands for exactly the vector: no row stands above it."""
+        return not len(self.above)
+
+    # --- peers
+
+    def is_leader(self, node: NodeId) -> bool:
+        """Tell whether a node is the designated leader, as far as is known here."""
+        return self.designation is not None and self.designation.node == node
+
+    def digests(self) -> list[tuple[NodeId, Digest]]:
+        """Return the latest digest of every linked peer that has sent one, oldest link first."""
+        return [(node, peer.digest) for node, peer in self.peers.items() if peer.digest is not None]
+
+
+class Deadlines:
+    """Requests that end at a time, behind one timer. What has ended otherwise is skipped when its time comes."""
+
+    def __init__(self, board: Board, name: str) -> None:
+        self._board = board
+        self._name = name
+        self._heap: list[tuple[int, int]] = []
+
+    def add(self, at_ns: int, request: int) -> None:
+        """Note that a request ends at `at_ns` (monotonic)."""
+        heapq.heappush(self._heap, (at_ns, request))
+        if self._heap[0][0] == at_ns or not self._board.is_timer_set(self._name):
+            self._arm()
+
+    def take_due(self) -> list[int]:
+        """Return the requests whose time has come, after the timer fired."""
+        due = []
+        while self._heap and self._heap[0][0] <= self._board.now.mono_ns:
+            due.append(heapq.heappop(self._heap)[1])
+        if self._heap:
+            self._arm()
+        return due
+
+    def _arm(self) -> None:
+        self._board.set_timer(self._name, max(1.0, (self._heap[0][0] - self._board.now.mono_ns) / MS))

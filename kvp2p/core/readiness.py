@@ -1,0 +1,112 @@
+"""Readiness, lag, skew and divergence: what a replica can say of itself.
+
+Decides: ready = complete once since start: it reached the vector its peers showed at first contact, H equal where comparable;
+with no peer within `first_contact_ms` its own store counts. Losing the leader does not unready a node.
+Keeps true: a difference of H at equal vectors, with nothing above them, is a fault and is told [I7].
+In and out: digests and vectors in; facts for `status`, `/readyz` and the log out.
+"""
+
+from __future__ import annotations
+
+from kvp2p.core.board import MS, Board
+from kvp2p.core.messages import Digest
+from kvp2p.core.roster import Members
+from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
+from kvp2p.ids import NodeId
+
+_SKEW_SAMPLES = 8  # the greatest of these is the one that waited least on its way
+
+
+class Readiness:
+    """Facts about how far this replica is."""
+
+    def __init__(self, board: Board, members: Members) -> None:
+        self.board = board
+        self.members = members
+        self.is_ready = False
+        self._has_heard = False
+        self._target: VersionVector = EMPTY_VECTOR
+        self._behind_since_ns: int | None = board.now.mono_ns
+        self._leader_heard_ns: int | None = None
+        self._skews_ms: list[int] = []
+        self._is_skewed = False
+
+    def start(self) -> None:
+        """With nobody to hear from the own store counts at once; otherwise peers have a while to be heard."""
+        if self.members.is_alone():
+            self.on_nobody_heard()
+        else:
+            self.board.set_timer("contact", self.board.settings.first_contact_ms)
+
+    def on_nobody_heard(self) -> None:
+        """No peer was reachable in time."""
+        if not self._has_heard:
+            self._has_heard = True
+            self.on_vector()
+
+    def on_digest(self, peer: NodeId, digest: Digest) -> None:
+        """Compare with a peer."""
+        if not self.is_ready:
+            self._has_heard = True
+            self._target = self._target.join(digest.vector)
+        self._compare_hashes(peer, digest)
+        if self.board.is_leader(peer):
+            self._leader_heard_ns = self.board.now.mono_ns
+            self._note_skew(digest)
+            if self.board.vector.covers_vector(digest.vector):
+                self._behind_since_ns = None
+            elif self._behind_since_ns is None:
+                self._behind_since_ns = self.board.now.mono_ns
+        self.on_vector()
+
+    def on_vector(self) -> None:
+        """Become ready when everything shown at first contact is here."""
+        board = self.board
+        if self.is_ready or not self._has_heard or not board.complete or self.is_diverged:
+            return
+        if board.vector.covers_vector(self._target):
+            self.is_ready = True
+            board.notice("ready")
+
+    @property
+    def is_diverged(self) -> bool:
+        """Tell whether H differs from a peer's at an equal vector."""
+        return any(peer.diverged for peer in self.board.peers.values())
+
+    @property
+    def skew_ms(self) -> int | None:
+        """Return the leader's clock minus ours, as the best of the latest samples; None before any."""
+        return max(self._skews_ms) if self._skews_ms else None
+
+    def lag_ms(self) -> int:
+        """Return for how long this replica has lacked something its leader has, or has not heard from it."""
+        now_ns = self.board.now.mono_ns
+        if self.board.is_leader(self.board.me.node):
+            return 0
+        oldest_ns = now_ns
+        if self._behind_since_ns is not None:
+            oldest_ns = self._behind_since_ns
+        if self.board.designation is None or self.board.designation.node not in self.board.peers:
+            oldest_ns = min(oldest_ns, self._leader_heard_ns or 0)
+        return (now_ns - oldest_ns) // MS
+
+    def _compare_hashes(self, peer: NodeId, digest: Digest) -> None:
+        board = self.board
+        if not (digest.comparable and board.is_comparable and digest.vector == board.vector and digest.complete):
+            return
+        is_diverged = digest.state_hash != board.state_hash.to_bytes(16, "big")
+        if is_diverged and not board.peers[peer].diverged:
+            board.notice("diverged", "error", peer=peer.hex(), vector=repr(board.vector))
+        board.peers[peer].diverged = is_diverged
+
+    def _note_skew(self, digest: Digest) -> None:
+        board = self.board
+        self._skews_ms = [*self._skews_ms[1 - _SKEW_SAMPLES :], digest.wall_ms - board.now.wall_ms]
+        skew_ms = max(self._skews_ms)
+        is_skewed = abs(skew_ms) > board.settings.skew_alarm_ms
+        if is_skewed != self._is_skewed:
+            self._is_skewed = is_skewed
+            kind = "clock_skewed" if is_skewed else "clock_skew_over"
+            board.notice(
+                kind, "warning" if is_skewed else "info", skew_ms=skew_ms, limit_ms=board.settings.skew_alarm_ms
+            )

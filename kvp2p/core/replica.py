@@ -1,0 +1,287 @@
+"""The replica machine: every part of the core behind one `handle(event, now) -> list[Effect]`.
+
+Decides: which part an event belongs to, when digests go out, and when this replica may be called ready.
+Keeps true: what each part keeps (see there); the machine is total over what peers send: nothing a checked message says raises.
+In and out: `core/events.py` is the contract. The host calls `handle` from one task, one event at a time.
+"""
+
+from __future__ import annotations
+
+from kvp2p.core.anti_entropy import AntiEntropy
+from kvp2p.core.batches import BatchResult, NamespaceSweep
+from kvp2p.core.board import MS, Board, Peer, Random
+from kvp2p.core.events import (
+    Await,
+    Effect,
+    Event,
+    PeerDown,
+    PeerUp,
+    Persisted,
+    PersistFailed,
+    Promote,
+    Received,
+    Reply,
+    SendFailed,
+    Serve,
+    Start,
+    Stop,
+    TimerFired,
+    Write,
+)
+from kvp2p.core.leadership import Leadership, Role
+from kvp2p.core.messages import (
+    Digest,
+    Forward,
+    ForwardOutcome,
+    Frame,
+    Message,
+    Pull,
+    PullEnd,
+    Roster,
+    WalkPart,
+    WalkRequest,
+)
+from kvp2p.core.operations import refused
+from kvp2p.core.readiness import Readiness
+from kvp2p.core.roster import Members
+from kvp2p.core.settings import ReplicaSettings
+from kvp2p.core.writing import Forwarder, Holds, await_version, refuse_malformed
+from kvp2p.ids import Issuer, NamespaceId, NodeId, Now
+from kvp2p.limits import NAMESPACE_SWEEP_ROWS_MAX
+
+
+class ReplicaMachine:
+    """One node's replication, as a pure machine. The first event is `Start`."""
+
+    board: Board
+    members: Members
+    leadership: Leadership
+    anti_entropy: AntiEntropy
+    holds: Holds
+    forwarder: Forwarder
+    readiness: Readiness
+
+    def __init__(self, settings: ReplicaSettings, random: Random) -> None:
+        self._settings = settings
+        self._random = random
+        self._changed_ns = 0
+        self._sweeping: dict[NamespaceId, bool] = {}
+
+    def handle(self, event: Event, now: Now) -> list[Effect]:
+        """Take one event and return what is to be done, in order."""
+        if isinstance(event, Start):
+            return self._start(event, now)
+        self.board.now = now
+        match event:
+            case Received(peer=peer, message=message):
+                self._on_message(peer, message)
+            case Persisted(ticket=ticket, result=result):
+                self._on_persisted(ticket, result)
+            case Write():
+                self._on_write(event)
+            case TimerFired(token=token):
+                self._on_timer(token)
+            case Await():
+                await_version(self.holds, event)
+            case PeerUp(peer=peer):
+                self.board.peers[peer] = Peer()
+                self.members.greet(peer)
+                self.board.send(peer, self._digest())
+            case PeerDown(peer=peer):
+                self._on_peer_down(peer)
+            case PersistFailed(ticket=ticket, reason=reason):
+                self.board.notice("persist_failed", "error", reason=reason)
+                self.board.on_persist_failed(ticket, reason)
+            case SendFailed(message=forward):
+                self.forwarder.on_send_failed(forward)
+            case Promote():
+                self.leadership.promote(event)
+                self._tell_all()
+            case Stop():
+                self.board.is_stopping = True
+                self.leadership.stop()
+        return self.board.take_effects()
+
+    def _start(self, event: Start, now: Now) -> list[Effect]:
+        self.board = board = Board(self._settings, self._random, event.store, event.me, now)
+        self.members = Members(board, event.store.members, event.seeds)
+        self.leadership = Leadership(board, self.members)
+        self.anti_entropy = AntiEntropy(board)
+        self.holds = Holds(board)
+        self.forwarder = Forwarder(board, self.holds)
+        self.readiness = Readiness(board, self.members)
+        self.members.start()
+        self.readiness.start()
+        self.leadership.start()
+        self._sweep(event.store.namespaces_to_sweep)
+        self.board.set_timer("digest", self._settings.digest_busy_ms)
+        return board.take_effects()
+
+    # --- peers
+
+    def _on_message(self, peer: NodeId, message: Message) -> None:
+        if peer not in self.board.peers:
+            return
+        match message:
+            case Frame():
+                self.anti_entropy.on_frame(peer, message)
+            case Forward():
+                self._on_forward(peer, message)
+            case ForwardOutcome():
+                self.forwarder.on_outcome(peer, message)
+            case Digest():
+                self._on_digest(peer, message)
+            case Pull() | WalkRequest():
+                self.board.emit(Serve(peer, message))
+            case PullEnd():
+                self.anti_entropy.on_pull_end(peer, message)
+            case WalkPart():
+                self.anti_entropy.on_walk_part(peer, message)
+            case Roster():
+                self.members.on_roster(peer, message)
+
+    def _on_digest(self, peer: NodeId, digest: Digest) -> None:
+        state = self.board.peers[peer]
+        is_first = state.digest is None
+        state.digest = digest
+        was_leading = self.leadership.role is Role.LEADING
+        self.leadership.on_digest(digest)
+        self.anti_entropy.on_digest(peer, digest, is_first)
+        self.readiness.on_digest(peer, digest)
+        if was_leading != (self.leadership.role is Role.LEADING):
+            self._tell_all()
+
+    def _on_peer_down(self, peer: NodeId) -> None:
+        if self.board.peers.pop(peer, None) is None:
+            return
+        self.forwarder.on_peer_down(peer)
+        self.leadership.on_peer_down(peer)
+        self.anti_entropy.on_peer_down(peer)
+
+    def _digest(self) -> Digest:
+        board = self.board
+        return Digest(
+            vector=board.vector,
+            state_hash=board.state_hash.to_bytes(16, "big"),
+            comparable=board.is_comparable,
+            floor=board.floor,
+            designation=board.designation,
+            leads=self.leadership.issuer,
+            complete=board.complete,
+            wall_ms=board.now.wall_ms,
+        )
+
+    def _tell_all(self) -> None:
+        digest = self._digest()
+        for peer in self.board.peers:
+            self.board.send(peer, digest)
+
+    # --- writes
+
+    def _on_write(self, event: Write) -> None:
+        malformed = refuse_malformed(event.operations)
+        if malformed is not None:
+            self.board.emit(Reply(event.request, malformed))
+        elif self.leadership.role is Role.LEADING and self.leadership.writer is not None:
+            self.leadership.writer.submit(None, event.request, event.operations, event.deadline_ns)
+        elif self.board.is_leader(self.board.me.node):
+            not_yet = refused(
+                "no_leader", f"this node is the leader and is still {self.leadership.role}; nothing was applied"
+            )
+            self.board.emit(Reply(event.request, not_yet))
+        else:
+            self.forwarder.submit(event)
+
+    def _on_forward(self, peer: NodeId, forward: Forward) -> None:
+        outcome = refuse_malformed(forward.operations)
+        writer = self.leadership.writer
+        if outcome is None and (writer is None or self.leadership.role is not Role.LEADING):
+            outcome = refused("no_leader", f"the node asked is {self.leadership.role}; nothing was applied")
+        if outcome is not None:
+            self.board.send(peer, ForwardOutcome(forward.request, outcome))
+            return
+        assert writer is not None
+        deadline_ns = self.board.now.mono_ns + forward.deadline_ms * MS
+        writer.submit(peer, forward.request, forward.operations, deadline_ns)
+
+    # --- the store
+
+    def _on_persisted(self, ticket: int, result: BatchResult) -> None:
+        board = self.board
+        is_moved = result.vector != board.vector
+        is_new = result.complete != board.complete
+        board.on_persisted(ticket, result)
+        self._sweep(result.namespaces_to_sweep)
+        if is_moved or is_new:
+            self.holds.on_vector()
+            was_leading = self.leadership.role is Role.LEADING
+            self.leadership.on_vector()
+            self.readiness.on_vector()
+            self._on_change()
+            if is_new or was_leading != (self.leadership.role is Role.LEADING):
+                self._tell_all()
+
+    def _on_change(self) -> None:
+        was_busy = self.board.now.mono_ns - self._changed_ns < self._settings.busy_ms * MS
+        self._changed_ns = self.board.now.mono_ns
+        if not was_busy:
+            self.board.set_timer("digest", self._settings.digest_busy_ms)
+
+    def _sweep(self, namespaces: tuple[NamespaceId, ...]) -> None:
+        for namespace in namespaces:
+            if namespace not in self._sweeping:
+                self._sweeping[namespace] = True
+
+                def done(_: BatchResult, swept: NamespaceId = namespace) -> None:
+                    del self._sweeping[swept]
+
+                def failed(_: str, swept: NamespaceId = namespace) -> None:
+                    del self._sweeping[swept]
+                    self.board.set_timer("sweep", self._settings.digest_idle_ms, swept)
+
+                self.board.persist(NamespaceSweep(namespace, NAMESPACE_SWEEP_ROWS_MAX), done, failed)
+
+    # --- time
+
+    def _on_timer(self, token: int) -> None:
+        named = self.board.take_timer(token)
+        if named is None:
+            return  # stale
+        name, key = named
+        match name:
+            case "digest":
+                self._tell_all()
+                is_busy = self.board.now.mono_ns - self._changed_ns < self._settings.busy_ms * MS
+                self.board.set_timer(
+                    "digest", self._settings.digest_busy_ms if is_busy else self._settings.digest_idle_ms
+                )
+            case "forward":
+                self.forwarder.on_timer()
+            case "hold":
+                self.holds.on_timer()
+            case "grace":
+                assert isinstance(key, bytes)
+                self.anti_entropy.on_grace_over(Issuer(key))
+            case "pull":
+                assert isinstance(key, bytes)
+                self.anti_entropy.on_pull_timeout(Issuer(key))
+            case "walk":
+                self.anti_entropy.on_walk_timeout()
+            case "hear":
+                self.leadership.on_nobody_heard()
+                self._tell_all()
+            case "contact":
+                self.readiness.on_nobody_heard()
+            case _:
+                assert isinstance(key, bytes)
+                self._sweep((NamespaceId(key),))
+
+    def check(self) -> None:
+        """Assert what must hold between two events; a failure is a bug of ours."""
+        board = self.board
+        assert board.accepted.covers_vector(board.vector), "accepted covers durable"
+        is_leading = self.leadership.role is Role.LEADING
+        assert not is_leading or board.is_leader(board.me.node), "only the designated node leads"
+        assert not is_leading or self.leadership.writer is not None, "a leader has a writer"
+        assert board.me.node not in board.peers, "no node is its own peer"
+        self.anti_entropy.check()

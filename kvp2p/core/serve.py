@@ -1,0 +1,146 @@
+"""Answers to a peer's Pull or WalkRequest, read from one transaction.
+
+Decides: how a log or the whole store is cut into messages.
+Keeps true: I3, a frame names every position in (after, upto] or ends before the first it cannot serve; I6, a walk's part carries
+the vector of the transaction that produced it; I7, positions of a deleted namespace are served as its tombstone. A row whose
+digest does not hold is never sent.
+In and out: a read transaction and a request in; messages out, each within FRAME_BYTES_MAX (plus one row).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kvp2p.core.apply import is_namespace_deleted
+from kvp2p.core.entry import row_digest_holds
+from kvp2p.core.messages import Frame, KeyedRow, Message, Pull, PullEnd, RowKey, WalkPart, WalkRequest
+from kvp2p.core.port import ReadTransaction
+from kvp2p.core.system_rows import namespace_key
+from kvp2p.ids import SYSTEM_NAMESPACE, Issuer, NamespaceId, Stamp
+from kvp2p.limits import FRAME_BYTES_MAX, FRAME_POSITIONS_MAX
+
+_POSITION_BYTES = 12  # a stamp and an index in CBOR
+_ROW_OVERHEAD_BYTES = 32  # the namespace and the heads of three byte strings
+
+
+def serve(txn: ReadTransaction, request: Pull | WalkRequest) -> Iterator[Message]:
+    """Yield the answer to a request: frames and one PullEnd, or one WalkPart."""
+    if isinstance(request, Pull):
+        yield from _serve_pull(txn, request)
+    else:
+        yield _serve_walk(txn, request)
+
+
+def split_frame(frame: Frame) -> Iterator[Frame]:
+    """Cut a frame into frames that each fit a message."""
+    builder = _FrameBuilder(frame.issuer, frame.after)
+    for stamp, index in frame.positions:
+        if builder.is_full_for(frame.rows[index]):
+            yield builder.take()
+        builder.add(stamp, frame.rows[index])
+    yield builder.take()
+
+
+class _FrameBuilder:
+    """Collects positions until a frame is full."""
+
+    def __init__(self, issuer: Issuer, after: Stamp) -> None:
+        self.issuer = issuer
+        self.after = after
+        self.bytes_sent = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self.positions: list[tuple[Stamp, int]] = []
+        self.rows: list[KeyedRow] = []
+        self.index_of: dict[RowKey, int] = {}
+        self.bytes_used = 0
+
+    def is_full_for(self, row: KeyedRow) -> bool:
+        """Tell whether a frame must end before this row."""
+        if not self.positions:
+            return False
+        more = _POSITION_BYTES
+        if (row[0], row[1]) not in self.index_of:
+            more += _row_bytes(row)
+        return self.bytes_used + more > FRAME_BYTES_MAX or len(self.positions) >= FRAME_POSITIONS_MAX
+
+    def add(self, stamp: Stamp, row: KeyedRow) -> None:
+        """Add a position; its row is sent once."""
+        key = (row[0], row[1])
+        index = self.index_of.get(key)
+        if index is None:
+            index = self.index_of[key] = len(self.rows)
+            self.rows.append(row)
+            self.bytes_used += _row_bytes(row)
+        self.positions.append((stamp, index))
+        self.bytes_used += _POSITION_BYTES
+
+    def take(self) -> Frame:
+        """Return the frame so far and start the next where it ends."""
+        upto = self.positions[-1][0]
+        frame = Frame(self.issuer, self.after, upto, tuple(self.positions), tuple(self.rows))
+        self.bytes_sent += self.bytes_used
+        self.after = upto
+        self._clear()
+        return frame
+
+
+def _row_bytes(row: KeyedRow) -> int:
+    return len(row[1]) + len(row[2]) + _ROW_OVERHEAD_BYTES
+
+
+def _serve_pull(txn: ReadTransaction, pull: Pull) -> Iterator[Message]:
+    if txn.floor.stamp_of(pull.issuer) > pull.after or not txn.complete:
+        yield PullEnd(pull.issuer, pull.after, trimmed=True)
+        return
+    builder = _FrameBuilder(pull.issuer, pull.after)
+    dead = _DeadNamespaces(txn)
+    trimmed = False
+    for stamp, row_key in txn.positions(pull.issuer, pull.after):
+        key = (SYSTEM_NAMESPACE, namespace_key(row_key[0])) if dead.has(row_key[0]) else row_key
+        row = txn.row(*key)
+        if row is None or not row_digest_holds(row):
+            trimmed = True  # gone, or damaged: neither can be served
+            break
+        keyed_row = (*key, row)
+        if builder.is_full_for(keyed_row):
+            yield builder.take()
+            if builder.bytes_sent >= pull.bytes_max:
+                break
+        builder.add(stamp, keyed_row)
+    if builder.positions:
+        yield builder.take()
+    yield PullEnd(pull.issuer, builder.after, trimmed)
+
+
+def _serve_walk(txn: ReadTransaction, request: WalkRequest) -> WalkPart:
+    rows: list[KeyedRow] = []
+    bytes_used = 0
+    upto: RowKey | None = None
+    dead = _DeadNamespaces(txn)
+    for namespace, key, row in txn.all_rows(after=request.after):
+        if dead.has(namespace) or not row_digest_holds(row):
+            continue
+        more = _row_bytes((namespace, key, row))
+        if rows and (bytes_used + more > FRAME_BYTES_MAX or len(rows) >= FRAME_POSITIONS_MAX):
+            upto = (rows[-1][0], rows[-1][1])
+            break
+        rows.append((namespace, key, row))
+        bytes_used += more
+    return WalkPart(request.walk, request.after, upto, tuple(rows), txn.vector)
+
+
+class _DeadNamespaces:
+    """Remembers, within one transaction, which namespaces are deleted."""
+
+    def __init__(self, txn: ReadTransaction) -> None:
+        self._txn = txn
+        self._dead: dict[NamespaceId, bool] = {}
+
+    def has(self, namespace: NamespaceId) -> bool:
+        """Tell whether a tombstone stands over the namespace."""
+        dead = self._dead.get(namespace)
+        if dead is None:
+            dead = self._dead[namespace] = is_namespace_deleted(self._txn, namespace)
+        return dead

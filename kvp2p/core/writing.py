@@ -1,0 +1,284 @@
+"""The write path: groups at the leader, forwards to it, and the hold that lets a client read its own writes.
+
+Decides: which writes share a group, what is refused before it is tried, and when an acknowledgement may be told.
+Keeps true: I5, replies and frames are effects of `Persisted`; I9, queues are bounded; I10, a forward is sent once on one link,
+ends `unknown` with that link or its deadline, and the leader drops what waits past its deadline or came over a link that
+has closed.
+In and out: `Write` and Forward in; Persist, Reply, ForwardOutcome and frames out.
+Source: group commit, DeWitt et al., *Implementation Techniques for Main Memory Database Systems* (1984).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from dataclasses import dataclass, replace
+
+from kvp2p.core.batches import BatchResult, StampedWrite, WriteGroup
+from kvp2p.core.board import MS, Board, Deadlines
+from kvp2p.core.events import Await, Reply, Write
+from kvp2p.core.hlc import HybridClock
+from kvp2p.core.messages import Designation, Forward, ForwardOutcome
+from kvp2p.core.operations import Ending, Operation, Outcome, operation_bytes, refused, unknown
+from kvp2p.core.serve import split_frame
+from kvp2p.ids import Issuer, NodeId, Stamp, Version, version_issuer, version_stamp
+from kvp2p.limits import (
+    FORWARDS_IN_FLIGHT_MAX,
+    GROUP_BYTES_MAX,
+    GROUP_OPS_MAX,
+    HOLDS_MAX,
+    OPS_PER_WRITE_MAX,
+    WAITERS_MAX,
+    WRITE_BYTES_MAX,
+    WRITE_QUEUE_BYTES_MAX,
+    WRITE_QUEUE_MAX,
+)
+
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A write at the leader. `peer` None: of this node's own clients."""
+
+    peer: NodeId | None
+    request: int
+    operations: tuple[Operation, ...]
+    deadline_ns: int
+    bytes_used: int
+
+
+class LeaderWriter:
+    """Groups writes under one issuer; exists only while this node leads."""
+
+    def __init__(self, board: Board, clock: HybridClock, designation: Designation, issuer: Issuer) -> None:
+        self.board = board
+        self.clock = clock
+        self.designation = designation
+        self.issuer = issuer
+        self._queue: deque[_Waiting] = deque()
+        self._queue_bytes = 0
+        self._is_persisting = False
+        self._is_closed = False
+
+    def submit(self, peer: NodeId | None, request: int, operations: tuple[Operation, ...], deadline_ns: int) -> None:
+        """Take a write, or refuse it at once."""
+        bytes_used = sum(map(operation_bytes, operations))
+        waiting = _Waiting(peer, request, operations, deadline_ns, bytes_used)
+        if self._is_closed or self.board.is_stopping:
+            self._answer(waiting, refused("no_leader", "this node has stopped leading; nothing was applied"))
+        elif len(self._queue) >= WRITE_QUEUE_MAX or self._queue_bytes + bytes_used > WRITE_QUEUE_BYTES_MAX:
+            self._answer(waiting, refused("overloaded", "the leader's queue of writes is full; nothing was applied"))
+        else:
+            self._queue.append(waiting)
+            self._queue_bytes += bytes_used
+            self._flush()
+
+    def begin_term(self, operations: tuple[Operation, ...]) -> None:
+        """Persist a new designation together with the first log entries under it."""
+        self._persist([_Waiting(None, 0, operations, 0, 0)], self.designation)
+
+    def on_peer_down(self, peer: NodeId) -> None:
+        """Drop the writes that came over a link that has closed: their sender has told `unknown` [I10]."""
+        kept = [waiting for waiting in self._queue if waiting.peer != peer]
+        self._queue = deque(kept)
+        self._queue_bytes = sum(waiting.bytes_used for waiting in kept)
+
+    def close(self, message: str) -> None:
+        """Refuse what waits; what is being persisted still ends."""
+        self._is_closed = True
+        while self._queue:
+            self._answer(self._queue.popleft(), refused("no_leader", message))
+        self._queue_bytes = 0
+
+    def _flush(self) -> None:
+        if self._is_persisting:
+            return
+        group: list[_Waiting] = []
+        operations = group_bytes = 0
+        while self._queue:
+            waiting = self._queue[0]
+            is_full = operations + len(waiting.operations) > GROUP_OPS_MAX or group_bytes > GROUP_BYTES_MAX
+            if group and is_full:
+                break
+            self._queue.popleft()
+            self._queue_bytes -= waiting.bytes_used
+            if waiting.deadline_ns <= self.board.now.mono_ns:
+                self._answer(
+                    waiting, refused("deadline_passed", "the write waited past its deadline; nothing was applied")
+                )
+                continue
+            group.append(waiting)
+            operations += len(waiting.operations)
+            group_bytes += waiting.bytes_used
+        if group:
+            self._persist(group, None)
+
+    def _persist(self, group: list[_Waiting], designation: Designation | None) -> None:
+        wall_ms = self.board.now.wall_ms
+        writes = tuple(StampedWrite(self._stamps(waiting, wall_ms), waiting.operations) for waiting in group)
+        self._is_persisting = True
+
+        def done(result: BatchResult) -> None:
+            self._is_persisting = False
+            for waiting, outcome in zip(group, result.outcomes, strict=True):  # durable: now it may be told [I5]
+                self._answer(waiting, outcome)
+            if result.frame is not None:
+                for frame in split_frame(result.frame):
+                    for peer, digest in self.board.digests():
+                        if digest.complete:
+                            self.board.send(peer, frame)
+            self._flush()
+
+        def failed(reason: str) -> None:
+            self._is_persisting = False
+            for waiting in group:
+                self._answer(waiting, refused("disk_full", f"the leader could not store the write: {reason}"))
+            self._flush()
+
+        batch = WriteGroup(self.designation.term, self.issuer, writes, wall_ms, designation)
+        self.board.persist(batch, done, failed)
+
+    def _stamps(self, waiting: _Waiting, wall_ms: int) -> Stamp:
+        first = self.clock.tick(wall_ms)
+        for _ in waiting.operations[1:]:
+            self.clock.tick(wall_ms)
+        return first
+
+    def _answer(self, waiting: _Waiting, outcome: Outcome) -> None:
+        if waiting.peer is not None:
+            self.board.send(waiting.peer, ForwardOutcome(waiting.request, outcome))
+        elif waiting.request:
+            self.board.emit(Reply(waiting.request, outcome))
+
+
+class Holds:
+    """Replies and readers that wait until this replica covers a version."""
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+        self._by_issuer: dict[Issuer, list[tuple[Stamp, int]]] = {}
+        self._waiting: dict[int, tuple[Outcome, Outcome]] = {}  # when covered, when out of time
+        self._deadlines = Deadlines(board, "hold")
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def hold(self, request: int, version: Version, covered: Outcome, late: Outcome, deadline_ns: int) -> None:
+        """Reply `covered` as soon as the durable vector covers the version, `late` when time runs out."""
+        if self.board.vector.covers(version):
+            self.board.emit(Reply(request, covered))
+        elif len(self._waiting) >= max(HOLDS_MAX, WAITERS_MAX):
+            self.board.emit(Reply(request, late))
+        else:
+            self._waiting[request] = (covered, late)
+            heap = self._by_issuer.setdefault(version_issuer(version), [])
+            heapq.heappush(heap, (version_stamp(version), request))
+            self._deadlines.add(deadline_ns, request)
+
+    def on_vector(self) -> None:
+        """Release what is covered now."""
+        for issuer in list(self._by_issuer):
+            heap = self._by_issuer[issuer]
+            while heap and heap[0][0] <= self.board.vector.stamp_of(issuer):
+                request = heapq.heappop(heap)[1]
+                waiting = self._waiting.pop(request, None)
+                if waiting is not None:
+                    self.board.emit(Reply(request, waiting[0]))
+            if not heap:
+                del self._by_issuer[issuer]
+
+    def on_timer(self) -> None:
+        """End what has run out of time."""
+        for request in self._deadlines.take_due():
+            waiting = self._waiting.pop(request, None)
+            if waiting is not None:
+                self.board.emit(Reply(request, waiting[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Forwarded:
+    peer: NodeId
+    bytes_used: int
+
+
+class Forwarder:
+    """Sends local clients' writes to the leader, each once [I10]."""
+
+    def __init__(self, board: Board, holds: Holds) -> None:
+        self.board = board
+        self.holds = holds
+        self._sent: dict[int, _Forwarded] = {}
+        self._deadlines = Deadlines(board, "forward")
+
+    def submit(self, write: Write) -> None:
+        """Forward a write, or refuse it when there is nobody to send it to."""
+        board = self.board
+        leader = board.designation.node if board.designation is not None else None
+        if board.is_stopping:
+            self._refuse(write.request, "no_leader", "this node is stopping; nothing was applied")
+        elif leader is None or leader not in board.peers:
+            who = "no leader is known" if leader is None else f"the leader {leader.hex()} cannot be reached"
+            self._refuse(write.request, "no_leader", f"{who}; nothing was applied, reads go on")
+        elif len(self._sent) >= FORWARDS_IN_FLIGHT_MAX:
+            self._refuse(
+                write.request, "overloaded", "too many writes are on their way to the leader; nothing was applied"
+            )
+        else:
+            deadline_ms = max(1, (write.deadline_ns - board.now.mono_ns) // MS)
+            self._sent[write.request] = _Forwarded(leader, sum(map(operation_bytes, write.operations)))
+            self._deadlines.add(write.deadline_ns, write.request)
+            board.send(leader, Forward(write.request, deadline_ms, write.operations))
+
+    def on_send_failed(self, forward: Forward) -> None:
+        """The link had no room: nothing was sent."""
+        if self._sent.pop(forward.request, None) is not None:
+            self._refuse(forward.request, "overloaded", "the link to the leader is full; nothing was applied")
+
+    def on_outcome(self, peer: NodeId, answer: ForwardOutcome) -> None:
+        """Take the leader's answer; hold an acknowledgement until this replica has the write."""
+        sent = self._sent.get(answer.request)
+        if sent is None or sent.peer != peer:
+            return  # already told `unknown`
+        del self._sent[answer.request]
+        outcome = answer.outcome
+        if outcome.ending is not Ending.ACKED or outcome.version is None:
+            self.board.emit(Reply(answer.request, outcome))
+            return
+        settings = self.board.settings
+        hold_ms = settings.hold_ms + settings.hold_ms_per_mib * sent.bytes_used // _MIB
+        deadline_ns = self.board.now.mono_ns + hold_ms * MS
+        self.holds.hold(answer.request, outcome.version, outcome, replace(outcome, visible=False), deadline_ns)
+
+    def on_peer_down(self, peer: NodeId) -> None:
+        """End what was sent on a link that has closed [I10]."""
+        for request in [request for request, sent in self._sent.items() if sent.peer == peer]:
+            del self._sent[request]
+            self.board.emit(
+                Reply(request, unknown("the link to the leader ended before its answer; the write may be applied"))
+            )
+
+    def on_timer(self) -> None:
+        """End what has had no answer by its deadline [I10]."""
+        for request in self._deadlines.take_due():
+            if self._sent.pop(request, None) is not None:
+                self.board.emit(Reply(request, unknown("the leader did not answer in time; the write may be applied")))
+
+    def _refuse(self, request: int, code: str, message: str) -> None:
+        self.board.emit(Reply(request, refused(code, message)))
+
+
+def refuse_malformed(operations: tuple[Operation, ...]) -> Outcome | None:
+    """Refuse a write that could not be one log frame, or is empty."""
+    if not 1 <= len(operations) <= OPS_PER_WRITE_MAX:
+        return refused("bad_request", f"a write has 1 to {OPS_PER_WRITE_MAX} operations, not {len(operations)}")
+    bytes_used = sum(map(operation_bytes, operations))
+    if bytes_used > WRITE_BYTES_MAX:
+        return refused("bad_request", f"a write has at most {WRITE_BYTES_MAX} bytes, not {bytes_used}")
+    return None
+
+
+def await_version(holds: Holds, event: Await) -> None:
+    """Let a local reader wait for a version (KV-Min-Version)."""
+    late = refused("not_caught_up", "this node has not caught up with the version asked for")
+    holds.hold(event.request, event.version, Outcome(Ending.ACKED, version=event.version), late, event.deadline_ns)
