@@ -92,6 +92,7 @@ async def run_open_loop(
     Sleeping has a grain of 1 ms (epoll), which shows in the latencies of a server faster than that.
     """
     total = _whole(rate_per_s * duration_s, "rate_per_s * duration_s")
+    workers = min(_whole(outstanding_max, "outstanding_max"), total)
     recorder = _Recorder()
     idle = trio.lowlevel.ParkingLot()
     start = trio.current_time()
@@ -119,7 +120,7 @@ async def run_open_loop(
 
     with trio.move_on_at(start + duration_s + drain_s):
         async with trio.open_nursery() as nursery:
-            for _ in range(min(_whole(outstanding_max, "outstanding_max"), total)):
+            for _ in range(workers):
                 nursery.start_soon(perform_due)
             nursery.start_soon(keep_time)
     end = trio.current_time()
@@ -137,6 +138,7 @@ async def run_closed_loop(
     server can be driven, not how long its users wait: that is `run_open_loop`. After `duration_s` nothing begins, and
     what is under way is cut off.
     """
+    workers = _whole(depth, "depth")
     recorder = _Recorder()
     start = trio.current_time()
     taken = 0
@@ -151,7 +153,7 @@ async def run_closed_loop(
     with trio.move_on_at(start + duration_s):
         async with trio.open_nursery() as nursery:
             for operation in operations:
-                for _ in range(_whole(depth, "depth")):
+                for _ in range(workers):
                     nursery.start_soon(perform_repeatedly, operation)
     return recorder.summary(trio.current_time() - start)
 
