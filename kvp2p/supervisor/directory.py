@@ -36,7 +36,7 @@ from kvp2p.store.lmdb_store import LmdbStore
 
 NAME_FORM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 FIRST_TERM = 1
-TOKEN_MARK = "kv_"  # so that a token found in a log or a diff is known for what it is
+TOKEN_MARK = "kv_"
 TOKEN_RANDOM_BYTES = 32
 
 

@@ -67,7 +67,7 @@ def _run(spec: ChildSpec, life: ChildLife, close_fds: tuple[int, ...]) -> int:
     except Exception as error:  # the edge of the process: everything ends here, in a status
         if all(isinstance(leaf, FATAL) for leaf in _leaves(error)):
             reason = "; ".join(str(leaf) for leaf in _leaves(error))
-            logger.error("child_cannot_start", child=spec.name, reason=reason)  # noqa: TRY400  the message says it all
+            logger.error("child_cannot_start", child=spec.name, reason=reason)
             return EXIT_FATAL
         logger.exception("child_failed", child=spec.name)
         return EXIT_FAILED
