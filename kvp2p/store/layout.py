@@ -37,7 +37,7 @@ from kvp2p.core.port import Identity, NamespaceTotals
 from kvp2p.core.vector import VersionVector
 from kvp2p.errors import StoreFormatError
 from kvp2p.ids import ID_BYTES, ISSUER_BYTES, Issuer, NamespaceId, Stamp
-from kvp2p.limits import KEY_BYTES_MAX
+from kvp2p.limits import GROUP_OPS_MAX, KEY_BYTES_MAX
 from kvp2p.store import meta
 from kvp2p.store.meta import Decoded, Field, cached_field, decode_field
 from kvp2p.store.tables import (
@@ -57,6 +57,7 @@ T = TypeVar("T")
 MARKER_BYTES: Final = TABLE_KEY_BYTES_MAX
 LONG_KEY_BYTES_MIN: Final = MARKER_BYTES - ID_BYTES  # 495
 _HASH_BYTES = 16
+REMEMBERED_ROWS_MAX: Final = 2 * GROUP_OPS_MAX  # what one group of writes touches, and what it asks for besides [I9]
 _NEVER = bytes(8)
 
 
@@ -205,7 +206,7 @@ class Carried:
 class LayoutWriter(LayoutReader):
     """A WriteTransaction. Facts and totals are kept in memory until `flush`, which the store calls before it commits."""
 
-    __slots__ = ("_carried", "_changed_facts", "_changed_totals", "_last_key", "_last_row")
+    __slots__ = ("_carried", "_changed_facts", "_changed_totals", "_rows")
 
     def __init__(self, tables: WritableTables, carried: Carried) -> None:
         super().__init__(tables, {})
@@ -213,9 +214,8 @@ class LayoutWriter(LayoutReader):
         self._carried = carried
         self._changed_facts: dict[bytes, Field[Any]] = {}
         self._changed_totals: dict[NamespaceId, None] = {}
-        # The row read last: applying an entry reads the row that stands there just before it replaces it.
-        self._last_key = b""
-        self._last_row: bytes | None = None
+        # Rows read or written in this transaction: applying an entry asks for its row, and its namespace's, several times.
+        self._rows: dict[bytes, bytes | None] = {}
 
     def _fact(self, field: Field[T]) -> T:
         facts = self._carried.facts
@@ -236,10 +236,13 @@ class LayoutWriter(LayoutReader):
 
     def row(self, namespace: NamespaceId, key: bytes) -> bytes | None:
         full_key = namespace + key
-        if full_key != self._last_key:
-            self._last_row = super().row(namespace, key)
-            self._last_key = full_key
-        return self._last_row
+        rows = self._rows
+        if full_key in rows:
+            return rows[full_key]
+        if len(rows) >= REMEMBERED_ROWS_MAX:
+            rows.clear()
+        row = rows[full_key] = super().row(namespace, key)
+        return row
 
     def put_row(self, namespace: NamespaceId, key: bytes, row: bytes) -> None:
         assert len(namespace) == ID_BYTES
@@ -253,7 +256,7 @@ class LayoutWriter(LayoutReader):
             if before is None:
                 self._tables.put(ROWS, full_key[:MARKER_BYTES], b"")
             self._tables.put(TAILS, tail_key(full_key), row)
-        self._last_row = row
+        self._rows[full_key] = row
         self._index_expiry(full_key, before, row)
 
     def delete_row(self, namespace: NamespaceId, key: bytes) -> None:
@@ -265,7 +268,7 @@ class LayoutWriter(LayoutReader):
             self._tables.delete(ROWS, full_key)
         else:
             self._delete_tail(full_key)
-        self._last_row = None
+        self._rows[full_key] = None
         self._index_expiry(full_key, before, None)
 
     def _delete_tail(self, full_key: bytes) -> None:
