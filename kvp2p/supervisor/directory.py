@@ -136,16 +136,13 @@ def _write_settings(path: Path, name: str, given: Mapping[str, object]) -> None:
 
 
 def _create_store(path: Path, identity: Identity, config: NodeConfig, admin_token: str) -> None:
-    store = LmdbStore.create(path, identity, config.store.map_bytes)
-    try:
-        with store.write() as txn:
-            txn.set_complete(bool(admin_token))  # the first node has all there is; a member has to hear of it
-            if admin_token:
+    # The first node has all there is; a member has to hear of it before it is complete.
+    is_first = bool(admin_token)
+    with LmdbStore.create(path, identity, complete=is_first, map_bytes=config.store.map_bytes) as store:
+        if is_first:
+            with store.write() as txn:
                 result = apply_batch(txn, _first_group(identity, admin_token))
-                assert all(outcome.ending is Ending.ACKED for outcome in result.outcomes)
-    finally:
-        store.close()
-    _sync_directory(path)
+            assert all(outcome.ending is Ending.ACKED for outcome in result.outcomes)
     _sync_directory(path.parent)
 
 
