@@ -21,7 +21,7 @@ import trio
 from kvp2p.core.operations import Operation, Outcome, operation_bytes, refused, unknown
 from kvp2p.errors import NodeUnavailable, RemoteProtocolError
 from kvp2p.ids import Version
-from kvp2p.limits import FORWARDS_IN_FLIGHT_MAX, HOLD_MS, LOCAL_MESSAGE_BYTES_MAX, LOCAL_QUEUE_BYTES_MAX
+from kvp2p.limits import FORWARDS_IN_FLIGHT_MAX, HOLD_MS, LOCAL_QUEUE_BYTES_MAX
 from kvp2p.wire.local import LocalDecoder, encode_local
 from kvp2p.wire.local_messages import (
     AwaitVersion,
@@ -43,7 +43,6 @@ QUERY_TIMEOUT_MS = 5_000
 # Beyond a write's deadline its answer may be held for read-your-writes; then the node's own answer wins over ours.
 ANSWER_GRACE_MS = HOLD_MS + 500
 SWEEP_INTERVAL_S = 0.1  # how late an overdue request may be noticed; guess
-CHUNK_BYTES_MAX = LOCAL_MESSAGE_BYTES_MAX // 2  # by estimate, before encoding: the decoder's limit is never met
 TOO_LATE = "the node did not take the request in time, nothing was sent"
 
 WriteCallback = Callable[[Outcome], None]
@@ -52,9 +51,9 @@ _LOG = structlog.get_logger("kvp2p.node_port")
 
 
 class _Request:
-    """One request on its way. `message` builds what is sent, given the milliseconds that are left."""
+    """One request on its way to its answer."""
 
-    __slots__ = ("answer_by", "deadline", "estimated_bytes", "is_sent", "number")
+    __slots__ = ("answer_by", "deadline", "estimated_bytes", "is_sent", "number", "remaining_ms")
 
     def __init__(self, number: int, deadline: float, grace_s: float, estimated_bytes: int) -> None:
         self.number = number
@@ -62,8 +61,9 @@ class _Request:
         self.answer_by = deadline + grace_s
         self.estimated_bytes = estimated_bytes
         self.is_sent = False
+        self.remaining_ms = 0  # to the deadline, at the moment of sending
 
-    def message(self, remaining_ms: int) -> LocalMessage:
+    def message(self) -> LocalMessage:
         raise NotImplementedError
 
     def end_unsent(self, code: str, message: str) -> None:
@@ -90,8 +90,8 @@ class _Write(_Request):
         self.operations = operations
         self.callback = callback
 
-    def message(self, remaining_ms: int) -> LocalMessage:
-        return SubmitWrite(self.number, remaining_ms, tuple(self.operations))
+    def message(self) -> LocalMessage:
+        return SubmitWrite(self.number, self.remaining_ms, tuple(self.operations))
 
     def end_unsent(self, code: str, message: str) -> None:
         self.callback(refused(code, message))
@@ -108,8 +108,8 @@ class _Await(_Request):
         self.version = version
         self.callback = callback
 
-    def message(self, remaining_ms: int) -> LocalMessage:
-        return AwaitVersion(self.number, self.version, remaining_ms)
+    def message(self) -> LocalMessage:
+        return AwaitVersion(self.number, self.version, self.remaining_ms)
 
     def end_unsent(self, code: str, message: str) -> None:
         self.callback(refused(code, message))
@@ -129,15 +129,15 @@ class _Question(_Request):
         self.body: bytes | None = None
         self.failure = ""
 
-    def message(self, remaining_ms: int) -> LocalMessage:
+    def message(self) -> LocalMessage:
         return Query(self.number, self.what)
 
     def end_unsent(self, code: str, message: str) -> None:
-        self.failure = message
+        self.failure = f"{message} ({code})"
         self.answered.set()
 
     def end_unanswered(self, message: str) -> None:
-        self.end_unsent("", message)
+        self.end_unsent("node_unavailable", message)
 
 
 class NodePort:
@@ -368,11 +368,9 @@ class NodePort:
     def _take(self) -> bytes:
         """Encode what is queued. From here on it counts as sent, whatever becomes of the bytes."""
         now = trio.current_time()
-        chunks: list[bytes] = []
         messages: list[LocalMessage] = []
-        chunk_bytes = 0
         if self._report is not None:
-            chunks.append(encode_local([self._report]))
+            messages.append(self._report)
             self._report = None
         taken_bytes = 0
         while self._queue and taken_bytes < SEND_BYTES_MAX:
@@ -385,12 +383,7 @@ class NodePort:
                 request.end_unsent("deadline_passed", TOO_LATE)
                 continue
             request.is_sent = True
-            if messages and chunk_bytes + request.estimated_bytes > CHUNK_BYTES_MAX:
-                chunks.append(encode_local(messages))
-                messages, chunk_bytes = [], 0
-            messages.append(request.message(max(1, int((request.deadline - now) * 1000))))
-            chunk_bytes += request.estimated_bytes
+            request.remaining_ms = max(1, int((request.deadline - now) * 1000))
+            messages.append(request.message())
             taken_bytes += request.estimated_bytes
-        if messages:
-            chunks.append(encode_local(messages))
-        return b"".join(chunks)
+        return encode_local(messages)

@@ -1,0 +1,277 @@
+"""The unix socket to the node: what a write ends as when the node answers, is gone, restarts, or stays silent."""
+
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from kvp2p import limits
+from kvp2p.core.operations import Ending, Outcome, Put, refused
+from kvp2p.errors import NodeUnavailable
+from kvp2p.ids import NamespaceId, Version
+from kvp2p.runtime.node_port import NodePort
+from kvp2p.wire.local import LocalDecoder, encode_local
+from kvp2p.wire.local_messages import (
+    AwaitVersion,
+    Hello,
+    LocalMessage,
+    LocalOutcome,
+    Query,
+    QueryAnswer,
+    Readiness,
+    Report,
+    SubmitWrite,
+)
+
+NAMESPACE = NamespaceId(b"n" * 16)
+VERSION = Version(b"\x01" * 20)
+ACKED = Outcome(Ending.ACKED, version=VERSION)
+
+Answer = Callable[[LocalMessage], LocalMessage | None]
+
+
+class FakeNode:
+    """Listens on a unix socket, keeps what it received, answers by a function; can be killed and started again."""
+
+    def __init__(self, path: Path, answer: Answer) -> None:
+        self.path = path
+        self.answer = answer
+        self.received: list[LocalMessage] = []
+        self.chunks = 0
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        listener = trio.socket.socket(trio.socket.AF_UNIX)
+        await listener.bind(str(self.path))
+        listener.listen()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, self._serve, [trio.SocketListener(listener)])
+            try:
+                yield
+            finally:
+                nursery.cancel_scope.cancel()
+                self.path.unlink()
+
+    async def _serve(self, stream: trio.abc.Stream) -> None:
+        decoder = LocalDecoder()
+        async with stream:
+            await stream.send_all(encode_local([Readiness(True, "")]))
+            try:
+                while data := await stream.receive_some(65_536):
+                    for message in decoder.feed(bytes(data)):
+                        self.received.append(message)
+                        answer = self.answer(message)
+                        if answer is not None:
+                            await stream.send_all(encode_local([answer]))
+            except trio.BrokenResourceError:
+                return
+
+    def of_type(self, kind: type[LocalMessage]) -> list[LocalMessage]:
+        return [message for message in self.received if isinstance(message, kind)]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Poll, within the deadline of the test."""
+    while not condition():  # noqa: ASYNC110  what is waited for is in another object's hands
+        await trio.sleep(0.01)
+
+
+def acknowledge(message: LocalMessage) -> LocalMessage | None:
+    match message:
+        case SubmitWrite(number) | AwaitVersion(number):
+            return LocalOutcome(number, ACKED)
+        case Query(number, what):
+            return QueryAnswer(number, b'{"asked":"%s"}' % what.encode())
+    return None
+
+
+def stay_silent(_: LocalMessage) -> None:
+    return None
+
+
+def a_put(key: bytes = b"k", value: bytes = b"v") -> tuple[Put, ...]:
+    return (Put(NAMESPACE, key, value),)
+
+
+@asynccontextmanager
+async def running_port(path: Path) -> AsyncIterator[NodePort]:
+    port = NodePort(str(path), "gateway")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(port.run)
+        yield port
+        nursery.cancel_scope.cancel()
+
+
+async def test_writes_waits_questions_and_reports_reach_the_node_and_are_answered(short_tmp_path: Path) -> None:
+    node = FakeNode(short_tmp_path / "node.sock", acknowledge)
+    async with node.serving(), running_port(node.path) as port:
+        await port.wait_connected()
+        assert await port.submit(a_put(), 5_000) == ACKED
+        assert await port.await_version(VERSION, 500) == ACKED
+        assert await port.query("status") == b'{"asked":"status"}'
+        assert port.readiness == Readiness(True, "")
+        port.report({'requests_total{method="GET"}': 7})
+        await until(lambda: bool(node.of_type(Report)))
+    hello, write, wait, *_ = node.received
+    assert isinstance(hello, Hello)
+    assert hello.role == "gateway"
+    assert isinstance(write, SubmitWrite)
+    assert write.operations == a_put()
+    assert 4_000 < write.deadline_ms <= 5_000
+    assert isinstance(wait, AwaitVersion)
+    assert wait.version == VERSION
+    assert node.of_type(Report) == [Report((('requests_total{method="GET"}', 7),))]
+
+
+async def test_without_a_node_a_write_is_refused_and_nothing_is_ever_sent(short_tmp_path: Path) -> None:
+    node = FakeNode(short_tmp_path / "node.sock", acknowledge)
+    async with running_port(node.path) as port:
+        outcome = await port.submit(a_put(), 5_000)
+        assert (outcome.ending, outcome.code) == (Ending.REFUSED, "node_unavailable")
+        assert (await port.await_version(VERSION, 100)).code == "node_unavailable"
+        with pytest.raises(NodeUnavailable):
+            await port.query("status")
+        assert not port.readiness.ready
+        async with node.serving():
+            await port.wait_connected()
+            await port.query("status")
+            assert node.of_type(SubmitWrite) == []
+
+
+async def test_a_write_that_was_sent_is_unknown_when_the_node_dies_and_is_never_sent_again(
+    short_tmp_path: Path,
+) -> None:
+    first = FakeNode(short_tmp_path / "node.sock", stay_silent)
+    second = FakeNode(short_tmp_path / "node.sock", acknowledge)
+    outcomes: list[Outcome] = []
+    async with running_port(first.path) as port:
+        async with first.serving():
+            await port.wait_connected()
+            port.submit_nowait(a_put(b"lost"), 5_000, outcomes.append)
+            await until(lambda: bool(first.of_type(SubmitWrite)))
+            assert outcomes == []
+        await until(lambda: not port.connected)
+        assert [one.ending for one in outcomes] == [Ending.UNKNOWN]
+        assert port.readiness.ready  # what the store was complete about, it stays complete about
+        async with second.serving():
+            await port.wait_connected()
+            assert await port.submit(a_put(b"after"), 5_000) == ACKED
+    assert [write.operations for write in second.of_type(SubmitWrite) if isinstance(write, SubmitWrite)] == [
+        a_put(b"after")
+    ]
+
+
+async def test_what_is_queued_together_leaves_in_order_and_all_of_it_is_answered(short_tmp_path: Path) -> None:
+    node = FakeNode(short_tmp_path / "node.sock", acknowledge)
+    outcomes: list[Outcome] = []
+    keys = [b"%d" % number for number in range(300)]
+    async with node.serving(), running_port(node.path) as port:
+        await port.wait_connected()
+        for key in keys:
+            port.submit_nowait(a_put(key, b"x" * 10_000), 5_000, outcomes.append)
+        await until(lambda: len(outcomes) == len(keys))
+    assert outcomes == [ACKED] * len(keys)
+    writes = [write for write in node.received if isinstance(write, SubmitWrite)]
+    assert [write.operations[0].key for write in writes if isinstance(write.operations[0], Put)] == keys
+
+
+async def test_a_queue_that_is_full_refuses_as_overloaded(short_tmp_path: Path) -> None:
+    node = FakeNode(short_tmp_path / "node.sock", stay_silent)
+    outcomes: list[Outcome] = []
+    async with node.serving(), running_port(node.path) as port:
+        await port.wait_connected()
+        value = b"x" * limits.VALUE_BYTES_MAX
+        taken_max = math.ceil(limits.LOCAL_QUEUE_BYTES_MAX / len(value))
+        for _ in range(taken_max):
+            port.submit_nowait(a_put(b"k", value), 5_000, outcomes.append)
+        assert outcomes
+        assert {(one.ending, one.code) for one in outcomes} == {(Ending.REFUSED, "overloaded")}
+
+
+async def test_a_sent_write_without_an_answer_is_unknown_after_deadline_and_grace(
+    short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvp2p.runtime.node_port.ANSWER_GRACE_MS", 150)
+    node = FakeNode(short_tmp_path / "node.sock", stay_silent)
+    async with node.serving(), running_port(node.path) as port:
+        await port.wait_connected()
+        start = trio.current_time()
+        outcome = await port.submit(a_put(), 100)
+        assert outcome.ending is Ending.UNKNOWN
+        assert 0.25 <= trio.current_time() - start < 2
+        assert port.connected
+
+
+async def test_a_write_that_the_node_does_not_take_is_refused_at_its_deadline_and_never_leaves(
+    short_tmp_path: Path,
+) -> None:
+    path = short_tmp_path / "node.sock"
+    listener = trio.socket.socket(trio.socket.AF_UNIX)
+    await listener.bind(str(path))
+    listener.listen()
+    sent: list[Outcome] = []
+    async with running_port(path) as port:
+        accepted, _ = await listener.accept()  # and reads nothing: the kernel's buffer fills, then the queue
+        await port.wait_connected()
+        filler = a_put(b"filler", b"x" * limits.VALUE_BYTES_MAX)
+        for _ in range(16):
+            port.submit_nowait(filler, 60_000, sent.append)
+        outcome = await port.submit(a_put(b"late"), 200)
+        assert (outcome.ending, outcome.code) == (Ending.REFUSED, "deadline_passed")
+        decoder = LocalDecoder()
+        keys: list[bytes] = []
+        while len(keys) < 16:
+            writes = [one for one in decoder.feed(await accepted.recv(1 << 20)) if isinstance(one, SubmitWrite)]
+            keys += [one.key for write in writes for one in write.operations if isinstance(one, Put)]
+        assert set(keys) == {b"filler"}
+        accepted.close()
+    listener.close()
+
+
+async def test_a_cancelled_write_that_has_not_left_never_leaves(short_tmp_path: Path) -> None:
+    node = FakeNode(short_tmp_path / "node.sock", acknowledge)
+    async with node.serving(), running_port(node.path) as port:
+        await port.wait_connected()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await port.submit(a_put(b"abandoned"), 5_000)
+        assert scope.cancelled_caught
+        assert await port.submit(a_put(b"next"), 5_000) == ACKED
+    writes = [write for write in node.received if isinstance(write, SubmitWrite)]
+    assert [write.operations for write in writes] == [a_put(b"next")]
+
+
+async def test_a_node_that_sends_nonsense_is_left_and_dialled_again(short_tmp_path: Path) -> None:
+    answers = iter([b"\x00\x00\x00\x02\xff\xff", None, None])
+
+    node = FakeNode(short_tmp_path / "node.sock", acknowledge)
+    original = node._serve
+
+    async def serve(stream: trio.abc.Stream) -> None:
+        nonsense = next(answers)
+        if nonsense is None:
+            await original(stream)
+        else:
+            async with stream:
+                await stream.send_all(nonsense)
+                await stream.receive_some(1)
+
+    node._serve = serve  # type: ignore[method-assign]
+    async with node.serving(), running_port(node.path) as port:
+        await until(lambda: port.readiness.ready)
+        assert await port.submit(a_put(), 5_000) == ACKED
+
+
+async def test_refusals_of_the_node_reach_the_caller_unchanged(short_tmp_path: Path) -> None:
+    refusal = refused("precondition_failed", "another version stands there", VERSION)
+
+    def refuse(message: LocalMessage) -> LocalMessage | None:
+        return LocalOutcome(message.request, refusal) if isinstance(message, SubmitWrite) else None
+
+    node = FakeNode(short_tmp_path / "node.sock", refuse)
+    async with node.serving(), running_port(node.path) as port:
+        await port.wait_connected()
+        assert await port.submit(a_put(), 5_000) == refusal
