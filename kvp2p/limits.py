@@ -16,6 +16,7 @@ VALUE_BYTES_MAX: Final = 192 * 1024  # inline rows only; a row stays under 256 K
 NAMESPACE_TITLE_CHARS_MAX: Final = 512
 NAMESPACES_PER_ACCOUNT_MAX: Final = 1_000
 LIST_KEYS_MAX: Final = 1_000
+LIST_ROWS_SCANNED_MAX: Final = 10_000  # a page passes this many rows, hidden ones too: under 10 ms measured
 TOKENS_MAX: Final = 10_000  # guess
 TOKEN_NAME_CHARS_MAX: Final = 128  # guess
 OPS_PER_WRITE_MAX: Final = 10_000  # Cloudflare's bulk limit

@@ -41,7 +41,7 @@ from kvp2p.store.tables import TABLE_NAMES
 RESERVE_BYTES: Final = 32 * 1024 * 1024  # guess: a few groups of writes; kept free for transactions that make room
 
 
-class _LmdbTables:
+class LmdbTables:
     """The tables in one LMDB transaction."""
 
     __slots__ = ("_handles", "_transaction")
@@ -105,7 +105,7 @@ class LmdbStore:
             # One transaction makes all of it, so that no reader finds a part of a store.
             with handle.begin(write=True) as transaction:
                 handles = {name: handle.open_db(name.encode(), txn=transaction) for name in TABLE_NAMES}
-                found_store(_LmdbTables(transaction, handles), identity, complete=complete, designation=designation)
+                found_store(LmdbTables(transaction, handles), identity, complete=complete, designation=designation)
             for made in (directory, directory.parent):  # LMDB syncs the file, not the name it has
                 descriptor = os.open(made, os.O_RDONLY)
                 try:
@@ -166,7 +166,7 @@ class LmdbStore:
         try:
             transaction = cast("lmdb.Transaction[bytes]", self._handle.begin(buffers=cast("Any", views)))
             try:
-                yield LayoutReader(_LmdbTables(transaction, self._environment.tables), self._decoded)
+                yield LayoutReader(LmdbTables(transaction, self._environment.tables), self._decoded)
             finally:
                 transaction.abort()
         except lmdb.Error as error:
@@ -189,7 +189,7 @@ class LmdbStore:
                 number = transaction.id()
                 carried = self._carried if self._carried_id == number - 1 else None
                 self._carried, self._carried_id = None, -1
-                writer = LayoutWriter(_LmdbTables(transaction, self._environment.tables), carried or Carried())
+                writer = LayoutWriter(LmdbTables(transaction, self._environment.tables), carried or Carried())
                 yield writer
                 carried = writer.flush()
                 is_open = False  # a failed commit ends the transaction too

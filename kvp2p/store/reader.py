@@ -1,0 +1,365 @@
+"""`Replica`: reads from a node's own file, in the process that asks. The gateways read with it too.
+
+Decides: what a reader sees: which rows are hidden, and how a namespace is named.
+Keeps true
+* I7: tombstones, rows that have expired and rows of deleted namespaces are hidden, by rule and at once.
+* A read never waits: not for the node, not for the mesh, not for a writer.
+* C8: a key that is there throughout appears exactly once in a walk by cursors.
+* I9: a page looks at a bounded number of rows, so tombstones cannot make a list slow; it may be short, or empty, with a cursor.
+In and out: names and keys in, copies out; nothing returned points into the file.
+
+A read is one LMDB transaction. What it needs to know of the namespaces is kept from read to read: LMDB's transaction number
+tells that nothing was written since, the state hash of the system namespace that no system row was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+import lmdb
+
+from kvp2p.core.entry import FLAG_METADATA, ROW_HEAD_BYTES, Kind, row_digest_holds, row_kind
+from kvp2p.core.port import ReadTransaction
+from kvp2p.core.system_rows import NAMESPACE_PREFIX, Namespace, decode_namespace, namespace_key
+from kvp2p.core.vector import VersionVector
+from kvp2p.errors import RequestError, StoreCorrupt, StoreFormatError
+from kvp2p.ids import SYSTEM_NAMESPACE, AccountId, NamespaceId, Version
+from kvp2p.limits import KEY_BYTES_MAX, LIST_KEYS_MAX, LIST_ROWS_SCANNED_MAX
+from kvp2p.store import meta
+from kvp2p.store.cursor import decode_cursor, encode_cursor
+from kvp2p.store.environment import DATA_FILE
+from kvp2p.store.layout import LONG_KEY_BYTES_MIN, LayoutReader, tail_key
+from kvp2p.store.lmdb_store import LmdbStore, LmdbTables
+from kvp2p.store.meta import cached_field
+from kvp2p.store.tables import HASHES, META, ROWS, TAILS
+
+STORE_DIRECTORY: Final = "store"  # inside a node's data directory
+
+# The first 12 bytes of a row that is a value, has no metadata and does not expire: all it takes to see that it is shown.
+_PLAIN_HEAD = bytes([Kind.VALUE]) + bytes(11)
+_PLAIN_HEAD_END = bytes([Kind.VALUE]) + bytes(10) + b"\x01"  # two comparisons are cheaper than a slice
+_NEVER = bytes(8)
+
+
+class Found(NamedTuple):
+    """A key's value and what was stored with it. `metadata` is compact JSON; `expires_at` is unix seconds, 0 for never."""
+
+    value: bytes
+    metadata: bytes | None
+    expires_at: int
+    version: Version
+
+
+class ListedKey(NamedTuple):
+    """A key in a list."""
+
+    key: bytes
+    metadata: bytes | None
+    expires_at: int
+    version: Version
+
+    @property
+    def name(self) -> str:
+        """The key as text; bytes that are not UTF-8 become surrogates, which `Replica` takes back."""
+        return self.key.decode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a list, in byte order. `cursor` leads to the next part; it is None when `list_complete`."""
+
+    keys: tuple[ListedKey, ...]
+    list_complete: bool
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The live namespaces, as of one transaction. Replaced whole, so that threads may share it."""
+
+    transaction: int
+    generation: bytes
+    namespaces: tuple[Namespace, ...]
+    ids: dict[str | bytes, NamespaceId]  # by 16 bytes, by 32 hex digits, by title
+
+
+def is_hidden(row: bytes, now: Callable[[], float]) -> bool:
+    """Tell whether a row is hidden from readers: a tombstone, or expired. Asks for the time only when the row expires."""
+    if row_kind(row) == Kind.TOMBSTONE:
+        return True
+    expires = row[4:12]
+    return expires != _NEVER and int.from_bytes(expires, "big") <= now()
+
+
+def _key_bytes(key: str | bytes) -> bytes:
+    return key.encode("utf-8", "surrogateescape") if isinstance(key, str) else key
+
+
+def _metadata(row: bytes) -> bytes | None:
+    if not row[1] & FLAG_METADATA:
+        return None
+    return bytes(row[ROW_HEAD_BYTES : ROW_HEAD_BYTES + int.from_bytes(row[2:4], "big")])
+
+
+class View:
+    """One read transaction of a gateway: a context manager, as cheap as can be. What it returns is copied."""
+
+    __slots__ = ("_replica", "_transaction")
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._transaction: lmdb.Transaction[bytes]
+
+    def __enter__(self) -> Self:
+        try:
+            self._transaction = self._replica.begin()
+        except lmdb.Error as error:
+            raise self._replica.store.translated(error) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._transaction.abort()
+        if isinstance(error, lmdb.Error):
+            raise self._replica.store.translated(error) from error
+
+    @property
+    def system_generation(self) -> bytes:
+        """Bytes that change whenever a system row does: the totals of the system namespace. Empty before the first row."""
+        return self._transaction.get(SYSTEM_NAMESPACE, b"", self._replica.tables[HASHES])
+
+    @property
+    def vector(self) -> VersionVector:
+        """The vector that the rows of this view belong to."""
+        raw = self._transaction.get(meta.VECTOR.name, None, self._replica.tables[META])
+        return cached_field(meta.VECTOR, raw, self._replica.store.decoded)
+
+    @property
+    def transaction(self) -> ReadTransaction:
+        """The whole read transaction, for what this class has no short way to. It ends with the view."""
+        return LayoutReader(LmdbTables(self._transaction, self._replica.tables), self._replica.store.decoded)
+
+    def raw_row(self, namespace: NamespaceId, key: bytes) -> bytes | None:
+        """Return a row as stored, hidden or not: ask `is_hidden`."""
+        if len(key) < LONG_KEY_BYTES_MIN:
+            return self._transaction.get(namespace + key, None, self._replica.tables[ROWS])
+        return self._transaction.get(tail_key(namespace + key), None, self._replica.tables[TAILS])
+
+
+class Replica:
+    """A reader of the node whose data directory this is; the node need not run.
+
+    `path` is the data directory or the store inside it. `now` gives unix seconds. Titles are looked up in `account` (None: the
+    cluster's first). Raises StoreError, or StoreFormatError, when there is no store that can be read.
+    May be used from several threads. Close it, or use it as a context manager.
+    """
+
+    def __init__(
+        self, path: Path | str, *, now: Callable[[], float] = time.time, account: AccountId | None = None
+    ) -> None:
+        directory = Path(path)
+        if not (directory / DATA_FILE).exists() and (directory / STORE_DIRECTORY).exists():
+            directory /= STORE_DIRECTORY
+        self.store = LmdbStore.open(directory, readonly=True)
+        self._now = now
+        self._account = account
+        self.tables: dict[str, Any] = self.store.environment.tables
+        self._rows = self.tables[ROWS]
+        self.begin: Callable[..., lmdb.Transaction[bytes]] = self.store.environment.handle.begin
+        self._known = _Known(-1, b"", (), {})
+        self._hot = (self._known.transaction, self._known.ids)
+
+    def close(self) -> None:
+        """Let go of the file. Views must have ended."""
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def check(self) -> None:
+        """Raise StoreError when the file was replaced since it was opened; readers that live long ask now and then."""
+        self.store.check_in_place()
+
+    def view(self) -> View:
+        """Open a read transaction: `with replica.view() as view`."""
+        return View(self)
+
+    # --- single keys
+
+    def get(self, namespace: str | bytes, key: str | bytes) -> bytes | None:
+        """Return the value of a key, None when there is none to see.
+
+        `namespace` is an id (32 hex digits or 16 bytes) or a title; an id wins. Raises RequestError `namespace_not_found` or
+        `bad_key`.
+        """
+        # The same as `find`, written out for the usual case, because the budget is half the speed of a bare LMDB read: the
+        # rest (a commit since the last read, a new name, a key that is long or no UTF-8, a row with more than a value) is
+        # left to `find`. LMDB itself refuses keys of over 495 bytes, and gives one of 495 its marker, which is empty.
+        try:
+            transaction = self.begin(self._rows)
+            try:
+                number, ids = self._hot
+                if transaction.id() == number:
+                    row = transaction.get(ids[namespace] + (key.encode() if key.__class__ is str else key))  # type: ignore[operator]
+                    if row is None:
+                        if key:
+                            return None
+                    elif _PLAIN_HEAD <= row < _PLAIN_HEAD_END:
+                        return row[ROW_HEAD_BYTES:]
+            finally:
+                transaction.abort()
+        except (KeyError, UnicodeEncodeError, lmdb.Error):
+            pass
+        found = self.find(namespace, key)
+        return None if found is None else found.value
+
+    def get_with_metadata(self, namespace: str | bytes, key: str | bytes) -> tuple[bytes, bytes | None] | None:
+        """Return value and metadata (compact JSON, None when there is none) of a key."""
+        found = self.find(namespace, key)
+        return None if found is None else (found.value, found.metadata)
+
+    def find(self, namespace: str | bytes, key: str | bytes, *, verify: bool = False) -> Found | None:
+        """Return all there is to a key. `verify` checks the row's digest: StoreCorrupt when the file is damaged there."""
+        raw_key = _key_bytes(key)
+        try:
+            transaction = self.begin(self._rows)
+            try:
+                row = self._row(transaction, namespace, raw_key)
+            finally:
+                transaction.abort()
+        except lmdb.Error as error:
+            raise self.store.translated(error) from error
+        if row is None:
+            return None
+        if verify and not row_digest_holds(row):
+            raise StoreCorrupt(f"the row of key {key!r} in namespace {namespace!r} does not match its digest")
+        return self._shown(row)
+
+    def _row(self, transaction: lmdb.Transaction[bytes], namespace: str | bytes, key: bytes) -> bytes | None:
+        if not 1 <= len(key) <= KEY_BYTES_MAX:
+            raise RequestError(
+                "bad_key", f"the key has {len(key)} bytes, 1 to {KEY_BYTES_MAX} are allowed", KEY_BYTES_MAX
+            )
+        full_key = self._find_namespace(self._refresh(transaction), namespace) + key
+        if len(key) < LONG_KEY_BYTES_MIN:
+            return transaction.get(full_key, None, self._rows)
+        return transaction.get(tail_key(full_key), None, self.tables[TAILS])
+
+    def _shown(self, row: bytes) -> Found | None:
+        if is_hidden(row, self._now):
+            return None
+        if row_kind(row) != Kind.VALUE:
+            raise StoreFormatError("the value is stored in chunks, which this version of kvp2p does not read")
+        value_at = ROW_HEAD_BYTES + int.from_bytes(row[2:4], "big")
+        return Found(row[value_at:], _metadata(row), int.from_bytes(row[4:12], "big"), Version(row[12:32]))
+
+    # --- lists
+
+    def list(
+        self, namespace: str | bytes, prefix: str | bytes = b"", limit: int = LIST_KEYS_MAX, cursor: str | None = None
+    ) -> Page:
+        """Return the next at most `limit` keys that start with `prefix`, after `cursor`.
+
+        Raises RequestError `namespace_not_found`, `bad_cursor`, `bad_limit` or `bad_prefix`.
+        """
+        prefix = _key_bytes(prefix)
+        if not 1 <= limit <= LIST_KEYS_MAX:
+            raise RequestError("bad_limit", f"limit is {limit}, 1 to {LIST_KEYS_MAX} are allowed", LIST_KEYS_MAX)
+        if len(prefix) > KEY_BYTES_MAX:
+            message = f"the prefix has {len(prefix)} bytes, the limit is {KEY_BYTES_MAX}"
+            raise RequestError("bad_prefix", message, KEY_BYTES_MAX)
+        namespace_id = self.resolve(namespace)
+        after = None if cursor is None else decode_cursor(namespace_id, cursor)
+        if after is not None and after < prefix:
+            after = None  # the cursor of a list with another prefix, which ended before this one begins
+        return self._page(namespace_id, prefix, limit, after)
+
+    def _page(self, namespace: NamespaceId, prefix: bytes, limit: int, after: bytes | None) -> Page:
+        keys: list[ListedKey] = []
+        last = b""
+        with self.store.read(views=True) as transaction:
+            standing = transaction.row(SYSTEM_NAMESPACE, namespace_key(namespace))
+            if standing is None or row_kind(standing) != Kind.VALUE:  # deleted since it was resolved [I7]
+                raise RequestError("namespace_not_found", f"there is no namespace {namespace.hex()!r}")
+            for scanned, (key, row) in enumerate(transaction.rows(namespace, prefix, after)):
+                if not key.startswith(prefix):
+                    break
+                if scanned >= LIST_ROWS_SCANNED_MAX:
+                    return Page(tuple(keys), list_complete=False, cursor=encode_cursor(namespace, last))
+                if not is_hidden(row, self._now):
+                    if len(keys) == limit:
+                        return Page(tuple(keys), list_complete=False, cursor=encode_cursor(namespace, last))
+                    expires_at = int.from_bytes(row[4:12], "big")
+                    keys.append(ListedKey(key, _metadata(row), expires_at, Version(bytes(row[12:32]))))
+                last = key
+        return Page(tuple(keys), list_complete=True, cursor=None)
+
+    # --- namespaces
+
+    def namespaces(self) -> tuple[Namespace, ...]:
+        """Return the live namespaces of all accounts, ordered by id."""
+        return self._current().namespaces
+
+    def resolve(self, namespace: str | bytes) -> NamespaceId:
+        """Return the id of a live namespace; raises RequestError `namespace_not_found`."""
+        return self._find_namespace(self._current(), namespace)
+
+    def _current(self) -> _Known:
+        try:
+            transaction = self.begin(self._rows)
+            try:
+                return self._refresh(transaction)
+            finally:
+                transaction.abort()
+        except lmdb.Error as error:
+            raise self.store.translated(error) from error
+
+    @staticmethod
+    def _find_namespace(known: _Known, namespace: str | bytes) -> NamespaceId:
+        found = known.ids.get(namespace)
+        if found is None and isinstance(namespace, str) and len(namespace) == 32:
+            found = known.ids.get(namespace.lower())  # hex digits in upper case; a title of that form cannot be
+        if found is None:
+            shown = namespace if isinstance(namespace, str) else namespace.hex()
+            raise RequestError("namespace_not_found", f"there is no namespace {shown[:80]!r}")
+        return found
+
+    def _refresh(self, transaction: lmdb.Transaction[bytes]) -> _Known:
+        known = self._known
+        number = transaction.id()
+        if known.transaction == number:
+            return known
+        generation = transaction.get(SYSTEM_NAMESPACE, b"", self.tables[HASHES])
+        if known.transaction >= 0 and known.generation == generation:
+            known = _Known(number, generation, known.namespaces, known.ids)
+        else:
+            known = self._load(
+                LayoutReader(LmdbTables(transaction, self.tables), self.store.decoded), number, generation
+            )
+        self._known = known
+        self._hot = (known.transaction, known.ids)
+        return known
+
+    def _load(self, transaction: ReadTransaction, number: int, generation: bytes) -> _Known:
+        account = self._account or transaction.identity.account
+        namespaces = []
+        for key, row in transaction.rows(SYSTEM_NAMESPACE, start=NAMESPACE_PREFIX):
+            if not key.startswith(NAMESPACE_PREFIX):
+                break
+            if row_kind(row) == Kind.VALUE:
+                namespaces.append(decode_namespace(key, row[ROW_HEAD_BYTES:]))
+        ids: dict[str | bytes, NamespaceId] = {one.title: one.namespace for one in namespaces if one.account == account}
+        for one in namespaces:  # after the titles: an id wins
+            ids[one.namespace.hex()] = ids[bytes(one.namespace)] = one.namespace
+        return _Known(number, generation, tuple(namespaces), ids)
