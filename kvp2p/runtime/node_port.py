@@ -12,6 +12,7 @@ A gateway serves reads without its node, so `run` is started at once and connect
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
@@ -50,7 +51,7 @@ WriteCallback = Callable[[Outcome], None]
 _LOG = structlog.get_logger("kvp2p.node_port")
 
 
-class _Request:
+class _Request(ABC):
     """One request on its way to its answer."""
 
     __slots__ = ("answer_by", "deadline", "estimated_bytes", "is_sent", "number", "remaining_ms")
@@ -63,16 +64,17 @@ class _Request:
         self.is_sent = False
         self.remaining_ms = 0  # to the deadline, at the moment of sending
 
+    @abstractmethod
     def message(self) -> LocalMessage:
-        raise NotImplementedError
+        """Return what is sent."""
 
+    @abstractmethod
     def end_unsent(self, code: str, message: str) -> None:
         """The node will never see this request."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end_unanswered(self, message: str) -> None:
         """The node may have seen this request."""
-        raise NotImplementedError
 
 
 class _Write(_Request):
