@@ -1,0 +1,172 @@
+"""Who may do what: tokens and namespaces, resolved from this machine's own system rows.
+
+Decides: which token a request comes with, which namespace it means, and whether that is allowed.
+Keeps true: a revoked token and a deleted namespace act at once: everything cached here goes when the state hash of the
+    system namespace changes, which is looked at in the transaction that the request itself reads in. I9, caches are bounded.
+    Until the system rows have arrived the answer is 503, never 401: this node does not know yet who may do what.
+In and out: an open view, the Authorization field and the raw path segment in; Token, NamespaceId or RequestError out.
+
+A token sees the namespaces of its account, or those it is restricted to: any other is `namespace_not_found`, as if it were not
+there. One that it sees but may not use so is `forbidden`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from kvp2p.core.entry import ROW_HEAD_BYTES, Kind, row_kind
+from kvp2p.core.system_rows import (
+    NAMESPACE_PREFIX,
+    TOKEN_PREFIX,
+    Namespace,
+    Permission,
+    Token,
+    decode_namespace,
+    decode_token,
+    hash_token,
+    token_key,
+)
+from kvp2p.errors import RemoteProtocolError, RequestError
+from kvp2p.gateway.target import LOOKS_LIKE_ID, decode_name
+from kvp2p.ids import SYSTEM_NAMESPACE, AccountId, NamespaceId
+from kvp2p.store.reader import View
+
+CACHED_MAX: Final = 16_384  # guess: pairs of token and namespace that one process serves at a time
+
+_NOT_ARRIVED = "this node has not received the cluster's namespaces and tokens yet; ask another node or retry"
+
+
+class Access:
+    """The cached view of the system rows. `readable` is for the hot path: it holds only what `resolve` has allowed to be read."""
+
+    def __init__(self, wall_s: Callable[[], float] = time.time) -> None:
+        self._wall_s = wall_s
+        self._generation = b""
+        self._is_complete = False
+        self._tokens: dict[bytes, Token] = {}
+        self._first_expiry = 0  # of the cached tokens that expire, unix seconds; 0: none does
+        self._namespaces: dict[NamespaceId, Namespace] | None = None
+        self._titles: dict[tuple[AccountId, str], NamespaceId] = {}
+        self._decoded: dict[bytes, Namespace] = {}
+        # (Authorization field, target up to the slash before the key) → namespace
+        self.readable: dict[tuple[bytes, bytes], NamespaceId] = {}
+
+    def refresh(self, view: View) -> None:
+        """Forget what may have changed. To be called with each new view, before anything else."""
+        generation = view.system_generation
+        if generation != self._generation:
+            self._generation = generation
+            self._forget()
+            self._namespaces = None
+            self._titles.clear()
+        if not self._is_complete:
+            self._is_complete = view.transaction.complete
+
+    def forget_expired(self) -> None:
+        """Forget everything once a cached token has expired. To be called each second."""
+        if self._first_expiry and self._first_expiry <= self._wall_s():
+            self._forget()
+
+    def _forget(self) -> None:
+        self.readable.clear()
+        self._tokens.clear()
+        self._first_expiry = 0
+
+    def token(self, view: View, authorization: bytes) -> Token:
+        """Return the token of an Authorization field.
+
+        Raises RequestError: `unauthorized`, or `not_ready` where this node cannot know.
+        """
+        if not self._is_complete:
+            raise RequestError("not_ready", _NOT_ARRIVED)
+        token = self._tokens.get(authorization)
+        if token is None:
+            token = self._look_up(view, authorization)
+            if len(self._tokens) >= CACHED_MAX:
+                self._forget()
+            self._tokens[authorization] = token
+            if token.expires_at:
+                self._first_expiry = min(self._first_expiry or token.expires_at, token.expires_at)
+        if token.expires_at and token.expires_at <= self._wall_s():
+            raise RequestError("unauthorized", "the token has expired")
+        return token
+
+    def _look_up(self, view: View, authorization: bytes) -> Token:
+        scheme, _, text = authorization.partition(b" ")
+        text = text.strip()
+        if scheme.lower() == b"bearer" and text:
+            key = token_key(hash_token(text.decode("utf-8", "surrogateescape")))
+            row = view.raw_row(SYSTEM_NAMESPACE, key)
+            if row is not None and row_kind(row) == Kind.VALUE:
+                try:
+                    return decode_token(key, row[ROW_HEAD_BYTES:])
+                except RemoteProtocolError as error:
+                    raise RequestError(
+                        "unauthorized", "the token's row cannot be read; create another token"
+                    ) from error
+        if not self._has_tokens(view):
+            raise RequestError("not_ready", _NOT_ARRIVED)
+        if not authorization:
+            raise RequestError("unauthorized", "a token is needed: Authorization: Bearer <token>")
+        if scheme.lower() != b"bearer" or not text:
+            raise RequestError("unauthorized", "the Authorization header must be: Bearer <token>")
+        raise RequestError("unauthorized", "the token is not known, or was revoked")
+
+    def _has_tokens(self, view: View) -> bool:
+        for key, row in view.transaction.rows(SYSTEM_NAMESPACE, TOKEN_PREFIX):
+            if not key.startswith(TOKEN_PREFIX):
+                return False
+            if row_kind(row) == Kind.VALUE:
+                return True
+        return False
+
+    def namespaces(self, view: View, token: Token) -> list[Namespace]:
+        """Return the namespaces that a token sees, by id."""
+        return [one for one in self._table(view).values() if _sees(token, one)]
+
+    def namespace(self, view: View, token: Token, segment: bytes, permission: Permission) -> Namespace:
+        """Return the namespace that a raw path segment names by id or title; an id wins.
+
+        Raises RequestError: `bad_namespace`, `namespace_not_found`, `forbidden`.
+        """
+        text = decode_name(segment)
+        table = self._table(view)
+        found = table.get(NamespaceId(bytes.fromhex(text))) if LOOKS_LIKE_ID.fullmatch(text) else None
+        if found is None:
+            by_title = self._titles.get((token.account, text))
+            found = None if by_title is None else table[by_title]
+        if found is None or not _sees(token, found):
+            raise RequestError("namespace_not_found", f"there is no namespace with the id or title {text[:80]!r}")
+        if not token.allows(permission, found.namespace, found.account):
+            raise RequestError(
+                "forbidden", f"the token {token.name!r} has no permission to {permission} in this namespace"
+            )
+        return found
+
+    def allow_reading(self, authorization: bytes, prefix: bytes, namespace: NamespaceId) -> None:
+        """Let the hot path answer further reads of this token under this prefix of the target."""
+        if len(self.readable) >= CACHED_MAX:
+            self.readable.clear()
+        self.readable[authorization, prefix] = namespace
+
+    def _table(self, view: View) -> dict[NamespaceId, Namespace]:
+        """Return all live namespaces; rows that did not change are not decoded again."""
+        if self._namespaces is None:
+            known, self._decoded = self._decoded, {}
+            self._namespaces = {}
+            for key, row in view.transaction.rows(SYSTEM_NAMESPACE, NAMESPACE_PREFIX):
+                if not key.startswith(NAMESPACE_PREFIX):
+                    break
+                if row_kind(row) != Kind.VALUE:
+                    continue
+                namespace = known.get(key + row) or decode_namespace(key, row[ROW_HEAD_BYTES:])
+                self._decoded[key + row] = namespace
+                self._namespaces[namespace.namespace] = namespace
+                self._titles[namespace.account, namespace.title] = namespace.namespace
+        return self._namespaces
+
+
+def _sees(token: Token, namespace: Namespace) -> bool:
+    return namespace.account == token.account and (token.namespaces is None or namespace.namespace in token.namespaces)

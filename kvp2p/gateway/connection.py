@@ -1,0 +1,354 @@
+"""One connection: receives, answers in order, sends.
+
+Decides: when a request may start, when bytes leave, when the connection is read no further, and when it ends.
+Keeps true: answers leave in the order of the requests. A read starts when every write before it on this connection has
+    ended, so a pipeline reads its own writes; consecutive writes of keys are under way together, in order. I9: what is
+    received and not answered, and what is answered and not sent, is bounded; beyond that the connection is not read.
+    I10: a write under way when its client leaves goes on, and its outcome is dropped here alone.
+In and out: a non-blocking socket. One task receives; a second one exists only while the peer does not take what we send.
+Source: RFC 9112 (2022) section 9.3.2 (pipelining), 9.6 (closing so that the last answer is not lost).
+
+No cancel scope and no timer per request: `deadline` is a number that the server's sweep compares with the clock.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from kvp2p.errors import RequestError, StoreError
+from kvp2p.gateway.answers import CONTINUE, answer_status, refusal_answer, with_close, without_body
+from kvp2p.gateway.exchange import METHODS_OF_WRITES, Exchange
+from kvp2p.gateway.fields import Fields
+from kvp2p.gateway.intake import Intake, Phase
+from kvp2p.limits import HTTP_PIPELINED_WRITES_MAX, HTTP_RESPONSE_BUFFER_BYTES_MAX
+
+if TYPE_CHECKING:
+    from kvp2p.gateway.server import Gateway
+
+_LOG = structlog.get_logger("kvp2p.gateway")
+
+RECEIVE_BYTES: Final = 65_536  # guess: some hundred requests in one call; nothing of it is held by an idle connection
+PENDING_MAX: Final = 2 * HTTP_PIPELINED_WRITES_MAX  # requests received and not answered before reading stops
+PENDING_BYTES_MAX: Final = 1_048_576  # of their bodies
+LINGER_SECONDS: Final = 1.0  # after our last byte, so that the peer reads it before a reset
+
+
+class Connection:
+    """One client's connection. `deadline` is when the sweep calls `expire`."""
+
+    def __init__(self, gateway: Gateway, sock: socket.socket) -> None:
+        self._gateway = gateway
+        self._reads = gateway.reads
+        self._socket = sock
+        self._intake = Intake(self, gateway.writes.is_known, trio.current_time)
+        self._pending: deque[Exchange] = deque()
+        self._pending_bytes = 0
+        self._started = 0  # of the pending, from the left
+        self._out: list[bytes] = []
+        self._out_bytes = 0  # in `_out`, and given to `_push`
+        self._plain_answers = 0  # GETs that the hot path answered in this read
+        self._head_timed = -1
+        self._owes_continue = False
+        self._is_pushing = False
+        self._is_ending = False  # nothing more is answered
+        self._is_shut = False
+        self._progress: trio.Event | None = None
+        self._deadline = trio.current_time() + gateway.settings.idle_timeout_seconds
+        self._send_deadline = math.inf
+        self.is_closed = False
+
+    @property
+    def deadline(self) -> float:
+        """Trio time at which waiting for the peer ends."""
+        return min(self._deadline, self._send_deadline)
+
+    # --- the receiving task
+
+    async def serve(self) -> None:
+        """Serve the connection to its end; the socket is closed then."""
+        sock = self._socket
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(sock)
+                try:
+                    data = sock.recv(RECEIVE_BYTES)
+                except BlockingIOError:
+                    continue
+                if not data:
+                    break
+                if self._is_ending or self._intake.is_over:
+                    continue  # what comes after the last request is read and dropped
+                self._receive(data)
+                while self._is_full() and not self.is_closed:
+                    await self._next_progress()
+            # The peer has said all it has to say; it may still be listening.
+            while (self._pending or self._out_bytes) and not self.is_closed:
+                await self._next_progress()
+        except (trio.ClosedResourceError, OSError):
+            return  # the sweep closed it, or the peer is gone
+        except Exception:  # noqa: BLE001  one connection met a bug of ours: it is told in the log, the others go on
+            _LOG.exception("connection_failed")
+        finally:
+            self.abort()
+
+    async def _next_progress(self) -> None:
+        self._progress = trio.Event()
+        await self._progress.wait()
+
+    def _is_full(self) -> bool:
+        return (
+            self._out_bytes >= HTTP_RESPONSE_BUFFER_BYTES_MAX
+            or len(self._pending) >= PENDING_MAX
+            or self._pending_bytes >= PENDING_BYTES_MAX
+        )
+
+    def _receive(self, data: bytes) -> None:
+        gateway, intake = self._gateway, self._intake
+        began = trio.current_time()
+        try:
+            intake.feed(data)
+            if intake.rejection is not None:
+                self._take_rejection(intake.rejection)
+            if self._pending:
+                self._advance()
+        finally:
+            gateway.views.release()
+        self._flush()
+        now = trio.current_time()
+        counters = gateway.counters
+        counters.bytes_received += len(data)
+        if self._plain_answers:
+            counters.values_read += self._plain_answers
+            counters.reads.observe(now - began, self._plain_answers)
+            self._plain_answers = 0
+        self._set_deadline(now)
+
+    def _set_deadline(self, now: float) -> None:
+        settings, intake = self._gateway.settings, self._intake
+        if self._is_shut or self.is_closed:
+            return
+        if intake.phase is Phase.HEAD:
+            if self._head_timed != intake.heads_begun:  # more bytes of the same head give it no more time
+                self._head_timed = intake.heads_begun
+                self._deadline = now + settings.head_timeout_seconds
+        elif intake.phase is Phase.BODY:
+            self._deadline = now + settings.body_timeout_seconds
+        else:
+            # Waiting for the node is bounded by the node port.
+            self._deadline = math.inf if self._pending else now + settings.idle_timeout_seconds
+
+    # --- from the intake
+
+    def take_plain_get(self, target: bytes, fields: Fields) -> bool:
+        """Answer a GET at once when it is its turn and it needs nothing but its row."""
+        if self._pending or self._out_bytes >= HTTP_RESPONSE_BUFFER_BYTES_MAX or self._gateway.is_draining:
+            return False
+        try:
+            answer = self._reads.plain_value(target, fields.authorization)
+        except StoreError:
+            return False  # the longer way tells it
+        if answer is None:
+            return False
+        self._out.append(answer)
+        self._out_bytes += len(answer)
+        self._plain_answers += 1
+        return True
+
+    def take(self, exchange: Exchange) -> None:
+        """Queue a request."""
+        self._owes_continue = False
+        if self._gateway.is_draining:
+            exchange.closes = True
+        self._pending.append(exchange)
+        self._pending_bytes += len(exchange.body or b"")
+
+    def send_continue(self) -> None:
+        """Ask for a body, once all answers before are on their way."""
+        self._owes_continue = True
+        if not self._pending:
+            self._continue()
+
+    def _continue(self) -> None:
+        if self._owes_continue:
+            self._owes_continue = False
+            self._out.append(CONTINUE)
+            self._out_bytes += len(CONTINUE)
+
+    def _take_rejection(self, rejection: RequestError) -> None:
+        exchange = Exchange(b"", b"", None, trio.current_time())
+        exchange.closes = True
+        exchange.answer = refusal_answer(rejection)
+        self._intake.rejection = rejection
+        self._owes_continue = False
+        self._pending.append(exchange)
+
+    # --- the pipeline
+
+    def resume(self) -> None:
+        """Go on after an outcome has come. The caller releases the view afterwards."""
+        if self.is_closed:
+            return
+        try:
+            self._advance()
+            self._flush()
+        except Exception:  # noqa: BLE001  as in `serve`
+            _LOG.exception("connection_failed")
+            self.abort()
+        self._set_deadline(trio.current_time())
+        self._note_progress()
+
+    def _note_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.set()
+
+    def _advance(self) -> None:
+        """Answer from the left what can be answered, start what may start."""
+        pending = self._pending
+        while pending and self._out_bytes < HTTP_RESPONSE_BUFFER_BYTES_MAX and not self._is_ending:
+            head = pending[0]
+            if head.answer is None and not self._started:
+                self._start(head)
+            if head.answer is None:
+                self._start_writes_ahead(head)
+                return
+            pending.popleft()
+            self._started = max(0, self._started - 1)
+            self._answer(head)
+        if not pending:
+            self._continue()
+
+    def _start_writes_ahead(self, head: Exchange) -> None:
+        """Start the writes that follow a write under way: the node and the leader keep their order."""
+        pending = self._pending
+        if not head.is_key_write:
+            return
+        while self._started < min(len(pending), HTTP_PIPELINED_WRITES_MAX):
+            following = pending[self._started]
+            if not following.is_key_write or following.answer is not None:
+                return
+            self._start(following)
+
+    def _start(self, exchange: Exchange) -> None:
+        self._started += 1
+        self._pending_bytes -= len(exchange.body or b"")
+        self._gateway.routes.start(exchange)
+        if exchange.answer is None:
+            exchange.on_end = self._wake
+
+    def _wake(self) -> None:
+        self._gateway.resume_soon(self)
+
+    def _answer(self, exchange: Exchange) -> None:
+        answer = exchange.answer
+        assert answer is not None
+        method = exchange.method
+        if method == b"HEAD":
+            answer = without_body(answer)
+        if exchange.closes:
+            answer = with_close(answer)
+            self._is_ending = True
+            self._pending.clear()
+        self._out.append(answer)
+        self._out_bytes += len(answer)
+        counters = self._gateway.counters
+        counters.count(method, answer_status(answer))
+        latencies = counters.writes if method in METHODS_OF_WRITES else counters.reads
+        latencies.observe(trio.current_time() - exchange.received_at)
+
+    # --- sending
+
+    def _flush(self) -> None:
+        """Send all that is ready in one call; what the peer does not take now is left to a task."""
+        if self._is_pushing or self.is_closed:
+            return
+        out = self._out
+        if out:
+            data = out[0] if len(out) == 1 else b"".join(out)
+            out.clear()
+            sent = self._send(data)
+            if sent < len(data) and not self.is_closed:
+                self._is_pushing = True
+                self._gateway.nursery.start_soon(self._push, memoryview(data)[sent:])
+                return
+        if self._is_ending and not self._is_shut:
+            self._shut()
+
+    def _send(self, data: bytes | memoryview) -> int:
+        try:
+            sent = self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self.abort()
+            return 0
+        self._out_bytes -= sent
+        self._gateway.counters.bytes_sent += sent
+        return sent
+
+    async def _push(self, rest: memoryview) -> None:
+        """Send the rest, and all that became ready meanwhile, as the peer takes it."""
+        patience = self._gateway.settings.body_timeout_seconds
+        try:
+            while rest and not self.is_closed:
+                self._send_deadline = trio.current_time() + patience
+                await trio.lowlevel.wait_writable(self._socket)
+                rest = rest[self._send(rest) :]
+                if not rest and self._out:
+                    rest = memoryview(b"".join(self._out))
+                    self._out.clear()
+        except trio.ClosedResourceError:
+            return
+        self._send_deadline = math.inf
+        self._is_pushing = False
+        try:
+            self.resume()
+        finally:
+            self._gateway.views.release()
+
+    # --- the end
+
+    def _shut(self) -> None:
+        """Say that nothing more comes, and give the peer a moment to read the last answer."""
+        self._is_shut = True
+        self._deadline = trio.current_time() + LINGER_SECONDS
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.abort()
+
+    def expire(self) -> None:
+        """End a connection whose deadline has passed."""
+        is_waiting_for_request = self._intake.phase is not Phase.BETWEEN and not self._pending
+        if self._is_shut or self._is_pushing or not is_waiting_for_request:
+            self.abort()
+            return
+        self._take_rejection(RequestError("request_timeout", "the request did not arrive in time"))
+        self._advance()
+        self._flush()
+
+    def drain(self) -> None:
+        """End after the requests in hand; at once when there are none."""
+        if self._pending:
+            if self._intake.phase is Phase.BETWEEN:
+                self._pending[-1].closes = True
+        elif self._intake.phase is Phase.BETWEEN and not self._out_bytes:
+            self.abort()
+        elif self._intake.phase is Phase.BETWEEN:
+            self._is_ending = True
+
+    def abort(self) -> None:
+        """Close the socket. Idempotent."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        trio.lowlevel.notify_closing(self._socket)
+        self._socket.close()
+        self._pending.clear()
+        self._out.clear()
+        self._note_progress()

@@ -1,0 +1,61 @@
+"""One request on its way to its answer.
+
+Decides: nothing; it is what intake, pipeline and routes hand to each other.
+Keeps true: an exchange is answered exactly once.
+In and out: made by the intake with everything that was received, ended by a route or by the node's outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kvp2p.gateway.fields import Fields
+from kvp2p.gateway.target import Target, parse_target
+
+METHODS_OF_WRITES = frozenset({b"PUT", b"DELETE"})
+
+
+class Exchange:
+    """A request, and in the end its answer. `body` is None when it was not kept, `body_bytes` is its length all the same."""
+
+    __slots__ = (
+        "answer",
+        "body",
+        "body_bytes",
+        "closes",
+        "fields",
+        "is_key_write",
+        "is_started",
+        "method",
+        "on_end",
+        "received_at",
+        "target",
+    )
+
+    def __init__(
+        self,
+        method: bytes,
+        target: bytes,
+        fields: Fields | None,
+        received_at: float,
+        body: bytes | None = None,
+        body_bytes: int = 0,
+    ) -> None:
+        self.method = method
+        self.target: Target = parse_target(target)
+        self.fields = fields
+        self.body = body
+        self.body_bytes = body_bytes
+        self.received_at = received_at
+        self.is_key_write = method in METHODS_OF_WRITES and bool(self.target.key)
+        self.is_started = False
+        self.closes = False
+        self.answer: bytes | None = None
+        self.on_end: Callable[[], None] | None = None
+
+    def end(self, answer: bytes) -> None:
+        """Give the answer; tells the connection, if it no longer waits in the same call."""
+        assert self.answer is None
+        self.answer = answer
+        if self.on_end is not None:
+            self.on_end()

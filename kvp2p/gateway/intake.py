@@ -1,0 +1,284 @@
+"""From received bytes to requests: what httptools does not check, and what is kept of a body.
+
+Decides: where one request ends, which requests are refused while they are read, which bodies are kept.
+Keeps true: I9, target, header, chunk extensions, trailers and body are limited while they are parsed. After a fault of
+    framing nothing more of the connection is understood as a request.
+In and out: `feed(bytes)` in; `take_plain_get` (may answer at once) and `take(exchange)` out, in the order of the bytes.
+    `rejection` is set when the connection must end after what was taken.
+Source: RFC 9112 (2022). llhttp refuses Content-Length with Transfer-Encoding, two lengths, bare LF, folded headers. It lets
+    through 1 MB targets, `TE: gzip, chunked`, a missing Host, 60 KB of chunk extensions, HTTP/0.9 and 2.0.
+
+Chunk extensions have no callback and no limit in llhttp. So a size line is fed in slices shorter than the limit: a slice
+that begins and ends inside one line, without an event, is an extension over the limit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Final, Protocol
+
+import httptools
+
+from kvp2p.errors import RequestError
+from kvp2p.gateway.exchange import Exchange
+from kvp2p.gateway.fields import Fields, Pairs
+from kvp2p.limits import (
+    HTTP_CHUNK_EXTENSION_BYTES_MAX,
+    HTTP_HEADER_BYTES_MAX,
+    HTTP_HEADERS_MAX,
+    HTTP_URL_BYTES_MAX,
+    VALUE_BYTES_MAX,
+)
+
+# A size line: 16 hex digits, CR LF, and the extension.
+_SLICE_BYTES: Final = HTTP_CHUNK_EXTENSION_BYTES_MAX + 20
+# A body over the limit is read and dropped up to here, so that the caller gets the 413 on a connection that goes on.
+DISCARD_BYTES_MAX: Final = 26_214_400 + 1_048_576  # Cloudflare's largest value, and a little
+_HTTP_VERSIONS: Final = frozenset({"1.1", "1.0"})
+_CHUNKED: Final = re.compile(rb"chunked", re.IGNORECASE)
+
+
+class Phase(Enum):
+    """Where in a request the bytes end."""
+
+    BETWEEN = auto()
+    HEAD = auto()
+    BODY = auto()
+
+
+class Taker(Protocol):
+    """Whom requests are handed to."""
+
+    def take_plain_get(self, target: bytes, fields: Fields) -> bool:
+        """Answer a GET with plain fields at once, if possible and if it is its turn."""
+        ...
+
+    def take(self, exchange: Exchange) -> None:
+        """Take a request."""
+        ...
+
+    def send_continue(self) -> None:
+        """Ask for the body of the request that is being received."""
+        ...
+
+
+class _LastRequest(Exception):
+    """Stops the parser: what follows a request that ends its connection is nobody's business."""
+
+
+class Intake:
+    """Reads the requests of one connection. `keeps_body_of` says which Authorization fields are worth a buffer."""
+
+    def __init__(self, taker: Taker, keeps_body_of: Callable[[bytes], bool], clock: Callable[[], float]) -> None:
+        self._taker = taker
+        self._keeps_body_of = keeps_body_of
+        self._clock = clock
+        self._parser = httptools.HttpRequestParser(self)
+        self._target = b""
+        self._pairs: Pairs = []
+        self._known_pairs: Pairs = []
+        self._fields = Fields([])
+        self._body: list[bytes] | None = None
+        self._body_bytes = 0
+        self._head_bytes = 0  # received of an unfinished head, whole reads only
+        self._events = 0  # of a chunked body
+        self._is_in_size_line = False
+        self.phase = Phase.BETWEEN
+        self.heads_begun = 0  # tells one head from the next
+        self.is_last = False  # the request that was taken last ends the connection
+        self.rejection: RequestError | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more of this connection will be understood as a request."""
+        return self.is_last or self.rejection is not None
+
+    # --- bytes
+
+    def feed(self, data: bytes) -> None:
+        """Read on. Stops for good when `is_last` or `rejection` is set."""
+        head_before = self.heads_begun if self.phase is Phase.HEAD else -1
+        if self.phase is Phase.HEAD or self._is_chunked_body() or _CHUNKED.search(data):
+            self._feed_sliced(data)
+        else:
+            self._feed(data)
+        if self.phase is Phase.HEAD and self.rejection is None:
+            self._head_bytes = self._head_bytes + len(data) if head_before == self.heads_begun else 0
+            if self._head_bytes > HTTP_URL_BYTES_MAX + HTTP_HEADER_BYTES_MAX or len(self._pairs) > HTTP_HEADERS_MAX:
+                self.rejection = _headers_too_large()
+
+    def _is_chunked_body(self) -> bool:
+        return self.phase is Phase.BODY and self._fields.is_chunked
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        while data:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                # An upgrade that is not accepted is a plain request (RFC 9110 section 7.8); the rest is the next one.
+                self._parser = httptools.HttpRequestParser(self)
+                data = data[upgrade.args[0] :]
+            except httptools.HttpParserCallbackError as error:
+                cause = error.__context__
+                if isinstance(cause, RequestError):
+                    self.rejection = cause
+                elif not isinstance(cause, _LastRequest):
+                    raise
+                return
+            except httptools.HttpParserError as error:
+                self.rejection = RequestError("malformed_request", f"the request is not HTTP/1.1: {error}")
+                return
+
+    def _feed_sliced(self, data: bytes) -> None:
+        """Feed heads and chunked bodies in slices; all else whole."""
+        view = memoryview(data)
+        at = 0
+        quiet_bytes = 0
+        while at < len(data) and not self.is_over:
+            if self.phase is Phase.HEAD or self._is_chunked_body():
+                end = at + _SLICE_BYTES
+            else:
+                match = _CHUNKED.search(data, at)
+                end = max(match.start(), at + 1) if match else len(data)
+            events = self._events
+            part = view[at:end]
+            self._feed(part)
+            at = end
+            quiet_bytes = quiet_bytes + len(part) if self._is_chunked_body() and events == self._events else 0
+            if quiet_bytes >= (_SLICE_BYTES if self._is_in_size_line else HTTP_HEADER_BYTES_MAX):
+                where = "a chunk extension" if self._is_in_size_line else "the trailer"
+                limit = HTTP_CHUNK_EXTENSION_BYTES_MAX if self._is_in_size_line else HTTP_HEADER_BYTES_MAX
+                self.rejection = RequestError("malformed_request", f"{where} has more than {limit} bytes", limit)
+
+    # --- callbacks of httptools; what they raise comes back as HttpParserCallbackError
+
+    def on_message_begin(self) -> None:
+        """Note that a request has begun."""
+        self.phase = Phase.HEAD
+        self.heads_begun += 1
+
+    def on_url(self, part: bytes) -> None:
+        """Collect the target."""
+        self._target = self._target + part if self._target else part
+        if len(self._target) > HTTP_URL_BYTES_MAX:
+            raise RequestError(
+                "url_too_long", f"the request target has more than {HTTP_URL_BYTES_MAX} bytes", HTTP_URL_BYTES_MAX
+            )
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect a header field, or one of a trailer, which is dropped."""
+        self._pairs.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Judge the head, before the body."""
+        pairs = self._pairs
+        if pairs != self._known_pairs:
+            self._known_pairs = pairs
+            self._fields = Fields(pairs)
+        self._pairs = []
+        self.phase = Phase.BODY
+        self._body_bytes = 0
+        fields = self._fields
+        if not fields.is_plain or fields.content_length or fields.has_keep_alive:
+            self._judge(fields)
+
+    def _judge(self, fields: Fields) -> None:
+        parser = self._parser
+        if fields.refusal is not None:
+            raise fields.refusal
+        version = parser.get_http_version()
+        if version not in _HTTP_VERSIONS:
+            raise _version_not_supported()
+        if version == "1.1" and not fields.has_host:
+            raise RequestError("malformed_request", "a request of HTTP/1.1 needs a Host header")
+        has_body = fields.is_chunked or fields.content_length > 0
+        if version == "1.0" and fields.is_chunked:
+            raise RequestError("malformed_request", "HTTP/1.0 has no Transfer-Encoding")
+        if has_body and parser.should_upgrade():
+            # llhttp would take the body for the other protocol's bytes.
+            raise RequestError(
+                "not_implemented", "a request with a body cannot be upgraded: leave out the Upgrade header"
+            )
+        self._is_in_size_line = fields.is_chunked
+        if fields.content_length > VALUE_BYTES_MAX and (
+            fields.expects_continue or fields.content_length > DISCARD_BYTES_MAX
+        ):
+            raise _value_too_large(fields.content_length)
+        is_put = parser.get_method() == b"PUT"
+        keeps = (
+            is_put
+            and has_body
+            and fields.content_length <= VALUE_BYTES_MAX
+            and self._keeps_body_of(fields.authorization)
+        )
+        self._body = [] if keeps else None
+        if fields.expects_continue and has_body:
+            self._taker.send_continue()
+
+    def on_body(self, part: bytes) -> None:
+        """Keep a part of a body while it may still be a value."""
+        self._events += 1
+        self._body_bytes += len(part)
+        if self._body_bytes > VALUE_BYTES_MAX:
+            self._body = None
+            if self._body_bytes > DISCARD_BYTES_MAX:
+                raise _value_too_large(self._body_bytes)
+        elif self._body is not None:
+            self._body.append(part)
+
+    def on_chunk_header(self) -> None:
+        """Note the end of a size line."""
+        self._events += 1
+        self._is_in_size_line = False
+
+    def on_chunk_complete(self) -> None:
+        """Note the end of a chunk."""
+        self._events += 1
+        self._is_in_size_line = True
+
+    def on_message_complete(self) -> None:
+        """Hand the request over."""
+        self.phase = Phase.BETWEEN
+        target, self._target = self._target, b""
+        if self._pairs:
+            self._pairs = []  # of a trailer
+        fields, parser = self._fields, self._parser
+        method = parser.get_method()
+        # HTTP/1.0 keeps a connection only when the answer says so, which ours do not.
+        is_kept_alive = parser.should_keep_alive() and not (
+            fields.has_keep_alive and parser.get_http_version() == "1.0"
+        )
+        if is_kept_alive and fields.is_plain and method == b"GET" and self._taker.take_plain_get(target, fields):
+            return
+        if not is_kept_alive and parser.get_http_version() not in _HTTP_VERSIONS:
+            raise _version_not_supported()
+        body_bytes, parts, self._body = self._body_bytes, self._body, None
+        body = b"" if not body_bytes else None if parts is None else b"".join(parts)
+        exchange = Exchange(method, target, fields, self._clock(), body, body_bytes)
+        exchange.closes = self.is_last = not is_kept_alive or method == b"CONNECT"
+        self._taker.take(exchange)
+        if self.is_last:
+            raise _LastRequest
+
+
+def _version_not_supported() -> RequestError:
+    return RequestError("version_not_supported", "the data port speaks HTTP/1.1")
+
+
+def _headers_too_large() -> RequestError:
+    return RequestError(
+        "headers_too_large",
+        f"the header has more than {HTTP_HEADER_BYTES_MAX} bytes or {HTTP_HEADERS_MAX} fields",
+        HTTP_HEADER_BYTES_MAX,
+    )
+
+
+def _value_too_large(value_bytes: int) -> RequestError:
+    return RequestError(
+        "value_too_large",
+        f"the value has {value_bytes} bytes or more; {VALUE_BYTES_MAX} are the limit",
+        VALUE_BYTES_MAX,
+    )

@@ -1,0 +1,158 @@
+"""From a request to whoever answers it.
+
+Decides: which route and method is served by what; what is sent to the node, and when a read waits for it.
+Keeps true: I10, each write is submitted once and its outcome becomes its answer. A request with `X-KV-Namespace` is binding
+    protocol whatever its path, and `/proxy/` is Miniflare's: until those are served, both are 501 and never 404, because
+    their clients read 404 as "there is no value".
+In and out: `start(exchange)` ends the exchange before it returns, or later when the node has answered.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+import trio
+
+from kvp2p import __version__
+from kvp2p.core.operations import Ending, Operation
+from kvp2p.errors import RequestError, StoreError
+from kvp2p.gateway.answers import error_answer, json_answer, refusal_answer
+from kvp2p.gateway.exchange import Exchange
+from kvp2p.gateway.fields import Fields
+from kvp2p.gateway.reads import Reads
+from kvp2p.gateway.target import Route, Target
+from kvp2p.gateway.views import Views
+from kvp2p.gateway.writes import Writes, outcome_answer
+from kvp2p.ids import Version
+from kvp2p.limits import WRITE_DEADLINE_MS
+from kvp2p.runtime.node_port import NodePort
+
+_LOG = structlog.get_logger("kvp2p.gateway")
+
+_ALLOWED: Final = {
+    Route.KEY: (b"GET", b"HEAD", b"PUT", b"DELETE"),
+    Route.NAMESPACE: (b"GET", b"HEAD", b"PUT", b"DELETE"),
+    Route.NAMESPACES: (b"GET", b"HEAD"),
+    Route.HEALTH: (b"GET", b"HEAD"),
+    Route.READINESS: (b"GET", b"HEAD"),
+}
+_BINDING: Final = "X-KV-Namespace: this version of kvp2p does not speak the Workers binding protocol yet"
+_PROXY: Final = "/proxy/: this version of kvp2p does not speak the Miniflare remote-binding envelope yet"
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """Answers requests. Reads that wait for a version wait in `nursery`, up to `min_version_wait_ms`."""
+
+    reads: Reads
+    writes: Writes
+    views: Views
+    node: NodePort
+    nursery: trio.Nursery
+    api_url: str
+    min_version_wait_ms: int
+
+    def start(self, exchange: Exchange) -> None:
+        """Answer an exchange, or send what will answer it. The caller releases the view afterwards."""
+        try:
+            answer = self._answer(exchange)
+        except RequestError as refusal:
+            answer = refusal_answer(refusal)
+        except StoreError as error:
+            _LOG.warning("store_failed", error=str(error))
+            answer = error_answer("unavailable", "this node cannot read its store, nothing was applied; see its log")
+        if answer is not None:
+            exchange.end(answer)
+
+    def _answer(self, exchange: Exchange) -> bytes | None:
+        """Return the answer, None when it comes later."""
+        fields, target = exchange.fields, exchange.target
+        assert fields is not None
+        if b"x-kv-namespace" in fields.values:
+            raise RequestError("not_implemented", _BINDING)
+        if target.route is Route.PROXY:
+            raise RequestError("not_implemented", _PROXY)
+        allowed = _ALLOWED.get(target.route)
+        if allowed is None:
+            raise RequestError("route_not_found", "the data port has /v1, /healthz and /readyz")
+        if exchange.method not in allowed:
+            return error_answer(
+                "method_not_allowed",
+                "this path does not take this method",
+                lines=b"Allow: %b\r\n" % b", ".join(allowed),
+            )
+        if exchange.method in {b"GET", b"HEAD"}:
+            return self._read(exchange, fields, target)
+        operation = self._operation(exchange, fields, target)
+        exchange.body = None
+        self._submit(exchange, operation)
+        return None
+
+    def _read(self, exchange: Exchange, fields: Fields, target: Target) -> bytes | None:
+        if target.route is Route.HEALTH:
+            return self._health()
+        if target.route is Route.READINESS:
+            readiness = self.node.readiness
+            body = json.dumps({"ready": readiness.ready, "reason": readiness.reason}).encode("ascii")
+            return json_answer(body, 200 if readiness.ready else 503)
+        read = {Route.KEY: self.reads.value, Route.NAMESPACE: self.reads.keys}.get(target.route, self.reads.namespaces)
+        version = fields.min_version()
+        if version is None or self.reads.covers(version):
+            return read(target, fields)
+        read(target, fields)  # whoever may not read must not make this node wait
+        self.nursery.start_soon(self._read_covered, exchange, version, read, target, fields)
+        return None
+
+    async def _read_covered(
+        self,
+        exchange: Exchange,
+        version: Version,
+        read: Callable[[Target, Fields], bytes],
+        target: Target,
+        fields: Fields,
+    ) -> None:
+        outcome = await self.node.await_version(version, self.min_version_wait_ms)
+        try:
+            # The node's word counts for its own store, and this is the same file: the view opened now covers it.
+            if outcome.ending == Ending.ACKED or self.reads.covers(version):
+                answer = read(target, fields)
+            else:
+                answer = error_answer(
+                    "not_caught_up",
+                    f"this node has not caught up with KV-Min-Version in {self.min_version_wait_ms} ms, or cannot tell: {outcome.message}",
+                )
+        except RequestError as refusal:
+            answer = refusal_answer(refusal)
+        except StoreError as error:
+            answer = error_answer("unavailable", f"this node cannot read its store: {error}")
+        finally:
+            self.views.release()
+        exchange.end(answer)
+
+    def _health(self) -> bytes:
+        identity = self.views.current().transaction.identity
+        document = {
+            "name": identity.name,
+            "node_id": identity.node.hex(),
+            "cluster_id": identity.cluster.hex(),
+            "version": __version__,
+            "api_url": self.api_url,
+        }
+        return json_answer(json.dumps(document).encode("ascii"))
+
+    def _operation(self, exchange: Exchange, fields: Fields, target: Target) -> Operation:
+        is_put = exchange.method == b"PUT"
+        if target.route is Route.KEY:
+            if is_put:
+                return self.writes.put(target, fields, exchange.body, exchange.body_bytes)
+            return self.writes.delete(target, fields)
+        return (self.writes.create_namespace if is_put else self.writes.delete_namespace)(target, fields)
+
+    def _submit(self, exchange: Exchange, operation: Operation) -> None:
+        self.node.submit_nowait(
+            (operation,), WRITE_DEADLINE_MS, lambda outcome: exchange.end(outcome_answer(operation, outcome))
+        )

@@ -1,0 +1,201 @@
+"""The gateway: listener, connections, and the clock that watches over them.
+
+Decides: how many connections there are, which have waited too long, and how the process drains.
+Keeps true: I9, `connections_max`; a connection over it is told 503 and closed. Draining ends within `DRAIN_SECONDS`:
+    listeners first, then idle connections, then each connection with its last answer.
+In and out: `run` serves until it is cancelled; `drain` makes it stop in good order.
+
+A task a connection, one that accepts, one that resumes connections whose writes have ended (a group commit ends many at
+once: each connection then gets one send), one that ticks.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+import trio
+
+from kvp2p.config import HttpSettings
+from kvp2p.gateway.access import Access
+from kvp2p.gateway.answers import error_answer, refresh_heads, with_close
+from kvp2p.gateway.connection import Connection
+from kvp2p.gateway.counters import Counters
+from kvp2p.gateway.reads import Reads
+from kvp2p.gateway.routes import Routes
+from kvp2p.gateway.views import Views
+from kvp2p.gateway.writes import Writes
+from kvp2p.runtime.node_port import NodePort
+from kvp2p.store.reader import Replica
+
+_LOG = structlog.get_logger("kvp2p.gateway")
+
+ACCEPTS_MAX: Final = 64  # in one go, so that a flood of connections does not stop those that are there
+BACKLOG: Final = 1_024
+TICK_SECONDS: Final = 1.0  # dates have seconds; counters are reported as often
+DRAIN_SECONDS: Final = 3.5  # the supervisor kills after 5 s
+_OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """Bind and listen, sharing the port with the other gateways of this node. Raises OSError.
+
+    The supervisor has made sure that no other node has the port.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.setblocking(False)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+class Gateway:
+    """One gateway. Make it inside the nursery it runs in."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        listeners: Sequence[socket.socket],
+        replica: Replica,
+        node: NodePort,
+        settings: HttpSettings,
+        api_url: str,
+    ) -> None:
+        self.nursery = nursery
+        self.settings = settings
+        self.node = node
+        self.counters = Counters()
+        self.access = Access()
+        self.views = Views(replica, self.access)
+        self.reads = Reads(self.views, self.access)
+        self.writes = Writes(self.views, self.access)
+        self.routes = Routes(self.reads, self.writes, self.views, node, nursery, api_url, settings.min_version_wait_ms)
+        self.is_draining = False
+        self._listeners = list(listeners)
+        self._connections: set[Connection] = set()
+        self._to_resume: list[Connection] = []
+        self._wake = trio.Event()
+        self._all_closed = trio.Event()
+
+    def start(self) -> None:
+        """Begin to serve."""
+        for listener in self._listeners:
+            self.nursery.start_soon(self._accept, listener)
+        self.nursery.start_soon(self._resume)
+        self.nursery.start_soon(self._sweep)
+        self.nursery.start_soon(self._tick)
+
+    async def drain(self) -> None:
+        """Take no more connections, end those that are there, wait until they have ended or `DRAIN_SECONDS` are over."""
+        self.is_draining = True
+        for listener in self._listeners:
+            # Whoever connected before this moment is served.
+            self._accept_waiting(listener)
+            trio.lowlevel.notify_closing(listener)
+            listener.close()
+        for connection in list(self._connections):
+            connection.drain()
+        with trio.move_on_after(DRAIN_SECONDS):
+            while self._connections:
+                self._all_closed = trio.Event()
+                await self._all_closed.wait()
+        _LOG.info("drained", connections_cut=len(self._connections))
+        self.node.report(self.counters.samples())
+
+    def resume_soon(self, connection: Connection) -> None:
+        """Let a connection go on whose first request has got its answer."""
+        self._to_resume.append(connection)
+        self._wake.set()
+
+    # --- tasks
+
+    async def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                await trio.lowlevel.wait_readable(listener)
+                self._accept_waiting(listener)
+            except trio.ClosedResourceError:
+                return
+            except OSError as error:
+                if error.errno not in _OUT_OF_DESCRIPTORS:
+                    raise
+                _LOG.warning("accept_failed", error=str(error))
+                await trio.sleep(0.1)
+
+    def _accept_waiting(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPTS_MAX):
+            try:
+                accepted, _ = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            accepted.setblocking(False)
+            if len(self._connections) >= self.settings.connections_max:
+                self._refuse(accepted)
+                continue
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.counters.connections_accepted += 1
+            connection = Connection(self, accepted)
+            self._connections.add(connection)
+            self.counters.connections_open = len(self._connections)
+            self.nursery.start_soon(self._serve, connection)
+
+    def _refuse(self, accepted: socket.socket) -> None:
+        self.counters.connections_refused += 1
+        limit = self.settings.connections_max
+        answer = error_answer("too_many_connections", f"this gateway has {limit} connections, its limit", limit)
+        try:
+            accepted.send(with_close(answer))
+            accepted.shutdown(socket.SHUT_WR)
+        except OSError:
+            _LOG.debug("refused_connection_gone")
+        accepted.close()
+
+    async def _serve(self, connection: Connection) -> None:
+        try:
+            await connection.serve()
+        finally:
+            self._connections.discard(connection)
+            self.counters.connections_open = len(self._connections)
+            if not self._connections:
+                self._all_closed.set()
+
+    async def _resume(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            connections, self._to_resume = self._to_resume, []
+            try:
+                for connection in dict.fromkeys(connections):
+                    connection.resume()
+            finally:
+                self.views.release()
+
+    async def _sweep(self) -> None:
+        settings = self.settings
+        shortest = min(settings.head_timeout_seconds, settings.body_timeout_seconds, settings.idle_timeout_seconds)
+        interval = min(TICK_SECONDS, shortest / 4)
+        while True:
+            await trio.sleep(interval)
+            now = trio.current_time()
+            for connection in [one for one in self._connections if one.deadline <= now]:
+                self.counters.connections_timed_out += 1
+                connection.expire()
+
+    async def _tick(self) -> None:
+        while True:
+            refresh_heads()
+            self.access.forget_expired()
+            self.node.report(self.counters.samples())
+            # A file that was replaced under us would be read for ever: end, and be started again.
+            self.views.replica.check()
+            await trio.sleep(TICK_SECONDS)
