@@ -1,0 +1,218 @@
+"""The bytes on the unix socket between a node and the gateways and api of its own machine.
+
+Decides: the framing, and for each message the number that names it and its fields:
+
+    4 bytes of length, big-endian, then one CBOR array of one or more messages
+
+    1  Hello         role, process_id
+    2  SubmitWrite   request, deadline_ms, [operation, …]
+    3  AwaitVersion  request, version 20, timeout_ms
+    4  Report        [name, value, …]
+    5  Query         request, what
+    6  LocalOutcome  request, outcome
+    7  QueryAnswer   request, body
+    8  Readiness     ready, reason
+
+Keeps true: I9, a chunk is at most LOCAL_MESSAGE_BYTES_MAX, and so is what a decoder holds back beside what it was just fed.
+In and out: bytes from a stream, in any pieces; RemoteProtocolError ends the connection. Both ends are of one installation, so there is
+no version to agree on: the supervisor starts them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, assert_never
+
+from kvp2p.errors import LocalProtocolError, RemoteProtocolError
+from kvp2p.limits import LOCAL_MESSAGE_BYTES_MAX
+from kvp2p.wire.cbor import CborValue, array_head, decode, encode
+from kvp2p.wire.fields import U32_MAX, blob, flag, items, number, record, text
+from kvp2p.wire.local_messages import (
+    AwaitVersion,
+    Hello,
+    LocalMessage,
+    LocalOutcome,
+    Query,
+    QueryAnswer,
+    Readiness,
+    Report,
+    SubmitWrite,
+)
+from kvp2p.wire.operations import (
+    EXPLANATION_CHARS_MAX,
+    WRITE_TIMEOUT_MS_MAX,
+    decode_operations,
+    decode_outcome,
+    encode_operations,
+    encode_outcome,
+    version,
+)
+
+COUNTERS_MAX: Final = 4_096  # guess: samples of one process
+COUNTER_NAME_CHARS_MAX: Final = 512  # name and labels of one sample
+WORD_CHARS_MAX: Final = 64  # role, what
+_PREFIX_BYTES = 4
+_PACK_HEAD_BYTES = 5
+_ELEMENT_BYTES_MAX = LOCAL_MESSAGE_BYTES_MAX - _PACK_HEAD_BYTES
+
+
+def encode_local(messages: Sequence[LocalMessage]) -> bytes:
+    """Encode messages for the stream, prefixes included: as few chunks as the limit of a chunk allows, none for no message.
+
+    Raises LocalProtocolError when the other end would have to refuse one.
+    """
+    chunks: list[bytes] = []
+    waiting: list[bytes] = []
+    waiting_bytes = 0
+    for message in messages:
+        element = _encode_one(message)
+        if waiting_bytes + len(element) > _ELEMENT_BYTES_MAX:
+            chunks.append(_chunk(waiting))
+            waiting, waiting_bytes = [], 0
+        waiting.append(element)
+        waiting_bytes += len(element)
+    if waiting:
+        chunks.append(_chunk(waiting))
+    return b"".join(chunks)
+
+
+class LocalDecoder:
+    """Cuts a stream into messages. After an error it is of no more use: the connection has to end."""
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[LocalMessage]:
+        """Take bytes as they came and return the messages that are whole.
+
+        Raises RemoteProtocolError when a chunk is wrong or too long, as soon as that can be seen.
+        """
+        buffer = self._buffer
+        buffer += data
+        messages: list[LocalMessage] = []
+        at = 0
+        while len(buffer) - at >= _PREFIX_BYTES:
+            length = int.from_bytes(buffer[at : at + _PREFIX_BYTES], "big")
+            if length > LOCAL_MESSAGE_BYTES_MAX:
+                raise RemoteProtocolError(f"a chunk has {length} bytes; {LOCAL_MESSAGE_BYTES_MAX} are the limit")
+            end = at + _PREFIX_BYTES + length
+            if len(buffer) < end:
+                break
+            value = decode(bytes(buffer[at + _PREFIX_BYTES : end]), LOCAL_MESSAGE_BYTES_MAX)
+            messages += map(_from_raw, items(value, "a chunk", LOCAL_MESSAGE_BYTES_MAX, 1))
+            at = end
+        del buffer[:at]
+        return messages
+
+
+def _chunk(elements: list[bytes]) -> bytes:
+    body = array_head(len(elements)) + b"".join(elements)
+    return len(body).to_bytes(_PREFIX_BYTES, "big") + body
+
+
+def _encode_one(message: LocalMessage) -> bytes:
+    raw = _to_raw(message)
+    try:
+        _from_raw(raw)
+    except RemoteProtocolError as error:
+        raise LocalProtocolError(f"a {type(message).__name__} that nobody would take: {error}") from error
+    element = encode(raw)
+    if len(element) > _ELEMENT_BYTES_MAX:
+        raise LocalProtocolError(
+            f"a {type(message).__name__} has {len(element)} bytes encoded; {_ELEMENT_BYTES_MAX} are the limit"
+        )
+    return element
+
+
+def _to_raw(message: LocalMessage) -> CborValue:
+    match message:
+        case Hello(role, process_id):
+            return [1, role, process_id]
+        case SubmitWrite(request, deadline_ms, operations):
+            return [2, request, deadline_ms, encode_operations(operations)]
+        case AwaitVersion(request, awaited, timeout_ms):
+            return [3, request, awaited, timeout_ms]
+        case Report(counters):
+            return [4, [part for counter in counters for part in counter]]
+        case Query(request, what):
+            return [5, request, what]
+        case LocalOutcome(request, outcome):
+            return [6, request, encode_outcome(outcome)]
+        case QueryAnswer(request, body):
+            return [7, request, body]
+        case Readiness(ready, reason):
+            return [8, ready, reason[:EXPLANATION_CHARS_MAX]]
+        case _:
+            assert_never(message)
+
+
+def _from_raw(value: CborValue) -> LocalMessage:
+    fields = items(value, "a message", 4, 2)
+    tag = fields[0]
+    # True == 1 for a dictionary, but not for the protocol.
+    decoder = _DECODERS.get(tag) if type(tag) is int else None
+    if decoder is None:
+        raise RemoteProtocolError("a message of an unknown kind")
+    return decoder(fields)
+
+
+def _decode_hello(value: CborValue) -> Hello:
+    _, role, process_id = record(value, "a Hello", ("1", "role", "process_id"))
+    return Hello(text(role, "role", WORD_CHARS_MAX), number(process_id, "process_id", U32_MAX))
+
+
+def _decode_submit_write(value: CborValue) -> SubmitWrite:
+    _, request, deadline_ms, operations = record(value, "a SubmitWrite", ("2", "request", "deadline_ms", "operations"))
+    deadline = number(deadline_ms, "deadline_ms", WRITE_TIMEOUT_MS_MAX)
+    return SubmitWrite(number(request, "request"), deadline, decode_operations(operations))
+
+
+def _decode_await_version(value: CborValue) -> AwaitVersion:
+    _, request, awaited, timeout_ms = record(value, "an AwaitVersion", ("3", "request", "version", "timeout_ms"))
+    timeout = number(timeout_ms, "timeout_ms", WRITE_TIMEOUT_MS_MAX)
+    return AwaitVersion(number(request, "request"), version(awaited, "version"), timeout)
+
+
+def _decode_report(value: CborValue) -> Report:
+    _, counters = record(value, "a Report", ("4", "counters"))
+    flat = items(counters, "counters", 2 * COUNTERS_MAX)
+    if len(flat) % 2:
+        raise RemoteProtocolError("counters do not come in pairs")
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return Report(
+        tuple((text(name, "name", COUNTER_NAME_CHARS_MAX, 1), number(count, "value")) for name, count in pairs)
+    )
+
+
+def _decode_query(value: CborValue) -> Query:
+    _, request, what = record(value, "a Query", ("5", "request", "what"))
+    return Query(number(request, "request"), text(what, "what", WORD_CHARS_MAX))
+
+
+def _decode_local_outcome(value: CborValue) -> LocalOutcome:
+    _, request, outcome = record(value, "a LocalOutcome", ("6", "request", "outcome"))
+    return LocalOutcome(number(request, "request"), decode_outcome(outcome))
+
+
+def _decode_query_answer(value: CborValue) -> QueryAnswer:
+    _, request, body = record(value, "a QueryAnswer", ("7", "request", "body"))
+    return QueryAnswer(number(request, "request"), blob(body, "body", LOCAL_MESSAGE_BYTES_MAX))
+
+
+def _decode_readiness(value: CborValue) -> Readiness:
+    _, ready, reason = record(value, "a Readiness", ("8", "ready", "reason"))
+    return Readiness(flag(ready, "ready"), text(reason, "reason", EXPLANATION_CHARS_MAX))
+
+
+_DECODERS: dict[int, Callable[[CborValue], LocalMessage]] = {
+    1: _decode_hello,
+    2: _decode_submit_write,
+    3: _decode_await_version,
+    4: _decode_report,
+    5: _decode_query,
+    6: _decode_local_outcome,
+    7: _decode_query_answer,
+    8: _decode_readiness,
+}

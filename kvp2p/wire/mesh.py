@@ -1,0 +1,379 @@
+"""The bytes between peers: one websocket message is one CBOR array of one or more messages.
+
+Decides: for each message the number that names it, its fields and their bounds:
+
+     1  Frame           issuer 8, after, upto, [stamp − stamp before, row index, …], [namespace 16, key, row, …]
+     2  Digest          vector, state hash 16, comparable, floor, [term, tie 8, node 16] | null, leads 8 | null, complete, wall_ms
+     3  Pull            issuer 8, after, bytes_max
+     4  PullEnd         issuer 8, upto, trimmed
+     5  WalkRequest     walk, [namespace 16, key] | null
+     6  WalkPart        walk, after, upto, [namespace 16, key, row, …], vector
+     7  Forward         request, deadline_ms, [operation, …]
+     8  ForwardOutcome  request, outcome
+     9  Roster          [[node 16, incarnation, name, mesh_url, data_url, api_url], …]
+    32  Ping            number
+    33  Pong            number
+    34  Credit          lane, taken_bytes
+
+The array of a message begins with its number. Vectors are byte strings as `VersionVector.encode` makes them; operations and outcomes
+are laid out in `wire/operations.py`. The positions of a frame are differences, the first one to `after`: at a thousand writes a second
+most take one to five bytes instead of nine, and descending positions cannot even be written down.
+
+Keeps true: I9, bounds come from `limits.py`; a message that decodes re-encodes to the same bytes; a payload is taken whole or not at all.
+In and out: `Message` and `LinkMessage` values; RemoteProtocolError for what a peer may not send, LocalProtocolError for what we may not.
+How versions evolve: see DESIGN.md beside this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, assert_never
+
+from kvp2p.core.entry import check_row
+from kvp2p.core.messages import (
+    Designation,
+    Digest,
+    Forward,
+    ForwardOutcome,
+    Frame,
+    KeyedRow,
+    Lane,
+    Member,
+    Message,
+    Pull,
+    PullEnd,
+    Roster,
+    RowKey,
+    WalkPart,
+    WalkRequest,
+)
+from kvp2p.core.vector import VersionVector
+from kvp2p.errors import LocalProtocolError, RemoteProtocolError
+from kvp2p.ids import ID_BYTES, ISSUER_BYTES, VERSION_BYTES, Issuer, NamespaceId, NodeId, Stamp
+from kvp2p.limits import (
+    FRAME_POSITIONS_MAX,
+    KEY_BYTES_MAX,
+    MEMBERS_MAX,
+    MESH_MESSAGE_BYTES_MAX,
+    PULL_BYTES_MAX,
+    VECTOR_ISSUERS_MAX,
+)
+from kvp2p.wire.cbor import CborValue, array_head, decode, encode
+from kvp2p.wire.fields import U32_MAX, blob, fixed, flag, items, number, record, text
+from kvp2p.wire.link_messages import Credit, LinkMessage, Ping, Pong
+from kvp2p.wire.operations import (
+    WRITE_TIMEOUT_MS_MAX,
+    decode_operations,
+    decode_outcome,
+    encode_operations,
+    encode_outcome,
+)
+
+WIRE_VERSION: Final = 1
+STATE_HASH_BYTES: Final = 16
+MEMBER_NAME_CHARS_MAX: Final = 128  # guess
+URL_CHARS_MAX: Final = 512  # guess: scheme, host name of 253, port
+PACK_HEAD_BYTES: Final = 5  # the longest head that `pack` puts before the elements
+ELEMENT_BYTES_MAX: Final = MESH_MESSAGE_BYTES_MAX - PACK_HEAD_BYTES
+_VECTOR_BYTES_MAX = VERSION_BYTES + VECTOR_ISSUERS_MAX * (ISSUER_BYTES + 8)
+_ROW_BYTES_MAX = MESH_MESSAGE_BYTES_MAX  # check_row knows better
+
+
+def encode_message(message: Message | LinkMessage) -> bytes:
+    """Encode one message, an element for `pack`.
+
+    Raises LocalProtocolError when the peer would have to refuse it. The rows of frames and walk parts are not looked at again:
+    they come from a store that vouches for them.
+    """
+    raw = _to_raw(message)
+    element = encode(raw)
+    if len(element) > ELEMENT_BYTES_MAX:
+        raise LocalProtocolError(
+            f"a {type(message).__name__} has {len(element)} bytes encoded; {ELEMENT_BYTES_MAX} are the limit"
+        )
+    if not isinstance(message, Frame | WalkPart):
+        try:
+            _from_raw(raw)
+        except RemoteProtocolError as error:
+            raise LocalProtocolError(f"a {type(message).__name__} that no peer would take: {error}") from error
+    return element
+
+
+def pack(elements: Sequence[bytes]) -> bytes:
+    """Join encoded messages into the payload of one websocket message."""
+    return array_head(len(elements)) + b"".join(elements)
+
+
+def unpack(payload: bytes) -> list[Message]:
+    """Decode a payload that may not hold messages about the link itself.
+
+    Raises RemoteProtocolError, and takes nothing of the payload, when any of it is wrong.
+    """
+    messages: list[Message] = []
+    for message in unpack_link(payload):
+        if isinstance(message, Ping | Pong | Credit):
+            raise RemoteProtocolError(f"a {type(message).__name__} has no place here")
+        messages.append(message)
+    return messages
+
+
+def unpack_link(payload: bytes) -> list[Message | LinkMessage]:
+    """Decode a payload from a link.
+
+    Raises RemoteProtocolError, and takes nothing of the payload, when any of it is wrong.
+    """
+    elements = items(decode(payload, MESH_MESSAGE_BYTES_MAX), "a payload", MESH_MESSAGE_BYTES_MAX, 1)
+    return [_from_raw(element) for element in elements]
+
+
+def _to_raw(message: Message | LinkMessage) -> CborValue:
+    match message:
+        case Frame(issuer, after, upto, positions, rows):
+            return [1, issuer, after, upto, _encode_positions(after, positions), _encode_rows(rows)]
+        case Digest(vector, state_hash, comparable, floor, designation, leads, complete, wall_ms):
+            given: CborValue = None
+            if designation is not None:
+                given = [designation.term, designation.tie, designation.node]
+            return [2, vector.encode(), state_hash, comparable, floor.encode(), given, leads, complete, wall_ms]
+        case Pull(issuer, after, bytes_max):
+            return [3, issuer, after, bytes_max]
+        case PullEnd(issuer, upto, trimmed):
+            return [4, issuer, upto, trimmed]
+        case WalkRequest(walk, after_key):
+            return [5, walk, _encode_row_key(after_key)]
+        case WalkPart(walk, after_key, upto_key, rows, vector):
+            ends = (_encode_row_key(after_key), _encode_row_key(upto_key))
+            return [6, walk, *ends, _encode_rows(rows), vector.encode()]
+        case Forward(request, deadline_ms, operations):
+            return [7, request, deadline_ms, encode_operations(operations)]
+        case ForwardOutcome(request, outcome):
+            return [8, request, encode_outcome(outcome)]
+        case Roster(members):
+            return [9, [_encode_member(member) for member in members]]
+        case Ping(serial):
+            return [32, serial]
+        case Pong(serial):
+            return [33, serial]
+        case Credit(lane, taken_bytes):
+            return [34, int(lane), taken_bytes]
+        case _:
+            assert_never(message)
+
+
+def _from_raw(value: CborValue) -> Message | LinkMessage:
+    fields = items(value, "a message", 9, 2)
+    tag = fields[0]
+    # True == 1 for a dictionary, but not for the protocol.
+    decoder = _DECODERS.get(tag) if type(tag) is int else None
+    if decoder is None:
+        raise RemoteProtocolError("a message of an unknown kind")
+    return decoder(fields)
+
+
+def _decode_frame(value: CborValue) -> Frame:
+    _, issuer, after, upto, positions, rows = record(value, "a Frame", _FIELDS[1])
+    start, end = number(after, "after"), number(upto, "upto")
+    if start >= end:
+        raise RemoteProtocolError("a Frame that spans nothing")
+    keyed_rows = _decode_rows(rows)
+    return Frame(
+        _issuer(issuer), Stamp(start), Stamp(end), _decode_positions(positions, start, end, len(keyed_rows)), keyed_rows
+    )
+
+
+def _encode_positions(after: Stamp, positions: tuple[tuple[Stamp, int], ...]) -> list[CborValue]:
+    flat: list[CborValue] = []
+    before = after
+    for stamp, index in positions:
+        if stamp <= before:
+            raise LocalProtocolError(f"the positions of a Frame do not ascend: {stamp:x} after {before:x}")
+        flat += (stamp - before, index)
+        before = stamp
+    return flat
+
+
+def _decode_positions(value: CborValue, after: int, upto: int, rows: int) -> tuple[tuple[Stamp, int], ...]:
+    flat = items(value, "the positions of a Frame", 2 * FRAME_POSITIONS_MAX)
+    if len(flat) % 2:
+        raise RemoteProtocolError("the positions of a Frame do not come in pairs")
+    positions: list[tuple[Stamp, int]] = []
+    used: set[int] = set()
+    stamp = after
+    for step, index in zip(flat[::2], flat[1::2], strict=True):
+        if type(step) is not int or step < 1 or type(index) is not int or index >= rows:
+            raise RemoteProtocolError("a position of a Frame does not ascend, or its row is not in the Frame")
+        stamp += step
+        positions.append((Stamp(stamp), index))
+        used.add(index)
+    if stamp > upto:
+        raise RemoteProtocolError("a position of a Frame lies behind its end")
+    if len(used) != rows:
+        raise RemoteProtocolError("a Frame has a row that stands at no position")
+    return tuple(positions)
+
+
+def _encode_rows(rows: tuple[KeyedRow, ...]) -> list[CborValue]:
+    return [part for row in rows for part in row]
+
+
+def _decode_rows(value: CborValue) -> tuple[KeyedRow, ...]:
+    flat = items(value, "rows", 3 * FRAME_POSITIONS_MAX)
+    if len(flat) % 3:
+        raise RemoteProtocolError("rows do not come in threes")
+    rows: list[KeyedRow] = []
+    for namespace, key, row in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
+        own_key, own_row = blob(key, "key", KEY_BYTES_MAX, 1), blob(row, "row", _ROW_BYTES_MAX)
+        check_row(own_key, own_row)
+        rows.append((NamespaceId(fixed(namespace, ID_BYTES, "namespace")), own_key, own_row))
+    return tuple(rows)
+
+
+def _decode_digest(value: CborValue) -> Digest:
+    _, vector, state_hash, comparable, floor, designation, leads, complete, wall_ms = record(
+        value, "a Digest", _FIELDS[2]
+    )
+    return Digest(
+        vector=_vector(vector),
+        state_hash=fixed(state_hash, STATE_HASH_BYTES, "state_hash"),
+        comparable=flag(comparable, "comparable"),
+        floor=_vector(floor),
+        designation=None if designation is None else _decode_designation(designation),
+        leads=None if leads is None else _issuer(leads),
+        complete=flag(complete, "complete"),
+        wall_ms=number(wall_ms, "wall_ms"),
+    )
+
+
+def _decode_designation(value: CborValue) -> Designation:
+    term, tie, node = record(value, "a designation", ("term", "tie", "node"))
+    return Designation(number(term, "term", U32_MAX), _issuer(tie), _node(node))
+
+
+def _decode_pull(value: CborValue) -> Pull:
+    _, issuer, after, bytes_max = record(value, "a Pull", _FIELDS[3])
+    return Pull(_issuer(issuer), Stamp(number(after, "after")), number(bytes_max, "bytes_max", PULL_BYTES_MAX, 1))
+
+
+def _decode_pull_end(value: CborValue) -> PullEnd:
+    _, issuer, upto, trimmed = record(value, "a PullEnd", _FIELDS[4])
+    return PullEnd(_issuer(issuer), Stamp(number(upto, "upto")), flag(trimmed, "trimmed"))
+
+
+def _decode_walk_request(value: CborValue) -> WalkRequest:
+    _, walk, after = record(value, "a WalkRequest", _FIELDS[5])
+    return WalkRequest(number(walk, "walk"), _decode_row_key(after))
+
+
+def _decode_walk_part(value: CborValue) -> WalkPart:
+    _, walk, after, upto, rows, vector = record(value, "a WalkPart", _FIELDS[6])
+    start, end, keyed_rows = _decode_row_key(after), _decode_row_key(upto), _decode_rows(rows)
+    before = start
+    for namespace, key, _ in keyed_rows:
+        if before is not None and (namespace, key) <= before:
+            raise RemoteProtocolError("the rows of a WalkPart do not ascend")
+        before = (namespace, key)
+    # Rows behind the end would be walked twice, and absence in between could not be told [I6].
+    if end is not None and ((before is not None and before > end) or (start is not None and end <= start)):
+        raise RemoteProtocolError("a WalkPart ends before its rows do, or before it starts")
+    return WalkPart(number(walk, "walk"), start, end, keyed_rows, _vector(vector))
+
+
+def _encode_row_key(row_key: RowKey | None) -> CborValue:
+    return None if row_key is None else list(row_key)
+
+
+def _decode_row_key(value: CborValue) -> RowKey | None:
+    if value is None:
+        return None
+    namespace, key = record(value, "a place in key order", ("namespace", "key"))
+    # Also before a namespace's first key, so an empty one is allowed here.
+    return NamespaceId(fixed(namespace, ID_BYTES, "namespace")), blob(key, "key", KEY_BYTES_MAX)
+
+
+def _decode_forward(value: CborValue) -> Forward:
+    _, request, deadline_ms, operations = record(value, "a Forward", _FIELDS[7])
+    deadline = number(deadline_ms, "deadline_ms", WRITE_TIMEOUT_MS_MAX)
+    return Forward(number(request, "request"), deadline, decode_operations(operations))
+
+
+def _decode_forward_outcome(value: CborValue) -> ForwardOutcome:
+    _, request, outcome = record(value, "a ForwardOutcome", _FIELDS[8])
+    return ForwardOutcome(number(request, "request"), decode_outcome(outcome))
+
+
+def _decode_roster(value: CborValue) -> Roster:
+    _, members = record(value, "a Roster", _FIELDS[9])
+    return Roster(tuple(map(_decode_member, items(members, "members", MEMBERS_MAX))))
+
+
+def _encode_member(member: Member) -> list[CborValue]:
+    return [member.node, member.incarnation, member.name, member.mesh_url, member.data_url, member.api_url]
+
+
+def _decode_member(value: CborValue) -> Member:
+    node, incarnation, name, mesh_url, data_url, api_url = record(value, "a member", _MEMBER)
+    return Member(
+        node=_node(node),
+        incarnation=number(incarnation, "incarnation"),
+        name=text(name, "name", MEMBER_NAME_CHARS_MAX),
+        mesh_url=text(mesh_url, "mesh_url", URL_CHARS_MAX),
+        data_url=text(data_url, "data_url", URL_CHARS_MAX),
+        api_url=text(api_url, "api_url", URL_CHARS_MAX),
+    )
+
+
+def _decode_ping(value: CborValue) -> Ping:
+    return Ping(number(record(value, "a Ping", _FIELDS[32])[1], "number"))
+
+
+def _decode_pong(value: CborValue) -> Pong:
+    return Pong(number(record(value, "a Pong", _FIELDS[33])[1], "number"))
+
+
+def _decode_credit(value: CborValue) -> Credit:
+    _, lane, taken_bytes = record(value, "a Credit", _FIELDS[34])
+    return Credit(Lane(number(lane, "lane", Lane.CHUNKS, Lane.DATA)), number(taken_bytes, "taken_bytes", U32_MAX, 1))
+
+
+def _vector(value: CborValue) -> VersionVector:
+    return VersionVector.decode(blob(value, "a version vector", _VECTOR_BYTES_MAX))
+
+
+def _issuer(value: CborValue) -> Issuer:
+    return Issuer(fixed(value, ISSUER_BYTES, "issuer"))
+
+
+def _node(value: CborValue) -> NodeId:
+    return NodeId(fixed(value, ID_BYTES, "node"))
+
+
+_FIELDS: dict[int, tuple[str, ...]] = {
+    1: ("1", "issuer", "after", "upto", "positions", "rows"),
+    2: ("2", "vector", "state_hash", "comparable", "floor", "designation", "leads", "complete", "wall_ms"),
+    3: ("3", "issuer", "after", "bytes_max"),
+    4: ("4", "issuer", "upto", "trimmed"),
+    5: ("5", "walk", "after"),
+    6: ("6", "walk", "after", "upto", "rows", "vector"),
+    7: ("7", "request", "deadline_ms", "operations"),
+    8: ("8", "request", "outcome"),
+    9: ("9", "members"),
+    32: ("32", "number"),
+    33: ("33", "number"),
+    34: ("34", "lane", "taken_bytes"),
+}
+_MEMBER = ("node", "incarnation", "name", "mesh_url", "data_url", "api_url")
+
+_DECODERS: dict[int, Callable[[CborValue], Message | LinkMessage]] = {
+    1: _decode_frame,
+    2: _decode_digest,
+    3: _decode_pull,
+    4: _decode_pull_end,
+    5: _decode_walk_request,
+    6: _decode_walk_part,
+    7: _decode_forward,
+    8: _decode_forward_outcome,
+    9: _decode_roster,
+    32: _decode_ping,
+    33: _decode_pong,
+    34: _decode_credit,
+}
