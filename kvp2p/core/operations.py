@@ -71,6 +71,8 @@ def operation_bytes(operation: Operation) -> int:
     match operation:
         case Put(key=key, value=value, metadata=metadata):
             return ROW_HEAD_BYTES + len(key) + len(value) + len(metadata or b"")
+        case Delete(key=key):
+            return 2 * ROW_HEAD_BYTES + len(key)
         case CreateNamespace(title=title):
             return ROW_HEAD_BYTES + 4 * len(title)
         case _:
