@@ -1,0 +1,153 @@
+"""The node's end of the unix socket: writes, waits and questions of the gateways and the api process.
+
+Decides: how requests of local processes reach the machine and how answers go back, many to a send.
+Keeps true: I10, every request has one answer or its connection ends; I9, a connection that does not take its answers is closed.
+In and out: `wire/local.py` messages. A connection that ends is a process that may have died: the store's reader slots are checked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import structlog
+import trio
+
+from kvp2p.core.operations import Outcome
+from kvp2p.errors import RemoteProtocolError
+from kvp2p.node.status import Counters
+from kvp2p.runtime.driver import ReplicaDriver
+from kvp2p.wire.local import LocalDecoder, encode_local
+from kvp2p.wire.local_messages import (
+    AwaitVersion,
+    Hello,
+    LocalMessage,
+    LocalOutcome,
+    Query,
+    QueryAnswer,
+    Readiness,
+    Report,
+    SubmitWrite,
+)
+
+_RECEIVE_BYTES = 256 * 1024
+_ANSWERS_MAX = 65_536  # guess: more than a gateway may have in flight, so only one that reads nothing gets here
+log = structlog.get_logger("kvp2p.node")
+
+
+class _Connection:
+    """One local process."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.answers: list[LocalMessage] = []
+        self.has_answers = trio.Event()
+        self.cancel_scope = trio.CancelScope()
+
+    def queue(self, message: LocalMessage) -> None:
+        """Queue a message; the writer task sends all that queued up together."""
+        if len(self.answers) >= _ANSWERS_MAX:
+            self.cancel_scope.cancel()
+            return
+        self.answers.append(message)
+        self.has_answers.set()
+
+
+class LocalServer:
+    """Serves the unix socket of one node."""
+
+    def __init__(
+        self,
+        driver: ReplicaDriver,
+        counters: Counters,
+        documents: dict[str, Callable[[], dict[str, Any]]],
+        on_process_gone: Callable[[], None],
+    ) -> None:
+        self._driver = driver
+        self._counters = counters
+        self._documents = documents
+        self._on_process_gone = on_process_gone
+        self._connections: dict[int, _Connection] = {}
+        self._next = 1
+        self._readiness = Readiness(ready=False, reason="the node is starting")
+
+    def publish_readiness(self, is_ready: bool, reason: str) -> None:
+        """Push readiness to every local process when it changed."""
+        readiness = Readiness(is_ready, reason)
+        if readiness != self._readiness:
+            self._readiness = readiness
+            for connection in self._connections.values():
+                connection.queue(readiness)
+
+    async def run(self, path: str, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen on a unix socket at `path` (relative: DESIGN §6 on long paths) until cancelled."""
+        with suppress(FileNotFoundError):
+            os.unlink(path)  # left by an earlier life; the supervisor's lock says that nobody uses it
+        listener = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+        with listener:
+            await listener.bind(path)
+            os.chmod(path, 0o600)
+            listener.listen(64)
+            task_status.started()
+            await trio.serve_listeners(self._serve, [trio.SocketListener(listener)])
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        connection = _Connection(self._next)
+        self._next += 1
+        self._connections[connection.number] = connection
+        connection.queue(self._readiness)
+        try:
+            with connection.cancel_scope:
+                async with stream, trio.open_nursery() as nursery:
+                    nursery.start_soon(self._send_answers, stream, connection)
+                    await self._receive(stream, connection)
+                    nursery.cancel_scope.cancel()
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the process went away; its requests end, their answers find nobody
+        except* RemoteProtocolError as errors:
+            log.error("local_protocol_error", reason=str(errors.exceptions[0]))
+        finally:
+            del self._connections[connection.number]
+            self._counters.end(connection.number)
+            self._on_process_gone()
+
+    async def _receive(self, stream: trio.SocketStream, connection: _Connection) -> None:
+        decoder = LocalDecoder()
+        while data := await stream.receive_some(_RECEIVE_BYTES):
+            for message in decoder.feed(bytes(data)):
+                await self._take(message, connection)
+
+    async def _take(self, message: LocalMessage, connection: _Connection) -> None:
+        match message:
+            case SubmitWrite(request=request, deadline_ms=deadline_ms, operations=operations):
+                await self._driver.write(operations, deadline_ms, _answer(connection, request))
+            case AwaitVersion(request=request, version=version, timeout_ms=timeout_ms):
+                await self._driver.await_version(version, timeout_ms, _answer(connection, request))
+            case Report(counters=counters):
+                self._counters.report(connection.number, counters)
+            case Query(request=request, what=what):
+                make = self._documents.get(what)
+                if make is None:
+                    raise RemoteProtocolError(f"there is no document {what!r}")
+                connection.queue(QueryAnswer(request, json.dumps(make()).encode()))
+            case Hello(role=role, process_id=process_id):
+                log.debug("process_connected", role=role, pid=process_id)
+            case _:
+                raise RemoteProtocolError(f"{type(message).__name__} is not for the node to receive")
+
+    async def _send_answers(self, stream: trio.SocketStream, connection: _Connection) -> None:
+        while True:
+            await connection.has_answers.wait()
+            connection.has_answers = trio.Event()
+            answers, connection.answers = connection.answers, []
+            await stream.send_all(encode_local(answers))
+
+
+def _answer(connection: _Connection, request: int) -> Callable[[Outcome], None]:
+    def tell(outcome: Outcome) -> None:
+        connection.queue(LocalOutcome(request, outcome))
+
+    return tell

@@ -1,0 +1,129 @@
+"""What a node tells of itself: the `status` document, and the counters of all its machine's processes, summed.
+
+Decides: the names in both documents.
+Keeps true: a counter never goes back while the node runs: what an ended process had counted is kept in the sum.
+In and out: the machine's facts and other processes' Reports in, JSON values out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kvp2p
+from kvp2p.core.leadership import Role
+from kvp2p.core.port import Identity
+from kvp2p.core.vector import VersionVector
+from kvp2p.runtime.driver import ReplicaDriver
+
+
+class Counters:
+    """Sums of the counters of gateways, api and this node."""
+
+    def __init__(self) -> None:
+        self._live: dict[int, dict[str, int]] = {}
+        self._ended: dict[str, int] = {}
+
+    def report(self, connection: int, counters: tuple[tuple[str, int], ...]) -> None:
+        """Take over a process's counters as they stand."""
+        self._live[connection] = dict(counters)
+
+    def end(self, connection: int) -> None:
+        """Keep what an ended process had counted."""
+        for name, value in self._live.pop(connection, {}).items():
+            if not _is_gauge(name):
+                self._ended[name] = self._ended.get(name, 0) + value
+
+    def sums(self) -> dict[str, int]:
+        """Return every counter, summed over processes."""
+        sums = dict(self._ended)
+        for counters in self._live.values():
+            for name, value in counters.items():
+                sums[name] = sums.get(name, 0) + value
+        return sums
+
+
+def _is_gauge(name: str) -> bool:
+    base = name.partition("{")[0]
+    return not base.endswith(("_total", "_bucket", "_count", "_sum"))
+
+
+def show_vector(vector: VersionVector) -> dict[str, str]:
+    """Return a vector as issuer (16 hex) to stamp (16 hex)."""
+    return {issuer.hex(): f"{stamp:016x}" for issuer, stamp in vector.items()}
+
+
+def readiness(driver: ReplicaDriver, lag_ms_max: int | None) -> tuple[bool, str]:
+    """Tell whether this node's reads are complete, and if not, why."""
+    facts = driver.machine.readiness
+    if not facts.is_ready:
+        return False, "the node has not caught up with its peers since it started"
+    if lag_ms_max is not None:
+        lag_ms = facts.lag_ms()
+        if lag_ms > lag_ms_max:
+            return False, f"the node lags {lag_ms} ms behind, ready_lag_ms_max is {lag_ms_max}"
+    return True, ""
+
+
+def status_document(driver: ReplicaDriver, identity: Identity, lag_ms_max: int | None) -> dict[str, Any]:
+    """Return what this node believes, as JSON values."""
+    machine = driver.machine
+    board = machine.board
+    board.now = driver.now()
+    is_ready, reason = readiness(driver, lag_ms_max)
+    designation = board.designation
+    peers = [
+        {
+            "node_id": node.hex(),
+            "vector": show_vector(peer.digest.vector) if peer.digest is not None else None,
+            "state_hash": peer.digest.state_hash.hex() if peer.digest is not None else None,
+            "diverged": peer.diverged,
+        }
+        for node, peer in board.peers.items()
+    ]
+    return {
+        "name": identity.name,
+        "node_id": identity.node.hex(),
+        "cluster_id": identity.cluster.hex(),
+        "account_id": identity.account.hex(),
+        "version": kvp2p.__version__,
+        "leader": machine.leadership.role is Role.LEADING,
+        "role": str(machine.leadership.role),
+        "leader_node_id": designation.node.hex() if designation is not None else None,
+        "term": designation.term if designation is not None else None,
+        "ready": is_ready,
+        "ready_reason": reason,
+        "complete": board.complete,
+        "lag_ms": machine.readiness.lag_ms(),
+        "skew_ms": machine.readiness.skew_ms,
+        "state_hash": f"{board.state_hash:032x}",
+        "vector": show_vector(board.vector),
+        "diverged": machine.readiness.is_diverged,
+        "candidates": [node.hex() for node in board.candidates],
+        "peers": peers,
+        "members": [
+            {
+                "node_id": member.node.hex(),
+                "name": member.name,
+                "incarnation": member.incarnation,
+                "mesh_url": member.mesh_url,
+                "data_url": member.data_url,
+                "api_url": member.api_url,
+                "linked": member.node in board.peers or member.node == identity.node,
+            }
+            for member in machine.members.all()
+        ],
+    }
+
+
+def own_counters(driver: ReplicaDriver) -> dict[str, int]:
+    """Return the node process's own samples."""
+    board = driver.machine.board
+    return {
+        "kvp2p_node_syncs_total": driver.writer.syncs,
+        "kvp2p_node_frames_dropped_total": driver.frames_dropped,
+        "kvp2p_node_links": len(board.peers),
+        "kvp2p_node_batches_in_flight": board.batches_in_flight(),
+        "kvp2p_node_ready": int(driver.machine.readiness.is_ready),
+        "kvp2p_node_leads": int(driver.machine.leadership.role is Role.LEADING),
+        "kvp2p_node_lag_ms": driver.machine.readiness.lag_ms(),
+    }

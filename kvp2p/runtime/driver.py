@@ -1,0 +1,261 @@
+"""The actor that owns a replica machine: one task, one bounded inbox, effects performed in order.
+
+Decides: when events are handled and how each effect becomes I/O.
+Keeps true: the host's side of the contract in `core/events.py`; I9, the inbox is bounded: peers and local clients wait for room,
+the store's answers and timers, which the machine asked for, do not.
+In and out: events from links, unix socket, store thread and clock in; messages, batches and replies out. A link that fails becomes
+`PeerDown`; a failure of the driver or of the store's thread ends the node.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+import trio
+
+from kvp2p.core.apply import summarize
+from kvp2p.core.events import (
+    Await,
+    Connect,
+    Disconnect,
+    Effect,
+    Event,
+    Notice,
+    PeerDown,
+    PeerUp,
+    Persist,
+    Persisted,
+    PersistFailed,
+    Received,
+    Reply,
+    Send,
+    SendFailed,
+    Serve,
+    SetTimer,
+    Start,
+    Stop,
+    TimerFired,
+    Write,
+)
+from kvp2p.core.messages import Forward, Member, Message, Pull, WalkRequest
+from kvp2p.core.operations import Operation, Outcome
+from kvp2p.core.replica import ReplicaMachine
+from kvp2p.core.serve import serve
+from kvp2p.core.settings import ReplicaSettings
+from kvp2p.ids import NodeId, Now, Version
+from kvp2p.limits import INBOX_EVENTS_MAX, PULLS_MAX
+from kvp2p.runtime.store_writer import Ending, StoreWriter
+from kvp2p.store.lmdb_store import LmdbStore
+
+MS = 1_000_000
+_EVENTS_PER_TURN = 64  # then other tasks run; guess
+_SERVES_PER_PEER_MAX = 2 * PULLS_MAX + 1
+Tell = Callable[[Outcome], None]
+
+log = structlog.get_logger("kvp2p.replica")
+
+
+class Link(Protocol):
+    """What the driver needs of a link to a peer."""
+
+    def try_send(self, message: Message) -> bool:
+        """Queue a message; False when its lane has no room."""
+        ...
+
+    async def send(self, message: Message) -> None:
+        """Queue a message once there is room; raises when the link ends."""
+        ...
+
+
+class Dialler(Protocol):
+    """What the driver needs of the mesh."""
+
+    def connect(self, node: NodeId | None, url: str) -> None: ...
+
+    def disconnect(self, peer: NodeId, reason: str) -> None: ...
+
+
+class ReplicaDriver:
+    """Runs the machine of one node. Lives inside `run`."""
+
+    def __init__(self, store: LmdbStore, settings: ReplicaSettings, me: Member, seeds: tuple[str, ...]) -> None:
+        self.store = store
+        self.machine = ReplicaMachine(settings, random.SystemRandom())
+        self.writer = StoreWriter(store, self._on_ending)
+        self.dialler: Dialler | None = None  # set by the node before `run`
+        self.on_handled: Callable[[], None] = lambda: None  # called after each turn
+        self.frames_dropped = 0
+        self._me = me
+        self._seeds = seeds
+        self._inbox: deque[Event] = deque()
+        self._arrivals = trio.lowlevel.ParkingLot()
+        self._room = trio.lowlevel.ParkingLot()
+        self._timers: list[tuple[int, int]] = []
+        self._links: dict[NodeId, Link] = {}
+        self._serving: dict[NodeId, deque[Pull | WalkRequest]] = {}
+        self._tells: dict[int, Tell] = {}
+        self._next_request = 1
+        self._nursery: trio.Nursery | None = None
+
+    # --- events from outside
+
+    async def post(self, event: Event) -> None:
+        """Put an event into the inbox, waiting for room."""
+        while len(self._inbox) >= INBOX_EVENTS_MAX:
+            await self._room.park()
+        self._post(event)
+
+    async def write(self, operations: tuple[Operation, ...], deadline_ms: int, tell: Tell) -> None:
+        """Hand in a local client's write; `tell` is called once, with its outcome."""
+        request = self._expect(tell)
+        await self.post(Write(request, operations, time.monotonic_ns() + deadline_ms * MS))
+
+    async def await_version(self, version: Version, timeout_ms: int, tell: Tell) -> None:
+        """Call `tell` when this replica covers a version, or has not by then."""
+        request = self._expect(tell)
+        await self.post(Await(request, version, time.monotonic_ns() + timeout_ms * MS))
+
+    async def on_link_up(self, peer: NodeId, link: Link) -> None:
+        """Take a new link into use."""
+        self._links[peer] = link
+        await self.post(PeerUp(peer))
+
+    async def on_link_down(self, peer: NodeId, reason: str) -> None:
+        """Let go of a link."""
+        self._links.pop(peer, None)
+        self._serving.pop(peer, None)
+        await self.post(PeerDown(peer, reason))
+
+    async def on_message(self, peer: NodeId, message: Message) -> None:
+        """Take a peer's message; the link's credit comes back when there was room for it."""
+        await self.post(Received(peer, message))
+
+    async def stop(self, patience_s: float) -> None:
+        """Refuse new writes and wait until what is being persisted is durable and told."""
+        await self.post(Stop())
+        with trio.move_on_after(patience_s):
+            while self._inbox or self.machine.board.batches_in_flight():  # noqa: ASYNC110 - once, at the end
+                await trio.sleep(0.01)
+
+    def now(self) -> Now:
+        """Read both clocks."""
+        return Now(time.monotonic_ns(), time.time_ns() // MS)
+
+    def _expect(self, tell: Tell) -> int:
+        request, self._next_request = self._next_request, self._next_request + 1
+        self._tells[request] = tell
+        return request
+
+    def _post(self, event: Event) -> None:
+        self._inbox.append(event)
+        self._arrivals.unpark()
+
+    def _on_ending(self, ticket: int, ending: Ending) -> None:
+        if isinstance(ending, Exception):
+            self._post(PersistFailed(ticket, str(ending)))
+        else:
+            self._post(Persisted(ticket, ending))
+
+    # --- the actor
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Start the machine from the store and run it until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await nursery.start(self.writer.run)
+            with self.store.read() as txn:
+                summary = summarize(txn)
+            self._handle(Start(summary, self._me, self._seeds))
+            task_status.started()
+            while True:
+                await self._wait()
+                for _ in range(_EVENTS_PER_TURN):
+                    self._fire_timers()
+                    if not self._inbox:
+                        break
+                    self._handle(self._inbox.popleft())
+                self._room.unpark_all()
+                self.on_handled()
+
+    async def _wait(self) -> None:
+        if self._inbox:
+            await trio.lowlevel.checkpoint()
+            return
+        due_s = (self._timers[0][0] - time.monotonic_ns()) / 1e9 if self._timers else 1.0
+        if due_s <= 0:
+            await trio.lowlevel.checkpoint()
+            return
+        with trio.move_on_after(min(due_s, 1.0)):
+            await self._arrivals.park()
+
+    def _fire_timers(self) -> None:
+        while self._timers and self._timers[0][0] <= time.monotonic_ns():
+            self._inbox.append(TimerFired(heapq.heappop(self._timers)[1]))
+
+    def _handle(self, event: Event) -> None:
+        for effect in self.machine.handle(event, self.now()):
+            self._perform(effect)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Send(peer=peer, message=message):
+                self._send(peer, message)
+            case Persist(ticket=ticket, batch=batch):
+                self.writer.submit(ticket, batch)
+            case Reply(request=request, outcome=outcome):
+                self._tells.pop(request)(outcome)
+            case SetTimer(token=token, at_ns=at_ns):
+                heapq.heappush(self._timers, (at_ns, token))
+            case Serve(peer=peer, request=wanted):
+                self._serve(peer, wanted)
+            case Notice(kind=kind, level=level, fields=fields):
+                getattr(log, level)(kind, **fields)
+            case Connect(node=node, url=url):
+                assert self.dialler is not None
+                self.dialler.connect(node, url)
+            case Disconnect(peer=peer, reason=reason):
+                assert self.dialler is not None
+                self.dialler.disconnect(peer, reason)
+
+    def _send(self, peer: NodeId, message: Message) -> None:
+        link = self._links.get(peer)
+        if link is None or link.try_send(message):
+            return  # without a link PeerDown is on its way
+        if isinstance(message, Forward):
+            self._post(SendFailed(peer, message))
+        else:
+            self.frames_dropped += 1  # safe to drop: the peer sees the gap and pulls at its own pace [I3, I9]
+
+    # --- answers from the store
+
+    def _serve(self, peer: NodeId, request: Pull | WalkRequest) -> None:
+        assert self._nursery is not None
+        waiting = self._serving.get(peer)
+        if waiting is None:
+            self._serving[peer] = deque([request])
+            self._nursery.start_soon(self._serve_peer, peer, self._serving[peer])
+        elif len(waiting) < _SERVES_PER_PEER_MAX:
+            waiting.append(request)
+        else:
+            assert self.dialler is not None
+            self.dialler.disconnect(peer, "it asks for more at once than the protocol allows")
+
+    async def _serve_peer(self, peer: NodeId, waiting: deque[Pull | WalkRequest]) -> None:
+        link = self._links.get(peer)
+        while link is not None and waiting:
+            with self.store.read() as txn:
+                messages = list(serve(txn, waiting.popleft()))  # bounded by PULL_BYTES_MAX
+            for message in messages:
+                try:
+                    await link.send(message)
+                except (trio.ClosedResourceError, trio.BrokenResourceError):
+                    return  # PeerDown is on its way, and the peer will ask again
+            await trio.lowlevel.checkpoint()
+        if self._serving.get(peer) is waiting:
+            del self._serving[peer]
