@@ -1,0 +1,320 @@
+"""A cluster of hosts on one schedule: what scenarios, workload and faults act upon.
+
+Decides: how a cluster begins (its first node as `kvp2p init` makes it, members empty), and how a run's history is recorded.
+Keeps true: everything random comes from the run's seed; two runs with the same seed and plan are the same to the last event.
+In and out: `run_for`, `write`, `read`, `crash`, `restart`, `cut` for those who act; history, trace and states for those who judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from kvp2p.core import system_rows
+from kvp2p.core.apply import apply_batch, is_namespace_deleted, state_hash_seed
+from kvp2p.core.batches import Batch, BatchResult, StampedWrite, WriteGroup
+from kvp2p.core.entry import STATE_HASH_MASK, Kind, decode_row, row_kind, row_state_hash, row_version
+from kvp2p.core.events import Await, Notice, Promote, Write
+from kvp2p.core.hlc import HybridClock
+from kvp2p.core.messages import Designation, Member
+from kvp2p.core.operations import Ending, Operation, Outcome, Put
+from kvp2p.core.port import Identity, ReadTransaction
+from kvp2p.core.settings import ReplicaSettings
+from kvp2p.ids import SYSTEM_NAMESPACE, AccountId, ClusterId, Issuer, NamespaceId, NodeId, Stamp, Version
+from kvp2p.limits import WRITE_DEADLINE_MS
+from kvp2p.sim.disk import Disk
+from kvp2p.sim.history import (
+    ABSENT_CONTENT,
+    Ended,
+    Invoked,
+    Issued,
+    Record,
+    Seen,
+    StandingPosition,
+    StandingRow,
+    StoreState,
+    Told,
+    asked_of,
+    content_of,
+    version_of_operation,
+)
+from kvp2p.sim.host import EPOCH_MS, Host, World
+from kvp2p.sim.network import Network, NetworkProfile, Pair
+from kvp2p.sim.schedule import MS, SECOND, Schedule
+from kvp2p.sim.seeds import Seeds
+from kvp2p.sim.trace import Trace
+from kvp2p.store.memory import MemoryStore
+
+FIRST_TERM = 1
+ALARMS = {"diverged": "I7"}  # notice -> the claim it contradicts: rows differ although vectors are equal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterPlan:
+    """What a cluster is made of. `candidates` may be promoted; `joining` of the nodes are started later by a fault."""
+
+    nodes: int = 3
+    candidates: int = 2
+    joining: int = 0
+    sync_ms: float = 2.0
+    clock_offsets_ms: tuple[int, ...] = ()
+    network: NetworkProfile = field(default_factory=NetworkProfile)
+    settings: ReplicaSettings = field(default_factory=ReplicaSettings)
+
+
+class Cluster:
+    """A running cluster. `host_type` is replaced by planted bugs only."""
+
+    def __init__(
+        self,
+        seeds: Seeds,
+        plan: ClusterPlan,
+        host_type: type[Host] = Host,
+        printer: Callable[[str], None] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.schedule = Schedule()
+        self.trace = Trace(printer)
+        self.network = Network(self.schedule, seeds.random("network"), plan.network, self.note)
+        self.history: list[Record] = []
+        self.hosts: list[Host] = []
+        self.acked = 0
+        self._writes = 0
+        world = World(self.schedule, self.network, self.trace, self)
+        identities = seeds.random("identities")
+        cluster, account = ClusterId(identities.randbytes(16)), AccountId(identities.randbytes(16))
+        self.account = account
+        for index in range(plan.nodes):
+            own = seeds.child(f"node {index}")
+            name = f"n{index + 1}"
+            identity = Identity(cluster, account, NodeId(own.random("id").randbytes(16)), name)
+            store = MemoryStore(identity, complete=index == 0)
+            url = f"sim://{name}"
+            member = Member(identity.node, 0, name, url, "", "")
+            disk = Disk(self.schedule, own.random("disk"), store, plan.sync_ms)
+            join = () if index == 0 else ("sim://n1",)
+            host = host_type(world, member, disk, plan.settings, own.random("machine"), join)
+            if index < len(plan.clock_offsets_ms):
+                host.clock_offset_ms = plan.clock_offsets_ms[index]
+            self.hosts.append(host)
+            self.network.hosts[url] = host
+        self._found(Issuer(identities.randbytes(8)))
+
+    def _found(self, issuer: Issuer) -> None:
+        """Make the first node's store begin as its log would have: designation and the rows that say so."""
+        first = self.hosts[0]
+        candidates = tuple(host.node for host in self.hosts[: self.plan.candidates])
+        puts = (
+            Put(SYSTEM_NAMESPACE, system_rows.LEADER_KEY, system_rows.encode_leader(first.node, FIRST_TERM)),
+            Put(SYSTEM_NAMESPACE, system_rows.CANDIDATES_KEY, system_rows.encode_candidates(candidates)),
+        )
+        write = StampedWrite(HybridClock().tick(EPOCH_MS - 1), puts)
+        group = WriteGroup(FIRST_TERM, issuer, (write,), EPOCH_MS, Designation(FIRST_TERM, issuer, first.node))
+        with first.disk.store.write() as txn:
+            apply_batch(txn, group)
+
+    # --- acting
+
+    def start(self) -> None:
+        """Start all nodes but those that join later."""
+        for host in self.hosts[: self.plan.nodes - self.plan.joining]:
+            host.start()
+
+    def run_for(self, seconds: float, is_over: Callable[[], bool] | None = None) -> bool:
+        """Let virtual time pass, until `is_over()` if that comes first; tell whether it did."""
+        return self.schedule.run_until(self.schedule.now_ns + int(seconds * SECOND), is_over)
+
+    def write(
+        self, host: Host, *operations: Operation, session: int = 0, told: Callable[[Outcome | None], None] | None = None
+    ) -> int:
+        """Ask a living node for a write and record how it ends; return the write's number in the history."""
+        self._writes += 1
+        number = self._writes
+        asked = tuple(map(asked_of, operations))
+        self.history.append(Invoked(self.schedule.now_ns, number, session, host.name, asked))
+
+        def ended(outcome: Outcome | None) -> None:
+            self._on_ended(host, number, operations, outcome)
+            if told is not None:
+                told(outcome)
+
+        deadline_ns = host.now().mono_ns + WRITE_DEADLINE_MS * MS
+        host.request(lambda request: Write(request, operations, deadline_ns), ended)
+        return number
+
+    def _on_ended(self, host: Host, number: int, operations: tuple[Operation, ...], outcome: Outcome | None) -> None:
+        now_ns = self.schedule.now_ns
+        if outcome is None:
+            self.history.append(Ended(now_ns, number, "lost", "", (), visible=False, covered=False))
+            return
+        versions: tuple[str, ...] = ()
+        covered = False
+        if outcome.ending is Ending.ACKED and outcome.version is not None:
+            self.acked += 1
+            count = len(operations)
+            versions = tuple(version_of_operation(outcome.version, index, count).hex() for index in range(count))
+            with host.disk.store.read() as txn:
+                covered = txn.vector.covers(outcome.version)
+        ending = outcome.ending.name.lower()
+        self.history.append(Ended(now_ns, number, ending, outcome.code, versions, outcome.visible, covered))
+
+    def read(self, host: Host, namespace: NamespaceId, key: bytes) -> Seen:
+        """Read a key as a gateway of that node would, and record what was seen. Works while the node's process is down."""
+        with host.disk.store.read() as txn:
+            row = None if is_namespace_deleted(txn, namespace) else txn.row(namespace, key)
+        version = None if row is None else row_version(row).hex()
+        content = ABSENT_CONTENT if row is None else _content_of_row(namespace, key, row)
+        where = (namespace.hex(), key.hex())
+        seen = Seen(self.schedule.now_ns, host.name, host.disk.generation, *where, version, content)
+        self.history.append(seen)
+        return seen
+
+    def promote(self, host: Host, told: Callable[[Outcome | None], None], *, override: bool = False) -> None:
+        """Ask a living node to lead at a new term."""
+        host.request(lambda request: Promote(request, override), told)
+
+    def wait_for_version(self, host: Host, version: Version, timeout_ms: int) -> None:
+        """Let a reader wait at a living node until it covers a version; a node that says so must have it durably [I3]."""
+
+        def ended(outcome: Outcome | None) -> None:
+            if outcome is not None and outcome.ending is Ending.ACKED:
+                with host.disk.store.read() as txn:
+                    if not txn.vector.covers(version):
+                        self.alarm(host, "I3", f"a reader was told that {version.hex()} is here")
+
+        deadline_ns = host.now().mono_ns + timeout_ms * MS
+        host.request(lambda request: Await(request, version, deadline_ns), ended)
+
+    def crash(self, host: Host, share_kept: float = 0.0, notice_ms: float = 200.0) -> None:
+        """Kill a node's process."""
+        host.crash(share_kept, notice_ms)
+
+    def cut_off(self, group: list[Host], one_way: str = "") -> list[Pair]:
+        """Cut a group from the rest in both directions, or only "out" of it or "in"to it; give the result to `heal`."""
+        rest = [host for host in self.hosts if host not in group]
+        out = [(inner.node, outer.node) for inner in group for outer in rest]
+        back = [(outer, inner) for inner, outer in out]
+        directions = {"": out + back, "out": out, "in": back}[one_way]
+        self.network.cut(directions)
+        shape = {"": "", "out": " outwards", "in": " inwards"}[one_way]
+        self.note(f"cut off {' '.join(host.name for host in group)}{shape}")
+        return directions
+
+    def heal(self, directions: list[Pair]) -> None:
+        """End a cut."""
+        self.network.heal(directions)
+        self.note("heal a cut")
+
+    # --- looking
+
+    def alive(self) -> list[Host]:
+        """Return the hosts whose process runs."""
+        return [host for host in self.hosts if host.is_alive]
+
+    def leader(self) -> Host | None:
+        """Return the node that the newest stored designation names, whether or not it is alive."""
+        found: Designation | None = None
+        for host in self.hosts:
+            with host.disk.store.read() as txn:
+                own = txn.designation
+            if own is not None and (found is None or own.order() > found.order()):
+                found = own
+        return next((host for host in self.hosts if found is not None and host.node == found.node), None)
+
+    def are_equal(self, hosts: list[Host]) -> bool:
+        """Tell whether the stores of these hosts are complete with equal vectors and equal H."""
+        facts = []
+        for host in hosts:
+            with host.disk.store.read() as txn:
+                hashes = sum(totals.state_hash for _, totals in txn.all_totals()) & STATE_HASH_MASK
+                facts.append((txn.complete, txn.vector, hashes))
+        return bool(facts) and facts[0][0] and all(fact == facts[0] for fact in facts)
+
+    def states(self) -> list[StoreState]:
+        """Return every store as it stands, recounted from its rows."""
+        return [state_of(host) for host in self.hosts]
+
+    # --- what hosts report
+
+    def on_applied(self, host: Host, batch: Batch, result: BatchResult) -> None:
+        """Record the positions that a leader's disk made durable."""
+        if not isinstance(batch, WriteGroup):
+            return
+        for write, outcome in zip(batch.writes, result.outcomes, strict=True):
+            if outcome.ending is not Ending.ACKED:
+                continue
+            for index, operation in enumerate(write.operations):
+                stamp = write.first_stamp + index
+                issued = Issued(self.schedule.now_ns, host.name, batch.issuer.hex(), stamp, asked_of(operation))
+                self.history.append(issued)
+
+    def on_notice(self, host: Host, notice: Notice) -> None:
+        """Record alarms."""
+        if notice.kind in ALARMS:
+            self.alarm(host, ALARMS[notice.kind], f"{notice.kind} {notice.fields}")
+
+    def alarm(self, host: Host, claim: str, text: str) -> None:
+        """Record that a node contradicted a claim."""
+        self.history.append(Told(self.schedule.now_ns, host.name, claim, text))
+
+    def note(self, text: str) -> None:
+        """Add a line of the run itself to the trace."""
+        self.trace.add(self.schedule.now_ns, f"-- {text}")
+
+
+def _content_of_row(namespace: NamespaceId, key: bytes, row: bytes) -> str:
+    entry = decode_row(namespace, key, row)
+    return ABSENT_CONTENT if entry.kind is Kind.TOMBSTONE else content_of(entry.value, entry.metadata)
+
+
+def state_of(host: Host) -> StoreState:
+    """Return a node's store as it stands; H is recounted from the rows, independently of `core/apply.py`."""
+    with host.disk.store.read() as txn:
+        seed = state_hash_seed(txn)
+        recount = 0
+        rows = []
+        dead: dict[NamespaceId, bool] = {}
+        for namespace, key, row in txn.all_rows():
+            if namespace not in dead:
+                dead[namespace] = is_namespace_deleted(txn, namespace)
+            if dead[namespace]:
+                continue
+            recount += row_state_hash(namespace, key, row, seed)
+            content = _content_of_row(namespace, key, row)
+            gone = row_kind(row) == Kind.TOMBSTONE
+            rows.append(StandingRow(namespace.hex(), key.hex(), row_version(row).hex(), content, gone))
+        return StoreState(
+            node=host.name,
+            complete=txn.complete,
+            vector=tuple((issuer.hex(), stamp) for issuer, stamp in txn.vector.items()),
+            fence=txn.vector.fence.hex(),
+            floor=tuple((issuer.hex(), stamp) for issuer, stamp in txn.floor.items()),
+            state_hash=_hex(sum(totals.state_hash for _, totals in txn.all_totals())),
+            recount=_hex(recount),
+            deleted_namespaces=_deleted_namespaces(txn),
+            rows=tuple(rows),
+            log=tuple(_log(txn)),
+        )
+
+
+def _hex(state_hash: int) -> str:
+    return f"{state_hash & STATE_HASH_MASK:032x}"
+
+
+def _deleted_namespaces(txn: ReadTransaction) -> tuple[str, ...]:
+    deleted = []
+    for key, row in txn.rows(SYSTEM_NAMESPACE, start=system_rows.NAMESPACE_PREFIX):
+        namespace = system_rows.namespace_of_key(key)
+        if namespace is not None and row_kind(row) == Kind.TOMBSTONE:
+            deleted.append(namespace.hex())
+    return tuple(deleted)
+
+
+def _log(txn: ReadTransaction) -> list[StandingPosition]:
+    positions = []
+    for issuer, _ in txn.vector.items():
+        for stamp, (namespace, key) in txn.positions(issuer, Stamp(0)):
+            if is_namespace_deleted(txn, namespace):  # such positions are served as the namespace's tombstone [I7]
+                namespace, key = SYSTEM_NAMESPACE, system_rows.namespace_key(namespace)
+            positions.append(StandingPosition(issuer.hex(), stamp, namespace.hex(), key.hex()))
+    return positions
