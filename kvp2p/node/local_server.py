@@ -8,9 +8,9 @@ In and out: `wire/local.py` messages. A connection that ends is a process that m
 from __future__ import annotations
 
 import json
-import os
+import socket
 from collections.abc import Callable
-from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -84,13 +84,8 @@ class LocalServer:
 
     async def run(self, path: str, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen on a unix socket at `path` (relative: DESIGN §6 on long paths) until cancelled."""
-        with suppress(FileNotFoundError):
-            os.unlink(path)  # left by an earlier life; the supervisor's lock says that nobody uses it
-        listener = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+        listener = _listen(path)
         with listener:
-            await listener.bind(path)
-            os.chmod(path, 0o600)
-            listener.listen(64)
             task_status.started()
             await trio.serve_listeners(self._serve, [trio.SocketListener(listener)])
 
@@ -144,6 +139,16 @@ class LocalServer:
             connection.has_answers = trio.Event()
             answers, connection.answers = connection.answers, []
             await stream.send_all(encode_local(answers))
+
+
+def _listen(path: str) -> trio.socket.SocketType:
+    """Bind before anybody may connect, so that the socket's mode is right from the start."""
+    Path(path).unlink(missing_ok=True)  # left by an earlier life; the supervisor's lock says that nobody uses it
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    Path(path).chmod(0o600)
+    listener.listen(64)
+    return trio.socket.from_stdlib_socket(listener)
 
 
 def _answer(connection: _Connection, request: int) -> Callable[[Outcome], None]:
