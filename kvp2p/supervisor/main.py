@@ -65,14 +65,9 @@ def serve(config: NodeConfig) -> int:
 def child_specs(config: NodeConfig) -> list[ChildSpec]:
     """Import the children's modules and return what there is to run: one node, one api, the gateways."""
     modules = {role: importlib.import_module(name) for role, name in CHILD_MODULES.items()}
-    node, api, gateway = modules["node"], modules["api"], modules["gateway"]
-    specs = [
-        _spec(config, "node", "node", node),
-        _spec(config, "api", "api", api),
-    ]
-    return specs + [
-        _spec(config, f"gateway-{index + 1}", "gateway", gateway, index) for index in range(config.gateways)
-    ]
+    specs = [_spec(config, "node", "node", modules["node"]), _spec(config, "api", "api", modules["api"])]
+    numbers = range(1, config.gateways + 1)
+    return specs + [_spec(config, f"gateway-{number}", "gateway", modules["gateway"], number) for number in numbers]
 
 
 def _spec(config: NodeConfig, name: str, role: str, module: Any, *arguments: int) -> ChildSpec:

@@ -1,6 +1,7 @@
 """What `serve` refuses before anything is started."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,8 +40,9 @@ def test_directory_without_a_node_is_refused_with_the_way_to_make_one(tmp_path: 
 
 def test_directory_in_use_is_refused_before_anything_starts(tmp_path: Path, free_ports: FreePorts) -> None:
     directory = make_node(tmp_path / "d", free_ports(3))
-    lock_directory(directory / "lock")
+    lock = lock_directory(directory / "lock")
     status, told = serve(directory)
+    os.close(lock)
     assert status == 3
     assert "is in use by the node of process" in told
     assert "child_started" not in told
@@ -51,13 +53,15 @@ def test_json_log_is_one_object_a_line_with_the_same_fields() -> None:
         [
             sys.executable,
             "-c",
-            "import logging, structlog\n"
-            "from kvp2p.runtime import logs\n"
-            "log = structlog.get_logger('kvp2p.node')\n"
-            "logs.configure('info', 'json', 'node')\n"
-            "log.debug('not_shown')\n"
-            "log.info('peer_up', peer=bytes(2), lag_ms=3)\n"
-            "logging.getLogger('hypercorn').warning('from %s', 'a library')\n",
+            (
+                "import logging, structlog\n"
+                "from kvp2p.runtime import logs\n"
+                "log = structlog.get_logger('kvp2p.node')\n"
+                "logs.configure('info', 'json', 'node')\n"
+                "log.debug('not_shown')\n"
+                "log.info('peer_up', peer=bytes(2), lag_ms=3)\n"
+                "logging.getLogger('hypercorn').warning('from %s', 'a library')\n"
+            ),
         ],
         capture_output=True,
         text=True,

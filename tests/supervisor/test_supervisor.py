@@ -104,6 +104,7 @@ def test_gateways_and_api_drain_before_the_node(short_tmp_path: Path) -> None:
         assert not (short_tmp_path / "pids.json").exists()
 
 
+@pytest.mark.slow
 def test_child_that_does_not_drain_is_killed_after_five_seconds(short_tmp_path: Path) -> None:
     with playing(short_tmp_path, "deaf") as play:
         play.wait_until_ready()
