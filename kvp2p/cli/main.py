@@ -1,0 +1,96 @@
+"""The program `kvp2p`: its commands, its exit codes, and how failures are told.
+
+Decides: the list of commands; what goes to stdout (results) and stderr (remarks and failures).
+Keeps true: no failure of ours is shown as a traceback; with --json a failure is a JSON document on stdout too.
+In and out: `main` is the entry point. Commands import what they need when they run, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from kvp2p.cli import keys, namespaces, nodes, status, tokens, transfer
+from kvp2p.cli.failures import INTERRUPTED, REFUSED, USAGE, Failure
+from kvp2p.cli.output import add_command
+from kvp2p.cli.session import URL_DEFAULT, Session, print_json
+from kvp2p.errors import ConfigError, KvError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="An open, self-hosted Workers KV: write anywhere, read everywhere from the local disk.",
+    epilog="Exit codes: 0 done, 1 not found, 2 usage, 3 refused (nothing was applied), 4 unknown.",
+)
+
+add_command(app, "init", nodes.init)
+add_command(app, "serve", nodes.serve)
+add_command(app, "config", nodes.config)
+add_command(app, "get", keys.get)
+add_command(app, "put", keys.put)
+add_command(app, "delete", keys.delete)
+add_command(app, "list", keys.list_keys)
+add_command(app, "import", transfer.import_file)
+add_command(app, "export", transfer.export)
+app.add_typer(namespaces.app, name="namespace")
+app.add_typer(tokens.app, name="token")
+add_command(app, "status", status.status)
+
+
+def _print_version(*, asked: bool) -> None:
+    if asked:
+        from kvp2p import __version__
+
+        sys.stdout.write(f"kvp2p {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    context: typer.Context,
+    url: Annotated[str, typer.Option("--url", envvar="KVP2P_URL", help="Data address of any node.")] = URL_DEFAULT,
+    token: Annotated[
+        str | None, typer.Option("--token", envvar="KVP2P_TOKEN", help="Token to use.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, for programs.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=lambda asked: _print_version(asked=asked), help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Keep what applies to all commands; each takes the same options after its name, too."""
+    del version
+    context.obj = Session(url, token or None, as_json)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        app()
+    except Failure as failure:
+        _end(failure)
+    except ConfigError as error:
+        _end(Failure(USAGE, "config", str(error), ""))
+    except KvError as error:
+        _end(Failure(REFUSED, "refused", str(error), ""))
+    except BrokenPipeError:
+        # Whoever read our stdout has what it wanted. Python would complain once more at exit.
+        sys.stdout = None
+        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _end(failure: Failure) -> None:
+    if "--json" in sys.argv[1:]:
+        print_json({"error": {"code": failure.code, "message": failure.message}})
+    sys.stderr.write(f"kvp2p: {failure.message}\n")
+    if failure.advice:
+        sys.stderr.write(f"{failure.advice}\n")
+    sys.exit(failure.status)

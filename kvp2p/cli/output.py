@@ -1,0 +1,48 @@
+"""What commands print for people: tables on a terminal, tab-separated lines elsewhere.
+
+Decides: how a table looks; which characters of a name are shown escaped (a terminal is not to be steered by a key).
+In and out: columns and rows of text in. `add_command` makes help of a docstring: its paragraphs after the first keep their lines.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+import typer
+
+
+def shown(text: str) -> str:
+    """Return a name as one printable line."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+def say(text: str) -> None:
+    """Print a remark to stderr, so that stdout holds the result alone."""
+    sys.stderr.write(text + "\n")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows under column heads."""
+    if not sys.stdout.isatty():
+        for row in (columns, *rows):
+            sys.stdout.write("\t".join(map(shown, row)) + "\n")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(shown(one)) for one in row))
+    Console(highlight=False).print(table)
+
+
+def add_command(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
+    """Add a command whose help is the docstring of its function, examples and all."""
+    first, *others = (inspect.getdoc(function) or "").split("\n\n")
+    # A paragraph that begins with a backspace keeps its lines: that is how the help formatter is told.
+    app.command(name, help="\n\n".join([first, *(f"\b\n{one}" for one in others)]))(function)

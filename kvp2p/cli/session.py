@@ -1,0 +1,151 @@
+"""A command's way to a node: address, token, the client of the data port, requests to the API port.
+
+Decides: where `--url`, `--token` and `--json` come from (the command, the program, the environment, in this order).
+Keeps true: I10, no write is ever sent twice; failures of the client become failures of the command here and nowhere else.
+In and out: `Session.run` runs an async function on an open client; `Session.api` asks the API port, whose address the data port
+    tells.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+
+import typer
+
+from kvp2p.cli.failures import INTERRUPTED, REFUSED, Failure, refused, unknown, usage
+
+if TYPE_CHECKING:
+    import httpx
+
+    from kvp2p.client import Client, Refused, Unknown
+
+URL_DEFAULT: Final = "http://127.0.0.1:8787"
+TIMEOUT_S: Final = 15.0  # above what a node may take for a write: deadline 5 s and hold
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url", help=f"Data address of any node. [env: KVP2P_URL; default: {URL_DEFAULT}]", show_default=False
+    ),
+]
+Token = Annotated[str | None, typer.Option("--token", help="Token to use. [env: KVP2P_TOKEN]", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for programs.")]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the command line says about the node to talk to."""
+
+    url: str
+    token: str | None
+    as_json: bool
+
+    def run(self, work: Callable[[Client], Awaitable[T]], connections: int = 1) -> T:
+        """Run `work` on a client that is open for its length."""
+        import trio
+
+        from kvp2p.client import ClientConfig, ClientError, NotSent, ReadRefused, open_client
+
+        async def run() -> T:
+            async with open_client(self.url, self.token, config=ClientConfig(connections=connections)) as client:
+                return await work(client)
+
+        try:
+            return trio.run(run)
+        except NotSent as error:
+            raise Failure(REFUSED, "not_sent", f"cannot reach {self.url}: {_plain(error.reason)}") from error
+        except ReadRefused as error:
+            raise refused(error.code or f"http_{error.status}", error.message or f"status {error.status}") from error
+        except ClientError as error:
+            raise Failure(
+                REFUSED, "connection_lost", f"the connection to {self.url} was lost: {error}", "Try again."
+            ) from error
+        except KeyboardInterrupt as error:
+            raise Failure(INTERRUPTED, "interrupted", "interrupted", "") from error
+
+    @cached_property
+    def health(self) -> dict[str, Any]:
+        """What the data port says of its node; no token needed."""
+        document: dict[str, Any] = self._request("GET", f"{self.url}/healthz", None)
+        return document
+
+    def api(self, method: str, path: str, document: object = None, *, api_url: str | None = None) -> Any:
+        """Ask the API port of the node, or the one at `api_url`; return the JSON of the answer, None when it has none."""
+        return self._request(method, (api_url or str(self.health["api_url"])) + path, document)
+
+    def _request(self, method: str, url: str, document: object) -> Any:
+        import httpx
+
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        try:
+            answer = httpx.request(method, url, headers=headers, json=document, timeout=TIMEOUT_S, trust_env=False)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise Failure(REFUSED, "not_sent", f"cannot reach {url}: {_plain(str(error))}") from error
+        except httpx.HTTPError as error:
+            if method == "GET":
+                raise Failure(REFUSED, "connection_lost", f"no answer from {url}: {error}", "Try again.") from error
+            raise unknown(f"{url} gave no answer: {error}") from error
+        return _document(method, url, answer)
+
+
+def _document(method: str, url: str, answer: httpx.Response) -> Any:
+    if answer.status_code == 204:
+        return None
+    try:
+        document = answer.json()
+    except ValueError:
+        document = None
+    if answer.is_success and isinstance(document, dict):
+        return document
+    error = document.get("error") if isinstance(document, dict) else None
+    if not isinstance(error, dict):
+        raise Failure(
+            REFUSED,
+            "not_a_node",
+            f"{url} answered {answer.status_code} and not as a kvp2p node does",
+            "Check the address.",
+        )
+    if error.get("applied") == "unknown" and method != "GET":
+        raise unknown(str(error.get("message")))
+    raise refused(str(error.get("code")), str(error.get("message")))
+
+
+def session_of(context: typer.Context, url: str | None, token: str | None, as_json: bool) -> Session:
+    """Return what applies to this command; raises Failure when the address or the token cannot be one."""
+    root: Session = context.find_root().obj
+    session = Session((url or root.url).rstrip("/"), token or root.token, as_json or root.as_json)
+    if not session.url.startswith("http://") or session.url.count("/") != 2:
+        usage(f"--url must be a data address such as {URL_DEFAULT}, not {session.url!r}")
+    if session.token is not None and not (session.token.isascii() and session.token.isprintable()):
+        usage("--token has characters that no token has")
+    context.find_root().obj = session
+    return session
+
+
+def failed(outcome: Refused | Unknown) -> Failure:
+    """Return the failure for a write that was not acknowledged."""
+    from kvp2p.client import Unknown
+
+    if isinstance(outcome, Unknown):
+        return unknown(outcome.reason)
+    return refused(outcome.code or f"http_{outcome.status}", outcome.message)
+
+
+def print_json(document: object) -> None:
+    """Print one JSON document to stdout."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def _plain(reason: str) -> str:
+    """Return what the system said of a connection, without the wrapping of libraries."""
+    for known in ("Connection refused", "No route to host", "Name or service not known", "timed out"):
+        if known.lower() in reason.lower() or (known == "Connection refused" and "all attempts to connect" in reason):
+            return known.lower()
+    return reason

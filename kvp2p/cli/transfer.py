@@ -1,0 +1,270 @@
+"""`kvp2p import` and `kvp2p export`: many keys, in Cloudflare's bulk format.
+
+Decides: the format, a JSON array of {"key", "value", "metadata"?, "expiration"?, "base64"?}, and how much goes on at once.
+Keeps true: I9, so many writes are under way and no more. I10, each is sent once; after some failures no more are begun, and the
+    report says how many were acknowledged, refused, unknown and not begun. The whole file is checked before the first write.
+Source: shared Cloudflare API, bulk write of Workers KV.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, TextIO
+
+import typer
+
+from kvp2p.cli.failures import REFUSED, UNKNOWN, Failure, usage
+from kvp2p.cli.keys import Namespace
+from kvp2p.cli.output import say, shown
+from kvp2p.cli.session import Json, Token, Url, print_json, session_of
+
+if TYPE_CHECKING:
+    from kvp2p.client import Client, Found, KeyInfo
+
+FAILURES_MAX: Final = 10  # then no more writes are begun: a leader that is gone refuses them all
+EXPORT_BATCH: Final = 64  # values in memory at a time: 64 of 192 KiB are 12 MiB
+_FIELDS: Final = frozenset({"key", "value", "metadata", "expiration", "expiration_ttl", "base64"})
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One entry of a file, checked."""
+
+    key: str
+    value: bytes
+    metadata: Any
+    expires_at: int | None
+    expires_in_s: int | None
+
+
+@dataclass(slots=True)
+class Tally:
+    """How the writes of an import ended."""
+
+    acked: int = 0
+    refused: int = 0
+    unknown: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def failed(self) -> int:
+        return self.refused + self.unknown
+
+
+def import_file(
+    context: typer.Context,
+    namespace: Namespace,
+    file: Annotated[
+        Path, typer.Argument(help="JSON file in Cloudflare's bulk format; - is stdin.", show_default=False)
+    ],
+    parallel: Annotated[int, typer.Option(help="Writes under way at once.", min=1, max=1024)] = 128,
+    url: Url = None,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """Store every entry of a JSON file, each by a write of its own.
+
+    The file is an array of objects: "key", "value" (a string), and if wanted
+    "metadata" (any JSON), "expiration" (unix seconds), "base64": true.
+    Examples:
+      kvp2p import settings dump.json
+      kvp2p export settings | kvp2p import copy -
+    """
+    session = session_of(context, url, token, as_json)
+    items = parse_bulk(_read_json(file))
+    tally = Tally()
+
+    with _progress(len(items)) as advance:
+
+        async def load(client: Client) -> None:
+            import trio
+
+            waiting = iter(items)
+
+            async def work() -> None:
+                for item in waiting:
+                    if tally.failed >= FAILURES_MAX:
+                        return
+                    await _write(client, namespace, item, tally)
+                    advance()
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(min(parallel, len(items))):
+                    nursery.start_soon(work)
+
+        if items:
+            session.run(load, connections=min(4, parallel))
+    _report(tally, len(items), as_json=session.as_json)
+
+
+async def _write(client: Client, namespace: str, item: Item, tally: Tally) -> None:
+    from kvp2p.client import Acked, Refused
+
+    outcome = await client.put(
+        namespace, item.key, item.value, item.metadata, expires_in_s=item.expires_in_s, expires_at=item.expires_at
+    )
+    match outcome:
+        case Acked():
+            tally.acked += 1
+        case Refused(code=code, message=message):
+            tally.refused += 1
+            tally.failures.append(f"{shown(item.key)}: refused, {code}: {message}")
+        case _:
+            tally.unknown += 1
+            tally.failures.append(f"{shown(item.key)}: unknown, {outcome.reason}")
+
+
+def _report(tally: Tally, total: int, *, as_json: bool) -> None:
+    left = total - tally.acked - tally.failed
+    if as_json:
+        print_json(
+            {
+                "total": total,
+                "acked": tally.acked,
+                "refused": tally.refused,
+                "unknown": tally.unknown,
+                "not_begun": left,
+            }
+        )
+    else:
+        say(f"{tally.acked} of {total} written, {tally.refused} refused, {tally.unknown} unknown, {left} not begun")
+    if tally.failed:
+        for one in tally.failures[:FAILURES_MAX]:
+            say(f"  {one}")
+        status = UNKNOWN if tally.unknown else REFUSED
+        raise Failure(
+            status, "incomplete", "the import is not complete", "Importing a file again writes all its keys again."
+        )
+
+
+def export(
+    context: typer.Context,
+    namespace: Namespace,
+    prefix: Annotated[str, typer.Option(help="Only keys that start so.", show_default=False)] = "",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write to this file.", show_default=False)
+    ] = None,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Print all keys and values as a JSON file that `kvp2p import` reads.
+
+    Values that are no UTF-8 are written in base64. It is a walk in key order, not a
+    snapshot: a key that changes meanwhile is written as it was found.
+    Examples:
+      kvp2p export settings > dump.json
+      kvp2p export logs --prefix 2026-11- --output november.json
+    """
+    session = session_of(context, url, token, as_json=False)
+
+    async def walk(client: Client, stream: TextIO) -> int:
+        count, cursor = 0, None
+        stream.write("[")
+        while True:
+            page = await client.list_keys(namespace, prefix, 1000, cursor)
+            for start in range(0, len(page.keys), EXPORT_BATCH):
+                batch = page.keys[start : start + EXPORT_BATCH]
+                for info, found in zip(
+                    batch, await client.get_many(namespace, [one.name for one in batch]), strict=True
+                ):
+                    if found is not None:  # deleted between the list and the read
+                        text = json.dumps(_exported(info, found), ensure_ascii=False)
+                        stream.write((",\n" if count else "\n") + text)
+                        count += 1
+            cursor = page.cursor
+            if cursor is None:
+                stream.write("\n]\n" if count else "]\n")
+                return count
+
+    try:
+        if output is None:
+            count = session.run(lambda client: walk(client, sys.stdout))
+        else:
+            with output.open("w", encoding="utf-8") as stream:
+                count = session.run(lambda client: walk(client, stream))
+    except OSError as error:
+        usage(f"{output or 'stdout'} cannot be written: {error.strerror}")
+    say(f"{count} keys")
+
+
+def _exported(info: KeyInfo, found: Found) -> dict[str, Any]:
+    document: dict[str, Any] = {"key": info.name}
+    try:
+        document["value"] = found.value.decode("utf-8")
+    except UnicodeDecodeError:
+        document |= {"value": base64.b64encode(found.value).decode("ascii"), "base64": True}
+    if found.metadata is not None:
+        document["metadata"] = found.metadata
+    if found.expires_at is not None:
+        document["expiration"] = found.expires_at
+    return document
+
+
+def _read_json(file: Path) -> object:
+    try:
+        raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        usage(f"{file} cannot be read: {error.strerror}")
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        usage(f"{file} is no JSON: {error}")
+
+
+def parse_bulk(document: object) -> list[Item]:
+    """Check a bulk document. Of a key that stands there twice the last entry counts, as at Cloudflare."""
+    if not isinstance(document, list):
+        usage("the file must hold a JSON array of objects with key and value")
+    items: dict[str, Item] = {}
+    for number, entry in enumerate(document):
+        if not isinstance(entry, dict):
+            usage(f"entry {number} is no object")
+        item = _parse_item(number, entry)
+        items.pop(item.key, None)
+        items[item.key] = item
+    if len(items) < len(document):
+        say(f"{len(document) - len(items)} entries are followed by a later one for the same key and left out")
+    return list(items.values())
+
+
+def _parse_item(number: int, entry: Mapping[str, Any]) -> Item:
+    where = f"entry {number}"
+    unknown = sorted(set(entry) - _FIELDS)
+    if unknown:
+        usage(f"{where} has the field {shown(str(unknown[0]))!r}, which the bulk format does not know")
+    key, value = entry.get("key"), entry.get("value")
+    if not isinstance(key, str) or not key or not isinstance(value, str):
+        usage(f"{where} needs a key (a string, not empty) and a value (a string)")
+    if entry.get("base64"):
+        try:
+            raw = base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError) as error:
+            usage(f"{where}, key {shown(key)!r}: the value is no base64: {error}")
+    else:
+        raw = value.encode("utf-8", "surrogatepass")
+    for name in ("expiration", "expiration_ttl"):
+        if entry.get(name) is not None and type(entry[name]) is not int:
+            usage(f"{where}, key {shown(key)!r}: {name} must be a whole number of seconds")
+    return Item(key, raw, entry.get("metadata"), entry.get("expiration"), entry.get("expiration_ttl"))
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """Show progress on stderr when that is a terminal; give a function to call once per write."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("writing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("writing", total=total)
+        yield lambda: progress.advance(task)
