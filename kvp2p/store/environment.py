@@ -146,7 +146,7 @@ def _open_file(directory: Path, map_bytes: int, *, readonly: bool) -> lmdb.Envir
     try:
         return lmdb.open(
             str(directory),
-            map_size=0 if readonly else map_bytes,  # 0: as large as the writer's
+            map_size=0 if readonly else map_bytes,  # 0: what the last writer left in the file
             readonly=readonly,
             create=not readonly,
             mode=0o600,

@@ -98,7 +98,7 @@ class LmdbStore:
 
         `complete` is False for a node that is to join others. Raises StoreError when there is a store already.
         """
-        directory = Path(path)
+        directory = Path(path).absolute()
         environment = make_environment(directory, map_bytes)
         try:
             handle = environment.handle
@@ -133,7 +133,7 @@ class LmdbStore:
 
         Raises StoreFormatError when it is of another format or no store, StoreError when it is not there or not complete.
         """
-        directory = Path(path)
+        directory = Path(path).absolute()
         environment = open_environment(directory, map_bytes, readonly=readonly)
         return cls(environment, free or (lambda: free_bytes(directory)))
 

@@ -205,15 +205,16 @@ class Replica:
         """
         # The same as `find`, written out for the usual case, because the budget is half the speed of a bare LMDB read: the
         # rest (a commit since the last read, a new name, a key that is long or no UTF-8, a row with more than a value) is
-        # left to `find`. LMDB itself refuses keys of over 495 bytes, and gives one of 495 its marker, which is empty.
+        # left to `find`. Keys of over 495 bytes are not in this table; one of 495 finds its marker, which is empty.
         try:
+            raw_key = key.encode() if isinstance(key, str) else key
             transaction = self.begin(self._rows)
             try:
                 number, ids = self._hot
                 if transaction.id() == number:
-                    row = transaction.get(ids[namespace] + (key.encode() if key.__class__ is str else key))  # type: ignore[operator]
+                    row = transaction.get(ids[namespace] + raw_key)
                     if row is None:
-                        if key:
+                        if 0 < len(raw_key) < LONG_KEY_BYTES_MIN:
                             return None
                     elif _PLAIN_HEAD <= row < _PLAIN_HEAD_END:
                         return row[ROW_HEAD_BYTES:]
