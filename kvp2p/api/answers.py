@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Final
 
 import structlog
@@ -61,11 +62,12 @@ async def read_object(request: Request) -> dict[str, object]:
     """Read a JSON object from a request's body; raises RequestError."""
     parts: list[bytes] = []
     size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > BODY_BYTES_MAX:
-            raise RequestError("value_too_large", f"the body has more than {BODY_BYTES_MAX} bytes", BODY_BYTES_MAX)
-        parts.append(part)
+    async with aclosing(request.stream()) as stream:
+        async for part in stream:
+            size += len(part)
+            if size > BODY_BYTES_MAX:
+                raise RequestError("value_too_large", f"the body has more than {BODY_BYTES_MAX} bytes", BODY_BYTES_MAX)
+            parts.append(part)
     try:
         document = json.loads(b"".join(parts))
     except (ValueError, RecursionError) as error:
