@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from kvp2p.core.batches import BatchResult, FrameBatch, WalkBatch
 from kvp2p.core.board import MS, Board
-from kvp2p.core.messages import Digest, Frame, Pull, PullEnd, RowKey, WalkPart, WalkRequest
+from kvp2p.core.messages import Digest, Frame, KeyedRow, Pull, PullEnd, RowKey, WalkPart, WalkRequest
 from kvp2p.core.vector import VersionVector
 from kvp2p.ids import Issuer, NodeId, Stamp
 from kvp2p.limits import PERSIST_BYTES_IN_FLIGHT_MAX, PULL_BYTES_MAX, PULLS_MAX
@@ -31,9 +31,10 @@ class _Pulling:
 class _Walking:
     walk: int
     peer: NodeId
-    after: RowKey | None
-    first: VersionVector | None
-    is_asking: bool
+    after: RowKey | None = None
+    first: VersionVector | None = None  # the vector of the first part
+    last: WalkPart | None = None  # waits until every part before it is durable
+    is_asking: bool = False
 
 
 class AntiEntropy:
@@ -46,6 +47,7 @@ class AntiEntropy:
         self._walking: _Walking | None = None
         self._walks = 0
         self._bytes_in_flight = 0
+        self._parts_in_flight = 0
 
     # --- what peers say
 
@@ -73,7 +75,7 @@ class AntiEntropy:
         if frame.after > accepted:
             self._pull(frame.issuer, prefer=peer)  # a gap [I3]
             return
-        frame_bytes = sum(len(key) + len(row) for _, key, row in frame.rows)
+        frame_bytes = _rows_bytes(frame.rows)
         if self._bytes_in_flight + frame_bytes > PERSIST_BYTES_IN_FLIGHT_MAX:
             self._pull_after_grace(
                 frame.issuer, frame.upto
@@ -89,7 +91,7 @@ class AntiEntropy:
             return
         self._drop_pull(end.issuer)
         if end.trimmed:
-            self.board.peers[peer].cannot_serve[end.issuer] = True
+            self.board.peers[peer].trimmed_at[end.issuer] = end.upto
         is_progress = self.board.accepted.stamp_of(end.issuer) > pulling.after
         if is_progress or end.trimmed:
             self._pull(end.issuer)
@@ -105,17 +107,15 @@ class AntiEntropy:
         if not walking.is_asking or (part.upto is not None and part.after is not None and part.upto <= part.after):
             return
         walking.is_asking = False
-        walking.first = walking.first or part.vector
+        if walking.first is None:
+            walking.first = part.vector
         walking.after = part.upto
         self.board.set_timer("walk", self.board.settings.walk_timeout_ms)
-        part_bytes = sum(len(key) + len(row) for _, key, row in part.rows)
         if part.upto is None:
-            self._walking = None
-            self.board.drop_timer("walk")
-            self.board.notice("walk_received", peer=peer.hex())
-            self._persist(WalkBatch(part, walking.first), part_bytes)
+            walking.last = part
+            self._end_walk()
         else:
-            self._persist(WalkBatch(part, None), part_bytes)
+            self._persist(WalkBatch(part, None), _rows_bytes(part.rows))
             self._ask_for_part()
 
     def on_peer_down(self, peer: NodeId) -> None:
@@ -149,7 +149,8 @@ class AntiEntropy:
 
     def on_walk_timeout(self) -> None:
         """Start the walk over, with another peer if there is one."""
-        if self._walking is not None and not self._walking.is_asking:
+        assert self._walking is not None, "the timer is dropped with the walk"
+        if not self._walking.is_asking:
             self.board.set_timer("walk", self.board.settings.walk_timeout_ms)  # our own disk is what is slow
             return
         self._abandon_walk("the peer was silent")
@@ -176,7 +177,7 @@ class AntiEntropy:
             return  # `_pull_waiting` comes back to it
         after = self.board.accepted.stamp_of(issuer)
         sources, trimmed = self._sources(issuer, after)
-        if prefer is not None and prefer in self.board.peers and not self.board.peers[prefer].cannot_serve.get(issuer):
+        if prefer is not None and not self.board.peers[prefer].is_trimmed(issuer, after):
             source = prefer
         elif sources:
             others = [peer for peer in sources if peer != avoid] or sources
@@ -196,7 +197,7 @@ class AntiEntropy:
         for peer, digest in self.board.digests():
             if digest.complete and digest.vector.stamp_of(issuer) > after:
                 has_log = digest.floor.stamp_of(issuer) <= after
-                is_able = has_log and not self.board.peers[peer].cannot_serve.get(issuer)
+                is_able = has_log and not self.board.peers[peer].is_trimmed(issuer, after)
                 (sources if is_able else trimmed).append(peer)
         return sources, trimmed
 
@@ -215,26 +216,36 @@ class AntiEntropy:
     # --- the walk
 
     def _walk_if_needed(self) -> None:
-        if self.board.complete or self._walking is not None or self._bytes_in_flight:
+        if self.board.complete or self._walking is not None or self._parts_in_flight:
             return
         sources = [peer for peer, digest in self.board.digests() if digest.complete]
         if sources:
             self._walk(sources[int(self.board.random.random() * len(sources))])
 
     def _walk(self, peer: NodeId) -> None:
-        if self._walking is not None:
-            return
         self._walks += 1
-        self._walking = _Walking(self._walks, peer, None, None, is_asking=False)
+        self._walking = _Walking(self._walks, peer)
         self.board.notice("walk_started", peer=peer.hex())
         self.board.set_timer("walk", self.board.settings.walk_timeout_ms)
         self._ask_for_part()
 
     def _ask_for_part(self) -> None:
         walking = self._walking
-        if walking is not None and not walking.is_asking and self._bytes_in_flight <= PERSIST_BYTES_IN_FLIGHT_MAX // 2:
+        if walking is None or walking.is_asking or walking.last is not None:
+            return
+        if self._bytes_in_flight <= PERSIST_BYTES_IN_FLIGHT_MAX // 2:
             walking.is_asking = True
             self.board.send(walking.peer, WalkRequest(walking.walk, walking.after))
+
+    def _end_walk(self) -> None:
+        """Store the last part, and the vector with it, once every other part is durable: one may have failed [I6]."""
+        walking = self._walking
+        if walking is None or walking.last is None or self._parts_in_flight:
+            return
+        self._walking = None
+        self.board.drop_timer("walk")
+        self.board.notice("walk_received", peer=walking.peer.hex())
+        self._persist(WalkBatch(walking.last, walking.first), _rows_bytes(walking.last.rows))
 
     def _abandon_walk(self, reason: str) -> None:
         assert self._walking is not None
@@ -249,18 +260,22 @@ class AntiEntropy:
     # --- the store
 
     def _persist(self, batch: FrameBatch | WalkBatch, batch_bytes: int) -> None:
+        parts = int(isinstance(batch, WalkBatch))
         self._bytes_in_flight += batch_bytes
+        self._parts_in_flight += parts
 
         def done(_: BatchResult) -> None:
             self._bytes_in_flight -= batch_bytes
-            if isinstance(batch, WalkBatch):
-                if batch.end is not None:
-                    self._pull_waiting()
+            self._parts_in_flight -= parts
+            if parts:
+                self._pull_waiting()
                 self._ask_for_part()
+                self._end_walk()
 
         def failed(_: str) -> None:
             self._bytes_in_flight -= batch_bytes
-            if isinstance(batch, WalkBatch) and self._walking is not None:
+            self._parts_in_flight -= parts
+            if parts and self._walking is not None:
                 self._abandon_walk("a part could not be stored")
             self._pull_all_after_grace()
 
@@ -272,3 +287,7 @@ class AntiEntropy:
         assert all(pulling.peer in self.board.peers for pulling in self._pulls.values()), "pulls go to linked peers"
         assert self._walking is None or self._walking.peer in self.board.peers, "a walk has a linked peer"
         assert self._bytes_in_flight >= 0, "bytes in flight are counted once each way"
+
+
+def _rows_bytes(rows: tuple[KeyedRow, ...]) -> int:
+    return sum(len(key) + len(row) for _, key, row in rows)

@@ -27,7 +27,17 @@ from kvp2p.core.batches import (
     WalkBatch,
     WriteGroup,
 )
-from kvp2p.core.entry import STATE_HASH_MASK, Kind, encode_row, join_rows, row_kind, row_state_hash, row_version
+from kvp2p.core.entry import (
+    STATE_HASH_MASK,
+    Kind,
+    decode_row,
+    encode_row,
+    join_rows,
+    row_expires_at,
+    row_kind,
+    row_state_hash,
+    row_version,
+)
 from kvp2p.core.messages import Frame, KeyedRow, RowKey, WalkPart
 from kvp2p.core.operations import (
     Condition,
@@ -42,6 +52,7 @@ from kvp2p.core.operations import (
 )
 from kvp2p.core.port import NamespaceTotals, ReadTransaction, WriteTransaction
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
+from kvp2p.errors import RemoteProtocolError
 from kvp2p.ids import (
     SYSTEM_NAMESPACE,
     AccountId,
@@ -110,15 +121,15 @@ def _candidates(txn: ReadTransaction) -> tuple[bytes, ...]:
     row = txn.row(SYSTEM_NAMESPACE, system_rows.CANDIDATES_KEY)
     if row is None or row_kind(row) != Kind.VALUE:
         return ()
-    return system_rows.decode_candidates(row[48:])
+    return system_rows.decode_candidates(decode_row(SYSTEM_NAMESPACE, system_rows.CANDIDATES_KEY, row).value)
 
 
 def _dead_namespaces_with_rows(txn: ReadTransaction) -> tuple[NamespaceId, ...]:
     dead = []
     for key, row in txn.rows(SYSTEM_NAMESPACE, start=system_rows.NAMESPACE_PREFIX):
-        namespace = system_rows.namespace_of_key(key)
         if not key.startswith(system_rows.NAMESPACE_PREFIX):
             break
+        namespace = system_rows.namespace_of_key(key)
         if namespace is not None and row_kind(row) == Kind.TOMBSTONE and next(txn.rows(namespace), None) is not None:
             dead.append(namespace)
     return tuple(dead)
@@ -169,7 +180,7 @@ class _Application:
     def _write(self, group: WriteGroup, write: StampedWrite, positions: list[tuple[Stamp, RowKey]]) -> Outcome:
         """Apply all operations of one write, or none of them: conditions are checked before anything is stored."""
         for operation in write.operations:
-            refusal = self._refusal(operation)
+            refusal = self._refusal(operation, group.wall_ms)
             if refusal is not None:
                 return refusal
         outcome = Outcome(Ending.ACKED)
@@ -179,12 +190,12 @@ class _Application:
             outcome = self._operate(operation, version, stamp, group, positions)
         return outcome
 
-    def _refusal(self, operation: Operation) -> Outcome | None:
+    def _refusal(self, operation: Operation, wall_ms: int) -> Outcome | None:
         match operation:
             case Put() | Delete():
                 if not self._is_namespace_live(operation.namespace):
                     return refused("namespace_not_found", f"there is no namespace {operation.namespace.hex()}")
-                return self._condition_refusal(operation)
+                return self._condition_refusal(operation, wall_ms)
             case DeleteNamespace(namespace=namespace):
                 if namespace == SYSTEM_NAMESPACE or not self._is_namespace_live(namespace):
                     return refused("namespace_not_found", f"there is no namespace {namespace.hex()}")
@@ -201,11 +212,11 @@ class _Application:
                     return refused("bad_request", f"the namespace id {namespace.hex()} was used before")
                 return None
 
-    def _condition_refusal(self, operation: Put | Delete) -> Outcome | None:
+    def _condition_refusal(self, operation: Put | Delete, wall_ms: int) -> Outcome | None:
         if operation.condition == Condition.ALWAYS:
             return None
         row = self.txn.row(operation.namespace, operation.key)
-        standing = row_version(row) if row is not None and row_kind(row) != Kind.TOMBSTONE else None
+        standing = row_version(row) if row is not None and _is_visible(row, wall_ms) else None
         match operation.condition:
             case Condition.VERSION_IS:
                 holds = standing is not None and standing == operation.if_version
@@ -276,10 +287,15 @@ class _Application:
         for key, row in self.txn.rows(SYSTEM_NAMESPACE, start=system_rows.NAMESPACE_PREFIX):
             if not key.startswith(system_rows.NAMESPACE_PREFIX):
                 break
-            if row_kind(row) == Kind.VALUE:
-                namespace = system_rows.decode_namespace(key, row[48:])
-                if namespace.account == account:
-                    titles[namespace.title] = (namespace.namespace, row_version(row))
+            entry = decode_row(SYSTEM_NAMESPACE, key, row)
+            if entry.kind != Kind.VALUE:
+                continue
+            try:
+                namespace = system_rows.decode_namespace(key, entry.value)
+            except RemoteProtocolError:
+                continue  # written by hand, and no namespace to anybody
+            if namespace.account == account:
+                titles[namespace.title] = (namespace.namespace, entry.version)
         return titles
 
     # --- what peers send
@@ -403,16 +419,11 @@ class _Application:
 
     def _system_row_changed(self, key: bytes, row: bytes) -> None:
         self.candidates_changed |= key == system_rows.CANDIDATES_KEY
-        if self._is_namespace_tombstone(key, row):
-            namespace = system_rows.namespace_of_key(key)
-            assert namespace is not None
+        namespace = system_rows.namespace_of_key(key)
+        if namespace is not None and row_kind(row) == Kind.TOMBSTONE:
             self._deleted[namespace] = True
             self.txn.set_totals(namespace, None)  # hidden and out of H at once [I7]
             self.newly_dead.append(namespace)
-
-    @staticmethod
-    def _is_namespace_tombstone(key: bytes, row: bytes) -> bool:
-        return row_kind(row) == Kind.TOMBSTONE and system_rows.namespace_of_key(key) is not None
 
 
 def key_served_for(txn: ReadTransaction, row_key: RowKey) -> RowKey:
@@ -420,6 +431,12 @@ def key_served_for(txn: ReadTransaction, row_key: RowKey) -> RowKey:
     if is_namespace_deleted(txn, row_key[0]):
         return (SYSTEM_NAMESPACE, system_rows.namespace_key(row_key[0]))
     return row_key
+
+
+def _is_visible(row: bytes, wall_ms: int) -> bool:
+    """Tell whether a condition sees the row: a reader of this moment would [I7]."""
+    expires_at = row_expires_at(row)
+    return row_kind(row) != Kind.TOMBSTONE and (expires_at == 0 or expires_at * 1000 > wall_ms)
 
 
 def _position(version: Version) -> tuple[Issuer, Stamp]:

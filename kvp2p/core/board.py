@@ -17,8 +17,7 @@ from kvp2p.core.batches import Batch, BatchResult, StoreSummary
 from kvp2p.core.events import Effect, Notice, Persist, Send, SetTimer
 from kvp2p.core.messages import Designation, Digest, Member, Message
 from kvp2p.core.settings import ReplicaSettings
-from kvp2p.core.vector import VersionVector
-from kvp2p.ids import Issuer, NodeId, Now
+from kvp2p.ids import Issuer, NodeId, Now, Stamp
 
 MS = 1_000_000  # nanoseconds
 
@@ -37,7 +36,11 @@ class Peer:
 
     digest: Digest | None = None
     diverged: bool = False
-    cannot_serve: dict[Issuer, bool] = field(default_factory=dict)  # it answered `trimmed` on this link
+    trimmed_at: dict[Issuer, Stamp] = field(default_factory=dict)  # where it could not go on, told on this link
+
+    def is_trimmed(self, issuer: Issuer, after: Stamp) -> bool:
+        """Tell whether this peer has said that its log cannot serve what comes after a position."""
+        return issuer in self.trimmed_at and after <= self.trimmed_at[issuer]
 
 
 @dataclass(slots=True)
@@ -109,10 +112,6 @@ class Board:
         if token is not None:
             del self._timers[token]
 
-    def is_timer_set(self, name: str, key: object = None) -> bool:
-        """Tell whether a timer is armed."""
-        return (name, key) in self._armed
-
     def take_timer(self, token: int) -> tuple[str, object] | None:
         """Return what a fired token stands for, None for a stale one."""
         named = self._timers.pop(token, None)
@@ -143,18 +142,15 @@ class Board:
         self.complete = result.complete
         if result.candidates is not None:
             self.candidates = result.candidates
-        self._settle_accepted()
+        self.accepted = self.accepted.join(self.vector)
         waiting.done(result)
 
     def on_persist_failed(self, ticket: int, reason: str) -> None:
         """A batch was not applied."""
         waiting = self._tickets.pop(ticket)
-        self._settle_accepted()
+        # What is in flight behind it may be a gap now and will not be applied: all of that is to be asked for again [I3].
+        self.accepted = self.vector
         waiting.failed(reason)
-
-    def _settle_accepted(self) -> None:
-        # With nothing in flight, what was accepted and not applied is to be asked for again [I3].
-        self.accepted = self.accepted.join(self.vector) if self._tickets else self.vector
 
     def batches_in_flight(self) -> int:
         """Return how many batches have not ended yet."""
@@ -187,7 +183,7 @@ class Deadlines:
     def add(self, at_ns: int, request: int) -> None:
         """Note that a request ends at `at_ns` (monotonic)."""
         heapq.heappush(self._heap, (at_ns, request))
-        if self._heap[0][0] == at_ns or not self._board.is_timer_set(self._name):
+        if self._heap[0][0] == at_ns:
             self._arm()
 
     def take_due(self) -> list[int]:

@@ -31,6 +31,7 @@ class Role(StrEnum):
     FOLLOWER = "follower"
     HEARING = "hearing"  # designated, waits for a first word from a peer
     CATCHING_UP = "catching_up"  # designated, lacks what a peer has
+    TAKING_OVER = "taking_over"  # promoted, the new designation is not durable yet
     LEADING = "leading"
 
 
@@ -42,6 +43,7 @@ class Leadership:
         self.members = members
         self.role = Role.FOLLOWER
         self.writer: LeaderWriter | None = None
+        self._taking_over: LeaderWriter | None = None
         self._clock = HybridClock()
         self._target: VersionVector = EMPTY_VECTOR
         self._has_heard = False
@@ -50,7 +52,7 @@ class Leadership:
     @property
     def issuer(self) -> Issuer | None:
         """Return the issuer under which this node leads, None while it does not."""
-        return self.writer.issuer if self.writer is not None and self.role is Role.LEADING else None
+        return self.writer.issuer if self.writer is not None else None
 
     def start(self) -> None:
         """Take up leadership again if the store says that it was given to this node."""
@@ -60,8 +62,10 @@ class Leadership:
     def promote(self, event: Promote) -> None:
         """Make this node the leader at a new term, if it may."""
         me = self.board.me.node
-        if self.role is not Role.FOLLOWER and self._promotion is not None:
+        if self._promotion is not None:
             self._reply(event, refused("bad_request", "a promotion is under way already"))
+        elif self.board.is_stopping:
+            self._reply(event, refused("bad_request", "this node is stopping"))
         elif self.role is Role.LEADING:
             self._reply(event, Outcome(Ending.ACKED))
         elif not self.board.complete:
@@ -75,7 +79,8 @@ class Leadership:
     def on_digest(self, digest: Digest) -> None:
         """Learn of leadership from a peer; one of two designations gives way."""
         self._clock.observe(digest.vector.latest_stamp())
-        theirs, ours = digest.designation, self.board.designation
+        theirs = digest.designation
+        ours = self._taking_over.designation if self._taking_over is not None else self.board.designation
         if theirs is not None and (ours is None or theirs.order() > ours.order()):
             self._follow(theirs)
         if self.role in (Role.HEARING, Role.CATCHING_UP):
@@ -105,9 +110,12 @@ class Leadership:
             self.writer.on_peer_down(peer)
 
     def stop(self) -> None:
-        """Refuse what waits."""
+        """Refuse what waits. A promotion that is being persisted still ends."""
         if self.writer is not None:
             self.writer.close("the leader is stopping; nothing was applied")
+        if self._promotion is not None and self._taking_over is None:
+            self.role = Role.FOLLOWER
+            self._refuse_promotion("bad_request", "this node is stopping")
 
     def _prepare(self) -> None:
         self.role = Role.HEARING
@@ -127,26 +135,42 @@ class Leadership:
     def _lead(self) -> None:
         board = self.board
         issuer = Issuer(board.random.randbytes(ISSUER_BYTES))  # never used before: one issuer, one log [I2]
-        self._clock.observe(board.vector.latest_stamp())
-        self._clock.observe(board.above.latest_stamp())
-        self._clock.observe(self._target.latest_stamp())
-        promotion, self._promotion = self._promotion, None
-        if promotion is None:
-            assert board.designation is not None
+        for seen in (board.vector, board.accepted, board.above, self._target):
+            self._clock.observe(seen.latest_stamp())
+        if self._promotion is None:
+            assert board.designation is not None, "without a promotion only the designated node leads"
             self._open(LeaderWriter(board, self._clock, board.designation, issuer))
             return
         heard = [digest.designation.term for _, digest in board.digests() if digest.designation is not None]
         own = board.designation.term if board.designation is not None else 0
-        board.designation = Designation(1 + max([own, *heard]), issuer, board.me.node)
-        writer = LeaderWriter(board, self._clock, board.designation, issuer)
-        row = system_rows.encode_leader(board.me.node, board.designation.term)
-        writer.begin_term((Put(SYSTEM_NAMESPACE, system_rows.LEADER_KEY, row),))
-        self._open(writer)
-        self._reply(promotion, Outcome(Ending.ACKED))
+        designation = Designation(1 + max([own, *heard]), issuer, board.me.node)
+        self._take_over(LeaderWriter(board, self._clock, designation, issuer))
+
+    def _take_over(self, writer: LeaderWriter) -> None:
+        """Persist the new designation with the first log entry under it; until then nothing of it is told."""
+        self.role = Role.TAKING_OVER
+        self._taking_over = writer
+
+        def done() -> None:
+            if self._taking_over is writer:  # else a higher designation was heard of meanwhile
+                self._taking_over = None
+                self.board.designation = writer.designation
+                self._open(writer)
+                promotion, self._promotion = self._promotion, None
+                assert promotion is not None, "only a promotion takes over"
+                self._reply(promotion, Outcome(Ending.ACKED))
+
+        def failed(reason: str) -> None:
+            if self._taking_over is writer:
+                self._taking_over = None
+                self.role = Role.FOLLOWER
+                self._refuse_promotion("disk_full", f"the new designation could not be stored: {reason}")
+                self.start()
+
+        row = system_rows.encode_leader(writer.designation.node, writer.designation.term)
+        writer.begin_term((Put(SYSTEM_NAMESPACE, system_rows.LEADER_KEY, row),), done, failed)
 
     def _open(self, writer: LeaderWriter) -> None:
-        # The first group of a new term goes before every write in the store's queue, so nothing is acknowledged under a
-        # designation that is not durable. Digests told meanwhile only make others follow sooner.
         self.writer = writer
         self.role = Role.LEADING
         self.board.notice("leading", term=writer.designation.term, issuer=writer.issuer.hex())
@@ -155,18 +179,26 @@ class Leadership:
         board = self.board
         board.designation = designation
         board.persist(Settle(designation=designation))
-        if designation.node == board.me.node:
+        is_mine = designation.node == board.me.node
+        if is_mine and self.role in (Role.HEARING, Role.CATCHING_UP):
             return
         if self.role is not Role.FOLLOWER:
             board.notice("stepped_down", "warning", term=designation.term, leader=designation.node.hex())
-            self.role = Role.FOLLOWER
-            board.drop_timer("hear")
+        self.role = Role.FOLLOWER
+        self._taking_over = None
+        board.drop_timer("hear")
         if self.writer is not None:
-            self.writer.close("another node leads now; nothing was applied")
+            self.writer.close("another designation was heard of; nothing was applied")
             self.writer = None
-        if self._promotion is not None:
-            promotion, self._promotion = self._promotion, None
-            self._reply(promotion, refused("bad_request", f"the node {designation.node.hex()} leads at a higher term"))
+        if is_mine:
+            self._prepare()  # given to an earlier life of this node, which this disk has forgotten
+        else:
+            self._refuse_promotion("bad_request", f"the node {designation.node.hex()} leads at a higher term")
+
+    def _refuse_promotion(self, code: str, message: str) -> None:
+        promotion, self._promotion = self._promotion, None
+        if promotion is not None:
+            self._reply(promotion, refused(code, message))
 
     def _reply(self, event: Promote, outcome: Outcome) -> None:
         self.board.emit(Reply(event.request, outcome))

@@ -27,7 +27,7 @@ class Readiness:
         self._has_heard = False
         self._target: VersionVector = EMPTY_VECTOR
         self._behind_since_ns: int | None = board.now.mono_ns
-        self._leader_heard_ns: int | None = None
+        self._leader_heard_ns = board.now.mono_ns
         self._skews_ms: list[int] = []
         self._is_skewed = False
 
@@ -87,7 +87,7 @@ class Readiness:
         if self._behind_since_ns is not None:
             oldest_ns = self._behind_since_ns
         if self.board.designation is None or self.board.designation.node not in self.board.peers:
-            oldest_ns = min(oldest_ns, self._leader_heard_ns or 0)
+            oldest_ns = min(oldest_ns, self._leader_heard_ns)
         return (now_ns - oldest_ns) // MS
 
     def _compare_hashes(self, peer: NodeId, digest: Digest) -> None:

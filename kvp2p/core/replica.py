@@ -96,7 +96,6 @@ class ReplicaMachine:
                 self.forwarder.on_send_failed(forward)
             case Promote():
                 self.leadership.promote(event)
-                self._tell_all()
             case Stop():
                 self.board.is_stopping = True
                 self.leadership.stop()
@@ -182,7 +181,7 @@ class ReplicaMachine:
         malformed = refuse_malformed(event.operations)
         if malformed is not None:
             self.board.emit(Reply(event.request, malformed))
-        elif self.leadership.role is Role.LEADING and self.leadership.writer is not None:
+        elif self.leadership.writer is not None:
             self.leadership.writer.submit(None, event.request, event.operations, event.deadline_ns)
         elif self.board.is_leader(self.board.me.node):
             not_yet = refused(
@@ -195,14 +194,14 @@ class ReplicaMachine:
     def _on_forward(self, peer: NodeId, forward: Forward) -> None:
         outcome = refuse_malformed(forward.operations)
         writer = self.leadership.writer
-        if outcome is None and (writer is None or self.leadership.role is not Role.LEADING):
-            outcome = refused("no_leader", f"the node asked is {self.leadership.role}; nothing was applied")
         if outcome is not None:
             self.board.send(peer, ForwardOutcome(forward.request, outcome))
-            return
-        assert writer is not None
-        deadline_ns = self.board.now.mono_ns + forward.deadline_ms * MS
-        writer.submit(peer, forward.request, forward.operations, deadline_ns)
+        elif writer is None:
+            not_leading = refused("no_leader", f"the node asked is {self.leadership.role}; nothing was applied")
+            self.board.send(peer, ForwardOutcome(forward.request, not_leading))
+        else:
+            deadline_ns = self.board.now.mono_ns + forward.deadline_ms * MS
+            writer.submit(peer, forward.request, forward.operations, deadline_ns)
 
     # --- the store
 
@@ -210,16 +209,16 @@ class ReplicaMachine:
         board = self.board
         is_moved = result.vector != board.vector
         is_new = result.complete != board.complete
+        was_leading = self.leadership.role is Role.LEADING
         board.on_persisted(ticket, result)
         self._sweep(result.namespaces_to_sweep)
         if is_moved or is_new:
             self.holds.on_vector()
-            was_leading = self.leadership.role is Role.LEADING
             self.leadership.on_vector()
             self.readiness.on_vector()
             self._on_change()
-            if is_new or was_leading != (self.leadership.role is Role.LEADING):
-                self._tell_all()
+        if is_new or was_leading != (self.leadership.role is Role.LEADING):
+            self._tell_all()
 
     def _on_change(self) -> None:
         was_busy = self.board.now.mono_ns - self._changed_ns < self._settings.busy_ms * MS
@@ -282,6 +281,7 @@ class ReplicaMachine:
         assert board.accepted.covers_vector(board.vector), "accepted covers durable"
         is_leading = self.leadership.role is Role.LEADING
         assert not is_leading or board.is_leader(board.me.node), "only the designated node leads"
-        assert not is_leading or self.leadership.writer is not None, "a leader has a writer"
+        assert is_leading == (self.leadership.writer is not None), "who leads has a writer, and nobody else"
+        assert board.batches_in_flight() or board.accepted == board.vector, "nothing is accepted that is not in flight"
         assert board.me.node not in board.peers, "no node is its own peer"
         self.anti_entropy.check()

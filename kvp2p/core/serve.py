@@ -3,7 +3,7 @@
 Decides: how a log or the whole store is cut into messages.
 Keeps true: I3, a frame names every position in (after, upto] or ends before the first it cannot serve; I6, a walk's part carries
 the vector of the transaction that produced it; I7, positions of a deleted namespace are served as its tombstone. A row whose
-digest does not hold is never sent.
+digest does not hold is never sent, and never left out either: to leave it out would say that it was removed.
 In and out: a read transaction and a request in; messages out, each within FRAME_BYTES_MAX (plus one row).
 """
 
@@ -24,11 +24,14 @@ _ROW_OVERHEAD_BYTES = 32  # the namespace and the heads of three byte strings
 
 
 def serve(txn: ReadTransaction, request: Pull | WalkRequest) -> Iterator[Message]:
-    """Yield the answer to a request: frames and one PullEnd, or one WalkPart."""
+    """Yield the answer to a request: frames and one PullEnd, or one WalkPart.
+
+    A walk that cannot be served gets no answer, and whoever asked turns elsewhere when its time is up.
+    """
     if isinstance(request, Pull):
         yield from _serve_pull(txn, request)
     else:
-        yield _serve_walk(txn, request)
+        yield from _serve_walk(txn, request)
 
 
 def split_frame(frame: Frame) -> Iterator[Frame]:
@@ -114,21 +117,24 @@ def _serve_pull(txn: ReadTransaction, pull: Pull) -> Iterator[Message]:
     yield PullEnd(pull.issuer, builder.after, trimmed)
 
 
-def _serve_walk(txn: ReadTransaction, request: WalkRequest) -> WalkPart:
+def _serve_walk(txn: ReadTransaction, request: WalkRequest) -> Iterator[Message]:
     rows: list[KeyedRow] = []
     bytes_used = 0
     upto: RowKey | None = None
     dead = _DeadNamespaces(txn)
     for namespace, key, row in txn.all_rows(after=request.after):
-        if dead.has(namespace) or not row_digest_holds(row):
+        if dead.has(namespace):
             continue
+        is_sound = row_digest_holds(row)
         more = _row_bytes((namespace, key, row))
-        if rows and (bytes_used + more > FRAME_BYTES_MAX or len(rows) >= FRAME_POSITIONS_MAX):
+        if rows and (not is_sound or bytes_used + more > FRAME_BYTES_MAX or len(rows) >= FRAME_POSITIONS_MAX):
             upto = (rows[-1][0], rows[-1][1])
             break
+        if not is_sound:
+            return  # damaged: its absence from a part would remove it there [I6]
         rows.append((namespace, key, row))
         bytes_used += more
-    return WalkPart(request.walk, request.after, upto, tuple(rows), txn.vector)
+    yield WalkPart(request.walk, request.after, upto, tuple(rows), txn.vector)
 
 
 class _DeadNamespaces:

@@ -20,7 +20,7 @@ from hashlib import sha256
 from typing import Any
 
 from kvp2p.errors import RemoteProtocolError
-from kvp2p.ids import AccountId, NamespaceId, NodeId
+from kvp2p.ids import SYSTEM_NAMESPACE, AccountId, NamespaceId, NodeId
 
 NAMESPACE_PREFIX = b"namespace/"
 TOKEN_PREFIX = b"token/"
@@ -92,7 +92,9 @@ def namespace_of_key(key: bytes) -> NamespaceId | None:
         namespace = bytes.fromhex(text.decode("ascii"))
     except ValueError:
         return None
-    return NamespaceId(namespace) if namespace_key(NamespaceId(namespace)) == key else None
+    if namespace == SYSTEM_NAMESPACE or namespace_key(NamespaceId(namespace)) != key:
+        return None  # the system namespace has no row: nothing can delete it
+    return NamespaceId(namespace)
 
 
 def encode_namespace(namespace: Namespace) -> tuple[bytes, bytes]:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from kvp2p.core.batches import BatchResult, StampedWrite, WriteGroup
-from kvp2p.core.board import MS, Board, Deadlines
+from kvp2p.core.board import MS, Board, Deadlines, Peer
 from kvp2p.core.events import Await, Reply, Write
 from kvp2p.core.hlc import HybridClock
 from kvp2p.core.messages import Designation, Forward, ForwardOutcome
@@ -35,13 +36,15 @@ from kvp2p.limits import (
 )
 
 _MIB = 1024 * 1024
+_ENDED_MAX = 64  # guess: so seldom that it costs nothing
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A write at the leader. `peer` None: of this node's own clients."""
+    """A write at the leader. `peer` and `link` None: of this node's own clients."""
 
     peer: NodeId | None
+    link: Peer | None
     request: int
     operations: tuple[Operation, ...]
     deadline_ns: int
@@ -64,7 +67,8 @@ class LeaderWriter:
     def submit(self, peer: NodeId | None, request: int, operations: tuple[Operation, ...], deadline_ns: int) -> None:
         """Take a write, or refuse it at once."""
         bytes_used = sum(map(operation_bytes, operations))
-        waiting = _Waiting(peer, request, operations, deadline_ns, bytes_used)
+        link = None if peer is None else self.board.peers[peer]
+        waiting = _Waiting(peer, link, request, operations, deadline_ns, bytes_used)
         if self._is_closed or self.board.is_stopping:
             self._answer(waiting, refused("no_leader", "this node has stopped leading; nothing was applied"))
         elif len(self._queue) >= WRITE_QUEUE_MAX or self._queue_bytes + bytes_used > WRITE_QUEUE_BYTES_MAX:
@@ -74,9 +78,18 @@ class LeaderWriter:
             self._queue_bytes += bytes_used
             self._flush()
 
-    def begin_term(self, operations: tuple[Operation, ...]) -> None:
-        """Persist a new designation together with the first log entries under it."""
-        self._persist([_Waiting(None, 0, operations, 0, 0)], self.designation)
+    def begin_term(
+        self, operations: tuple[Operation, ...], done: Callable[[], None], failed: Callable[[str], None]
+    ) -> None:
+        """Persist a new designation together with the first log entries under it, before any other write."""
+        group = WriteGroup(self.designation.term, self.issuer, (), self.board.now.wall_ms, self.designation)
+        write = StampedWrite(self._stamps(operations, group.wall_ms), operations)
+
+        def on_done(result: BatchResult) -> None:
+            done()
+            self._send_frame(result)
+
+        self.board.persist(replace(group, writes=(write,)), on_done, failed)
 
     def on_peer_down(self, peer: NodeId) -> None:
         """Drop the writes that came over a link that has closed: their sender has told `unknown` [I10]."""
@@ -112,22 +125,18 @@ class LeaderWriter:
             operations += len(waiting.operations)
             group_bytes += waiting.bytes_used
         if group:
-            self._persist(group, None)
+            self._persist(group)
 
-    def _persist(self, group: list[_Waiting], designation: Designation | None) -> None:
+    def _persist(self, group: list[_Waiting]) -> None:
         wall_ms = self.board.now.wall_ms
-        writes = tuple(StampedWrite(self._stamps(waiting, wall_ms), waiting.operations) for waiting in group)
+        writes = tuple(StampedWrite(self._stamps(waiting.operations, wall_ms), waiting.operations) for waiting in group)
         self._is_persisting = True
 
         def done(result: BatchResult) -> None:
             self._is_persisting = False
             for waiting, outcome in zip(group, result.outcomes, strict=True):  # durable: now it may be told [I5]
                 self._answer(waiting, outcome)
-            if result.frame is not None:
-                for frame in split_frame(result.frame):
-                    for peer, digest in self.board.digests():
-                        if digest.complete:
-                            self.board.send(peer, frame)
+            self._send_frame(result)
             self._flush()
 
         def failed(reason: str) -> None:
@@ -136,20 +145,28 @@ class LeaderWriter:
                 self._answer(waiting, refused("disk_full", f"the leader could not store the write: {reason}"))
             self._flush()
 
-        batch = WriteGroup(self.designation.term, self.issuer, writes, wall_ms, designation)
-        self.board.persist(batch, done, failed)
+        self.board.persist(WriteGroup(self.designation.term, self.issuer, writes, wall_ms), done, failed)
 
-    def _stamps(self, waiting: _Waiting, wall_ms: int) -> Stamp:
+    def _send_frame(self, result: BatchResult) -> None:
+        if result.frame is not None:
+            for frame in split_frame(result.frame):
+                for peer, digest in self.board.digests():
+                    if digest.complete:
+                        self.board.send(peer, frame)
+
+    def _stamps(self, operations: tuple[Operation, ...], wall_ms: int) -> Stamp:
         first = self.clock.tick(wall_ms)
-        for _ in waiting.operations[1:]:
+        for _ in operations[1:]:
             self.clock.tick(wall_ms)
         return first
 
     def _answer(self, waiting: _Waiting, outcome: Outcome) -> None:
-        if waiting.peer is not None:
-            self.board.send(waiting.peer, ForwardOutcome(waiting.request, outcome))
-        elif waiting.request:
+        if waiting.peer is None:
             self.board.emit(Reply(waiting.request, outcome))
+        elif (
+            self.board.peers.get(waiting.peer) is waiting.link
+        ):  # on a newer link the number may mean another write [I10]
+            self.board.send(waiting.peer, ForwardOutcome(waiting.request, outcome))
 
 
 class Holds:
@@ -159,6 +176,7 @@ class Holds:
         self.board = board
         self._by_issuer: dict[Issuer, list[tuple[Stamp, int]]] = {}
         self._waiting: dict[int, tuple[Outcome, Outcome]] = {}  # when covered, when out of time
+        self._ended = 0  # requests out of time that still stand in `_by_issuer`
         self._deadlines = Deadlines(board, "hold")
 
     def __len__(self) -> int:
@@ -183,7 +201,9 @@ class Holds:
             while heap and heap[0][0] <= self.board.vector.stamp_of(issuer):
                 request = heapq.heappop(heap)[1]
                 waiting = self._waiting.pop(request, None)
-                if waiting is not None:
+                if waiting is None:
+                    self._ended -= 1
+                else:
                     self.board.emit(Reply(request, waiting[0]))
             if not heap:
                 del self._by_issuer[issuer]
@@ -194,6 +214,19 @@ class Holds:
             waiting = self._waiting.pop(request, None)
             if waiting is not None:
                 self.board.emit(Reply(request, waiting[1]))
+                self._ended += 1
+        if self._ended > len(self._waiting) + _ENDED_MAX:
+            self._forget_ended()
+
+    def _forget_ended(self) -> None:
+        # A version that never comes, which any reader may name, must not stay for ever [I9].
+        for issuer in list(self._by_issuer):
+            kept = [(stamp, request) for stamp, request in self._by_issuer[issuer] if request in self._waiting]
+            heapq.heapify(kept)
+            self._by_issuer[issuer] = kept
+            if not kept:
+                del self._by_issuer[issuer]
+        self._ended = 0
 
 
 @dataclass(frozen=True, slots=True)
