@@ -203,11 +203,12 @@ class Replica:
         `namespace` is an id (32 hex digits or 16 bytes) or a title; an id wins. Raises RequestError `namespace_not_found` or
         `bad_key`.
         """
-        # The same as `find`, written out for the usual case, because the budget is half the speed of a bare LMDB read: the
-        # rest (a commit since the last read, a new name, a key that is long or no UTF-8, a row with more than a value) is
-        # left to `find`. Keys of over 495 bytes are not in this table; one of 495 finds its marker, which is empty.
+        # The same as `find`, written out for the usual case, because the budget is half the speed of a bare LMDB read. The
+        # rest is left to `find`: a commit since the last read, a new name, a key that is long, no UTF-8 or of a subclass of
+        # str, a row with more than a value. Keys of over 495 bytes are not in this table; one of 495 finds its marker,
+        # which is empty.
         try:
-            raw_key = key.encode() if isinstance(key, str) else key
+            raw_key: bytes = key.encode() if type(key) is str else key  # type: ignore[assignment]
             transaction = self.begin(self._rows)
             try:
                 number, ids = self._hot
@@ -220,8 +221,8 @@ class Replica:
                         return row[ROW_HEAD_BYTES:]
             finally:
                 transaction.abort()
-        except (KeyError, UnicodeEncodeError, lmdb.Error):
-            pass
+        except (KeyError, TypeError, UnicodeEncodeError, lmdb.Error):
+            pass  # `find` says what is wrong, if anything is
         found = self.find(namespace, key)
         return None if found is None else found.value
 

@@ -108,6 +108,18 @@ def test_get_finds_values_by_id_and_title_and_text_and_bytes(node: Node) -> None
     assert node.replica.get_with_metadata("things", "missing") is None
 
 
+class Name(str):
+    __slots__ = ()
+
+
+def test_key_may_be_of_a_subclass_of_str(node: Node) -> None:
+    node.put(b"key")
+    for _ in range(2):
+        assert node.replica.get(Name("things"), Name("key")) == b"value of key"
+        with pytest.raises(TypeError):
+            node.replica.get("things", 5)  # type: ignore[arg-type]
+
+
 def test_get_sees_a_write_at_once(node: Node) -> None:
     for number in range(5):
         node.write(Put(SPACE, b"key", b"%d" % number))
