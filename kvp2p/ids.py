@@ -7,6 +7,7 @@ In and out: raw bytes in the store and on the wire, hex text in JSON, logs and f
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import NewType
 
@@ -23,6 +24,8 @@ ISSUER_BYTES = 8
 VERSION_BYTES = 20
 
 SYSTEM_NAMESPACE = NamespaceId(bytes(ID_BYTES))  # namespaces, tokens and settings are rows in here
+_ID_FORM = re.compile(r"[0-9a-fA-F]{32}", re.ASCII)  # bytes.fromhex alone would skip spaces
+
 VERSION_ZERO = Version(bytes(VERSION_BYTES))
 
 
@@ -59,9 +62,6 @@ def parse_id(text: str, what: str) -> bytes:
 
     Raises ValueError, naming `what`, when the text is anything else.
     """
-    if len(text) == 2 * ID_BYTES:
-        try:
-            return bytes.fromhex(text)
-        except ValueError:
-            pass
+    if _ID_FORM.fullmatch(text):
+        return bytes.fromhex(text)
     raise ValueError(f"{what} must be 32 hex digits, not {text[:80]!r}")
