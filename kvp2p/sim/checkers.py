@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from kvp2p.ids import SYSTEM_NAMESPACE
 from kvp2p.sim.history import Ended, Invoked, Issued, Record, Seen, StoreState, Told
@@ -65,7 +66,7 @@ def check_convergence(history: Sequence[Record]) -> Iterator[Violation]:
             yield Violation("C1", f"{state.node} never became complete")
         if state.state_hash != state.recount:
             yield Violation("C1", f"{state.node} keeps H {state.state_hash}, its rows say {state.recount}")
-    for first, other in zip(states, states[1:], strict=False):
+    for first, other in pairwise(states):
         yield from _compare(first, other)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kvp2p.core import system_rows
-from kvp2p.core.apply import apply_batch, is_namespace_deleted, state_hash_seed
+from kvp2p.core.apply import apply_batch, is_namespace_deleted, key_served_for, state_hash_seed
 from kvp2p.core.batches import Batch, BatchResult, StampedWrite, WriteGroup
 from kvp2p.core.entry import STATE_HASH_MASK, Kind, decode_row, row_kind, row_state_hash, row_version
 from kvp2p.core.events import Await, Notice, Promote, Write
@@ -312,9 +312,8 @@ def _deleted_namespaces(txn: ReadTransaction) -> tuple[str, ...]:
 
 def _log(txn: ReadTransaction) -> list[StandingPosition]:
     positions = []
-    for issuer, _ in txn.vector.items():
-        for stamp, (namespace, key) in txn.positions(issuer, Stamp(0)):
-            if is_namespace_deleted(txn, namespace):  # such positions are served as the namespace's tombstone [I7]
-                namespace, key = SYSTEM_NAMESPACE, system_rows.namespace_key(namespace)
+    for issuer in dict(txn.vector.items()):
+        for stamp, row_key in txn.positions(issuer, Stamp(0)):
+            namespace, key = key_served_for(txn, row_key)  # a deleted namespace's: its tombstone [I7]
             positions.append(StandingPosition(issuer.hex(), stamp, namespace.hex(), key.hex()))
     return positions

@@ -39,6 +39,7 @@ class Disk:
         self.random = random
         self.sync_ms = sync_ms
         self.waiting: list[Waiting] = []
+        self.on_next_submit: Callable[[], None] | None = None  # called once: for faults that want a batch in flight
         self.syncs = 0
         self._is_syncing = False
         self._power = 0  # counts crashes: a sync that was cut short never ends
@@ -46,6 +47,9 @@ class Disk:
     def submit(self, ticket: int, batch: Batch, on_persisted: OnPersisted) -> None:
         """Queue a batch for the next sync."""
         self.waiting.append(Waiting(ticket, batch))
+        on_submit, self.on_next_submit = self.on_next_submit, None
+        if on_submit is not None:
+            on_submit()
         if not self._is_syncing:
             self._sync(on_persisted)
 

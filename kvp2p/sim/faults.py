@@ -100,10 +100,23 @@ class Nemesis:
     def _crash_one(self, kind: str, random: Random, victims: list[Host]) -> None:
         if not victims:
             return
-        self.fired[kind] += 1
         victim = random.choice(victims)
-        self._kill(victim, random)
-        self._after(random.choice((0.1, 1.0, 3.0, 8.0)) * (0.5 + random.random()), lambda: self._restart(victim))
+        down_s = random.choice((0.1, 1.0, 3.0, 8.0)) * (0.5 + random.random())
+
+        def strike() -> None:
+            if victim.is_alive and victim not in self._held and not self.is_stopped:
+                self.fired[kind] += 1
+                self._kill(victim, random)
+                self._after(down_s, lambda: self._restart(victim))
+
+        if random.random() < 0.3:
+            strike()
+            return
+        if random.random() < 0.3:  # alone, so that nobody else can have what it says it has
+            self._cut_for([victim], 0.5 + random.random(), random.choice(("", "out")))
+        # Crashes tell most while a batch is in flight, between what was said and what is durable.
+        sync_share = 1.5 * random.random()
+        victim.disk.on_next_submit = lambda: self._after(sync_share * victim.disk.sync_ms / 1_000, strike)
 
     def _kill(self, victim: Host, random: Random) -> None:
         share_kept = random.choice((0.0, 1.0, random.random()))

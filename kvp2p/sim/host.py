@@ -174,12 +174,20 @@ class Host:
         self.note(f"< {show_event(event)}")
         try:
             effects = machine.handle(event, self.now())
-            if self.events_handled % CHECK_EVERY == 0:
-                machine.check()
         except Exception as error:
             raise MachineFailed(f"{self.name} at {type(event).__name__}: {type(error).__name__}: {error}") from error
+        if self.events_handled % CHECK_EVERY == 0:
+            self.check()
         for effect in effects:
             self.perform(effect)
+
+    def check(self) -> None:
+        """Let the machine assert its invariants."""
+        assert self.machine is not None, "only a living process can be checked"
+        try:
+            self.machine.check()
+        except AssertionError as error:
+            raise MachineFailed(f"{self.name} in its check: {error}") from error
 
     def perform(self, effect: Effect) -> None:
         """Perform one effect."""

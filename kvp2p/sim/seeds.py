@@ -25,7 +25,7 @@ class Seeds:
     def child(self, name: str) -> Seeds:
         """Return the subtree of that name."""
         child = Seeds(0)
-        child._path = f"{self._path}/{name}"  # noqa: SLF001  its own class
+        child._path = f"{self._path}/{name}"
         return child
 
     def random(self, name: str) -> Random:

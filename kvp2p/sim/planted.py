@@ -1,0 +1,131 @@
+"""Planted bugs: deliberate faults that grade the simulator. Only tests and `scripts/simulate --grade` switch one on.
+
+Decides: what each named bug does. Every one is a host that mistreats the real machine or its disk from outside; the product has no switch.
+Keeps true: with no bug planted nothing here is used. A bug that no seed finds is a hole in the simulator, not a success.
+In and out: a name in, the type of host to simulate with out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Protocol
+
+from kvp2p.core.apply import apply_batch
+from kvp2p.core.batches import Batch, BatchResult, FrameBatch, Settle
+from kvp2p.core.entry import STATE_HASH_MASK, Kind, row_kind, row_state_hash
+from kvp2p.core.events import Event, Received
+from kvp2p.core.messages import Frame
+from kvp2p.core.port import NamespaceTotals
+from kvp2p.core.replica import ReplicaMachine
+from kvp2p.ids import ISSUER_BYTES, SYSTEM_NAMESPACE, Stamp
+from kvp2p.sim.host import Host, Machine
+from kvp2p.store.memory import MemoryStore
+
+
+class _Random(Protocol):
+    def randbytes(self, n: int, /) -> bytes: ...
+
+    def random(self) -> float: ...
+
+
+class AcknowledgeBeforePersist(Host):
+    """The node says that a batch is durable when the system has only taken it into memory; a crash loses what was not synced [I5]."""
+
+    _synced: MemoryStore
+    _unsynced: list[Batch]
+
+    def start(self) -> None:
+        self._synced = self.disk.store.snapshot()
+        self._unsynced = []
+        super().start()
+
+    def persist(self, ticket: int, batch: Batch) -> None:
+        result = self.disk.apply(batch)  # in the page cache: every reader on this machine sees it
+        self._unsynced.append(batch)
+        self.disk.submit(ticket, Settle(), self._on_synced)  # stands for the batch: changes nothing, takes as long
+        life = self.life
+
+        def tell() -> None:
+            if self.is_alive and self.life == life:
+                self.on_persisted(ticket, batch, result)
+
+        self.world.schedule.after(0, tell)
+
+    def _on_synced(self, ticket: int, batch: Batch, result: BatchResult) -> None:
+        self._sync(1)
+
+    def _sync(self, count: int) -> None:
+        for batch in self._unsynced[:count]:
+            with self._synced.write() as txn:
+                apply_batch(txn, batch)
+        del self._unsynced[:count]
+
+    def on_crashed(self, kept: list[Batch], lost: list[Batch]) -> None:
+        self._sync(len(kept))
+        self.disk.store = self._synced
+
+
+class GapIgnored(Host):
+    """A frame is taken as if it followed on what is there, whatever is missing before it [I3]."""
+
+    def deliver(self, event: Event) -> None:
+        if isinstance(event, Received) and isinstance(event.message, Frame):
+            event = replace(event, message=replace(event.message, after=Stamp(0)))
+        super().deliver(event)
+
+
+class VectorBeforeRows(Host):
+    """A frame's vector is written before its rows, in a transaction of its own: a crash in between keeps the vector alone [I4]."""
+
+    def on_crashed(self, kept: list[Batch], lost: list[Batch]) -> None:
+        frames = [batch.frame for batch in lost if isinstance(batch, FrameBatch)]
+        if frames:
+            with self.disk.store.write() as txn:
+                if txn.vector.stamp_of(frames[0].issuer) >= frames[0].after:
+                    txn.set_vector(txn.vector.raised(frames[0].issuer, frames[0].upto))
+
+
+class TombstoneLostAtRestart(Host):
+    """A restarted node has forgotten its tombstones [I7]."""
+
+    def start(self) -> None:
+        with self.disk.store.write() as txn:
+            seed = int.from_bytes(txn.identity.cluster[:8], "big")
+            for namespace, key, row in list(txn.all_rows()):
+                totals = txn.totals(namespace)
+                if row_kind(row) != Kind.TOMBSTONE or namespace == SYSTEM_NAMESPACE or totals is None:
+                    continue
+                state_hash = (totals.state_hash - row_state_hash(namespace, key, row, seed)) & STATE_HASH_MASK
+                txn.delete_row(namespace, key)
+                txn.set_totals(namespace, NamespaceTotals(state_hash, totals.rows - 1, totals.live))
+        super().start()
+
+
+class IssuerReused(Host):
+    """A node leads under the same issuer after every start [I2]."""
+
+    def make_machine(self) -> Machine:
+        return ReplicaMachine(self.settings, _OneIssuer(self.random, self.node[:ISSUER_BYTES]))
+
+
+class _OneIssuer:
+    """Randomness in which one draw is always the same."""
+
+    def __init__(self, random: _Random, issuer: bytes) -> None:
+        self._random = random
+        self._issuer = issuer
+
+    def randbytes(self, n: int, /) -> bytes:
+        return self._issuer if n == ISSUER_BYTES else self._random.randbytes(n)
+
+    def random(self) -> float:
+        return self._random.random()
+
+
+PLANTED: dict[str, type[Host]] = {
+    "acknowledge before persist": AcknowledgeBeforePersist,
+    "gap ignored": GapIgnored,
+    "vector before rows": VectorBeforeRows,
+    "tombstone lost at restart": TombstoneLostAtRestart,
+    "issuer reused": IssuerReused,
+}

@@ -1,0 +1,225 @@
+"""Each checker against a good history and against bad ones written by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from kvp2p.sim.checkers import (
+    CHECKERS,
+    VIOLATIONS_MAX,
+    Checker,
+    check,
+    check_convergence,
+    check_no_acknowledged_write_lost,
+    check_no_alarm,
+    check_no_resurrection,
+    check_nothing_invented,
+    check_outcomes_are_honest,
+    check_positions_issued_once,
+)
+from kvp2p.sim.history import (
+    Asked,
+    Ended,
+    Invoked,
+    Issued,
+    Record,
+    Seen,
+    StandingPosition,
+    StandingRow,
+    StoreState,
+    Told,
+    from_line,
+    to_line,
+)
+
+NAMESPACE = "aa" * 16
+KEY = "6b31"
+ISSUER = "11" * 8
+RED, BLUE = "c1" * 12, "c2" * 12
+NEVER = "00" * 20
+
+
+def version(stamp: int, term: int = 1) -> str:
+    return f"{term:08x}{stamp:016x}{ISSUER}"
+
+
+def put(content: str, key: str = KEY) -> Asked:
+    return Asked("put", NAMESPACE, key, content)
+
+
+def delete(key: str = KEY) -> Asked:
+    return Asked("delete", NAMESPACE, key, "")
+
+
+def drop() -> Asked:
+    return Asked("drop", NAMESPACE, "", "")
+
+
+def invoked(write: int, *operations: Asked) -> Invoked:
+    return Invoked(write * 10, write, 1, "n1", operations)
+
+
+def acked(write: int, *stamps: int) -> Ended:
+    return Ended(write * 10 + 5, write, "acked", "", tuple(map(version, stamps)), visible=True, covered=True)
+
+
+def ended(write: int, ending: str) -> Ended:
+    return Ended(write * 10 + 5, write, ending, "", (), visible=True, covered=False)
+
+
+def row(content: str, stamp: int, key: str = KEY) -> StandingRow:
+    return StandingRow(NAMESPACE, key, version(stamp), content, is_tombstone=not content)
+
+
+def position(stamp: int, key: str = KEY) -> StandingPosition:
+    return StandingPosition(ISSUER, stamp, NAMESPACE, key)
+
+
+def state(node: str, *rows: StandingRow, log: tuple[StandingPosition, ...] = ()) -> StoreState:
+    return StoreState(node, True, ((ISSUER, 9),), NEVER, (), "ab" * 16, "ab" * 16, (), rows, log)
+
+
+def seen(content: str, stamp: int, node: str = "n1", disk: int = 0) -> Seen:
+    return Seen(stamp, node, disk, NAMESPACE, KEY, version(stamp), content)
+
+
+def both(*rows: StandingRow) -> list[Record]:
+    return [state("n1", *rows), state("n2", *rows)]
+
+
+GOOD: list[Record] = [
+    invoked(1, put(RED)),
+    Issued(11, "n1", ISSUER, 1, put(RED)),
+    acked(1, 1),
+    seen(RED, 1),
+    invoked(2, delete()),
+    Issued(21, "n1", ISSUER, 2, delete()),
+    acked(2, 2),
+    seen("", 2),
+    invoked(3, put(BLUE), put(RED, key="6b32")),
+    Issued(31, "n1", ISSUER, 3, put(BLUE)),
+    Issued(31, "n1", ISSUER, 4, put(RED, key="6b32")),
+    acked(3, 3, 4),
+    seen(BLUE, 3),
+    invoked(4, put("c3" * 12)),
+    ended(4, "refused"),
+    state("n1", row(BLUE, 3), row(RED, 4, "6b32"), log=(position(3), position(4, "6b32"))),
+    state("n2", row(BLUE, 3), row(RED, 4, "6b32"), log=(position(3), position(4, "6b32"))),
+]
+
+ONE_PUT = [invoked(1, put(RED)), acked(1, 5)]
+PUT_AND_DELETE = [*ONE_PUT, invoked(2, delete()), acked(2, 6)]
+PUT_AND_DROP = [*ONE_PUT, invoked(2, drop()), acked(2, 6)]
+
+# Each bad history: the checker that must find it, what its violation says, and the history.
+BAD: list[tuple[Checker, str, list[Record]]] = [
+    (check_convergence, "never became complete", [replace(state("n1"), complete=False)]),
+    (check_convergence, "its rows say", [replace(state("n1"), recount="00" * 16)]),
+    (check_convergence, "vectors of n1 and n2 differ", [state("n1"), replace(state("n2"), vector=((ISSUER, 8),))]),
+    (check_convergence, "vectors of n1 and n2 differ", [state("n1"), replace(state("n2"), fence=version(1))]),
+    (
+        check_convergence,
+        "H of n1 and n2 differ",
+        [state("n1"), replace(state("n2"), state_hash="00" * 16, recount="00" * 16)],
+    ),
+    (check_convergence, "deleted namespaces", [state("n1"), replace(state("n2"), deleted_namespaces=(NAMESPACE,))]),
+    (check_convergence, "None at n2", [state("n1", row(RED, 1)), state("n2")]),
+    (check_convergence, "differs", [state("n1", row(RED, 1)), state("n2", row(BLUE, 1))]),
+    (check_convergence, "differs", [state("n1"), state("n2"), state("n3", row(RED, 1))]),
+    (check_convergence, "in the log of", [state("n1", log=(position(1),)), state("n2")]),
+    (
+        check_convergence,
+        "in the log of",
+        [state("n1", log=(position(1),)), state("n2", log=(position(1, "6b32"),))],
+    ),
+    (check_no_acknowledged_write_lost, "stands at None", [*ONE_PUT, *both()]),
+    (check_no_acknowledged_write_lost, "stands at 00000001", [*ONE_PUT, *both(row(BLUE, 4))]),
+    (check_no_acknowledged_write_lost, "at n2", [*ONE_PUT, state("n1", row(RED, 5)), state("n2")]),
+    (check_no_acknowledged_write_lost, "stands at 00000001", [*PUT_AND_DELETE, *both(row(RED, 5))]),
+    (check_no_acknowledged_write_lost, "lives at", [*PUT_AND_DROP, *both(row(RED, 5))]),
+    (
+        check_no_acknowledged_write_lost,  # nobody asked for the namespace to go
+        "stands at None",
+        [*ONE_PUT, replace(state("n1"), deleted_namespaces=(NAMESPACE,))],
+    ),
+    (check_no_resurrection, "is back at n1 with", [*PUT_AND_DELETE, *both(row(RED, 5))]),
+    (check_no_resurrection, "is back at", [seen("", 2), seen(RED, 1)]),
+    (check_nothing_invented, "nobody wrote", [*ONE_PUT, *both(row(BLUE, 5))]),
+    (check_nothing_invented, "nobody wrote", [seen(RED, 1)]),
+    (check_nothing_invented, "nobody wrote", [invoked(1, put(RED, key="6b32")), seen(RED, 1)]),  # of another key
+    (check_nothing_invented, "was refused", [invoked(1, put(RED)), ended(1, "refused"), seen(RED, 1)]),
+    (
+        check_positions_issued_once,
+        "and for",
+        [Issued(1, "n1", ISSUER, 7, put(RED)), Issued(2, "n1", ISSUER, 7, put(BLUE))],
+    ),
+    (
+        check_positions_issued_once,
+        "was used by n1 and n2",
+        [Issued(1, "n1", ISSUER, 7, put(RED)), Issued(2, "n2", ISSUER, 8, put(BLUE))],
+    ),
+    (check_outcomes_are_honest, "never ended", [invoked(1, put(RED))]),
+    (check_outcomes_are_honest, "ended twice", [*ONE_PUT, ended(1, "unknown")]),
+    (check_outcomes_are_honest, "does not have it", [invoked(1, put(RED)), replace(acked(1, 1), covered=False)]),
+    (check_no_alarm, "diverged", [Told(1, "n1", "I7", "diverged")]),
+]
+
+# Histories that come close to a violation and are none.
+HARMLESS: list[list[Record]] = [
+    # An unknown write may be applied, and its version may be greater than what was acknowledged.
+    [*ONE_PUT, invoked(2, put(BLUE)), ended(2, "unknown"), seen(BLUE, 6), *both(row(BLUE, 6))],
+    [*ONE_PUT, invoked(2, put(BLUE)), ended(2, "lost"), *both(row(BLUE, 6))],
+    # A delete that was purged leaves nothing; one that was overwritten leaves the newer value.
+    [*PUT_AND_DELETE, *both()],
+    [*PUT_AND_DELETE, *both(row("", 6))],
+    [*PUT_AND_DELETE, invoked(3, put(BLUE)), acked(3, 7), seen("", 6), seen(BLUE, 7), *both(row(BLUE, 7))],
+    # The namespace's deletion takes its keys along.
+    [*PUT_AND_DROP, *(replace(one, deleted_namespaces=(NAMESPACE,)) for one in (state("n1"), state("n2")))],
+    # A replica that lags, or whose disk was put back to an older copy, may still show what is deleted elsewhere.
+    [*PUT_AND_DELETE, seen("", 6), seen(RED, 5, node="n2"), *both(row("", 6))],
+    [*PUT_AND_DELETE, seen("", 6), seen(RED, 5, disk=1), *both(row("", 6))],
+    # What came by a walk has no log below its floor.
+    [state("n1", log=(position(1), position(9))), replace(state("n2", log=(position(9),)), floor=((ISSUER, 8),))],
+    # The hold ran out: acknowledged, told as pending.
+    [invoked(1, put(RED)), replace(acked(1, 5), visible=False, covered=False), *both(row(RED, 5))],
+]
+
+
+def test_a_good_history_has_no_violation() -> None:
+    assert check(GOOD) == []
+
+
+@pytest.mark.parametrize(("checker", "text", "history"), BAD, ids=lambda value: getattr(value, "__name__", None))
+def test_checker_finds_the_fault_of_a_bad_history(checker: Checker, text: str, history: list[Record]) -> None:
+    violations = list(checker(history))
+    assert violations, "the checker overlooks it"
+    assert any(text in str(violation) for violation in violations), violations
+    assert set(map(str, violations)) <= set(map(str, check(history)))
+
+
+@pytest.mark.parametrize("history", HARMLESS)
+def test_checkers_let_a_harmless_history_pass(history: list[Record]) -> None:
+    assert check(history) == []
+
+
+def test_every_checker_has_a_bad_history() -> None:
+    assert {checker for checker, _, _ in BAD} == set(CHECKERS)
+
+
+def test_a_claim_violated_a_thousand_times_is_told_a_few_times() -> None:
+    history: list[Record] = [invoked(write, put(RED)) for write in range(1_000)]
+    assert len(check(history)) == VIOLATIONS_MAX
+
+
+def test_every_record_survives_being_written_as_a_line() -> None:
+    records = [*GOOD, Told(1, "n1", "I7", "diverged"), *(record for _, _, history in BAD for record in history)]
+    assert [from_line(to_line(record)) for record in records] == records
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "[]", "null", '{"record":"Nothing"}', '{"record":"Told"}', '{"record":"Told","at_ns":1,"node":"n1","x":2}'],
+)
+def test_a_line_that_is_no_record_is_refused(line: str) -> None:
+    with pytest.raises(ValueError, match=r"record|Expecting|has"):
+        from_line(line)
