@@ -129,7 +129,7 @@ def not_modified_answer(version: bytes) -> bytes:
 
 def json_answer(body: bytes, status: int = 200, lines: bytes = b"") -> bytes:
     """Answer a JSON document; `lines` are whole header lines."""
-    return _JSON % (HEADS[status], len(body), lines, body)
+    return _JSON % (HEADS[status], len(body), _EXTRA.get(status, b"") + lines, body)
 
 
 def version_lines(version: Version | None, *, visible: bool = True) -> bytes:
@@ -154,7 +154,7 @@ def error_answer(code: str, message: str, limit: int | None = None, lines: bytes
         error["limit"] = limit
     error |= {"retryable": meaning.retryable, "applied": meaning.applied}
     body = json.dumps({"error": error}).encode("ascii")
-    return json_answer(body, meaning.status, _EXTRA.get(meaning.status, b"") + lines)
+    return json_answer(body, meaning.status, lines)
 
 
 def refusal_answer(error: RequestError) -> bytes:

@@ -74,7 +74,7 @@ class Connection:
         """Serve the connection to its end; the socket is closed then."""
         sock = self._socket
         try:
-            while True:
+            while not self.is_closed:
                 await trio.lowlevel.wait_readable(sock)
                 try:
                     data = sock.recv(RECEIVE_BYTES)
@@ -115,11 +115,9 @@ class Connection:
             intake.feed(data)
             if intake.rejection is not None:
                 self._take_rejection(intake.rejection)
-            if self._pending:
-                self._advance()
+            self._work()
         finally:
             gateway.views.release()
-        self._flush()
         now = trio.current_time()
         counters = gateway.counters
         counters.bytes_received += len(data)
@@ -195,8 +193,7 @@ class Connection:
         if self.is_closed:
             return
         try:
-            self._advance()
-            self._flush()
+            self._work()
         except Exception:  # noqa: BLE001  as in `serve`
             _LOG.exception("connection_failed")
             self.abort()
@@ -206,6 +203,19 @@ class Connection:
     def _note_progress(self) -> None:
         if self._progress is not None:
             self._progress.set()
+
+    def _work(self) -> None:
+        """Answer and send until something must be waited for: the node, or the peer."""
+        self._advance()
+        self._flush()
+        while (
+            self._pending
+            and not (self._is_pushing or self._is_ending or self.is_closed)
+            and (not self._started or self._pending[0].answer is not None)
+        ):
+            # The limit of unsent answers stopped it, and they have been sent.
+            self._advance()
+            self._flush()
 
     def _advance(self) -> None:
         """Answer from the left what can be answered, start what may start."""
@@ -329,8 +339,7 @@ class Connection:
             self.abort()
             return
         self._take_rejection(RequestError("request_timeout", "the request did not arrive in time"))
-        self._advance()
-        self._flush()
+        self._work()
 
     def drain(self) -> None:
         """End after the requests in hand; at once when there are none."""

@@ -84,6 +84,7 @@ class Intake:
         self._body_bytes = 0
         self._head_bytes = 0  # received of an unfinished head, whole reads only
         self._events = 0  # of a chunked body
+        self._quiet_bytes = 0  # of a chunked body since its last event
         self._is_in_size_line = False
         self.phase = Phase.BETWEEN
         self.heads_begun = 0  # tells one head from the next
@@ -136,9 +137,9 @@ class Intake:
         """Feed heads and chunked bodies in slices; all else whole."""
         view = memoryview(data)
         at = 0
-        quiet_bytes = 0
         while at < len(data) and not self.is_over:
-            if self.phase is Phase.HEAD or self._is_chunked_body():
+            was_chunked_body = self._is_chunked_body()
+            if was_chunked_body or self.phase is Phase.HEAD:
                 end = at + _SLICE_BYTES
             else:
                 match = _CHUNKED.search(data, at)
@@ -147,8 +148,9 @@ class Intake:
             part = view[at:end]
             self._feed(part)
             at = end
-            quiet_bytes = quiet_bytes + len(part) if self._is_chunked_body() and events == self._events else 0
-            if quiet_bytes >= (_SLICE_BYTES if self._is_in_size_line else HTTP_HEADER_BYTES_MAX):
+            is_quiet = was_chunked_body and self._is_chunked_body() and events == self._events
+            self._quiet_bytes = self._quiet_bytes + len(part) if is_quiet else 0
+            if self._quiet_bytes >= (_SLICE_BYTES if self._is_in_size_line else HTTP_HEADER_BYTES_MAX):
                 where = "a chunk extension" if self._is_in_size_line else "the trailer"
                 limit = HTTP_CHUNK_EXTENSION_BYTES_MAX if self._is_in_size_line else HTTP_HEADER_BYTES_MAX
                 self.rejection = RequestError("malformed_request", f"{where} has more than {limit} bytes", limit)

@@ -120,17 +120,18 @@ class Gateway:
     # --- tasks
 
     async def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                await trio.lowlevel.wait_readable(listener)
-                self._accept_waiting(listener)
-            except trio.ClosedResourceError:
-                return
-            except OSError as error:
-                if error.errno not in _OUT_OF_DESCRIPTORS:
-                    raise
-                _LOG.warning("accept_failed", error=str(error))
-                await trio.sleep(0.1)
+        with listener:
+            while True:
+                try:
+                    await trio.lowlevel.wait_readable(listener)
+                    self._accept_waiting(listener)
+                except trio.ClosedResourceError:
+                    return
+                except OSError as error:
+                    if error.errno not in _OUT_OF_DESCRIPTORS:
+                        raise
+                    _LOG.warning("accept_failed", error=str(error))
+                    await trio.sleep(0.1)
 
     def _accept_waiting(self, listener: socket.socket) -> None:
         for _ in range(ACCEPTS_MAX):

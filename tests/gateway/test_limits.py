@@ -1,0 +1,231 @@
+"""Time, number and pressure: what ends a connection, and what does not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import trio
+
+from kvp2p.config import HttpSettings
+from kvp2p.core.operations import Put
+from kvp2p.gateway.answers import CODES, error_answer
+from kvp2p.gateway.server import DRAIN_SECONDS
+from kvp2p.limits import HTTP_RESPONSE_BUFFER_BYTES_MAX
+from tests.gateway.rig import NAMESPACE, Rig, Wire, request, rig, until
+
+IMPATIENT = HttpSettings(head_timeout_seconds=0.2, body_timeout_seconds=0.3, idle_timeout_seconds=0.4)
+
+
+async def test_head_that_drips_in_is_408_however_steadily(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path, IMPATIENT) as r, await r.connect() as wire:
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+
+            async def drip() -> None:
+                for byte in request("GET", "/v1/words/k") * 10:
+                    await wire.send(bytes([byte]))
+                    await trio.sleep(0.02)
+
+            nursery.start_soon(drip)
+            reply = await wire.reply()
+            nursery.cancel_scope.cancel()
+        assert (reply.status, reply.code, reply.headers["connection"]) == (408, "request_timeout", "close")
+        assert 0.2 <= trio.current_time() - began < 2
+
+
+async def test_body_that_stops_is_408_and_one_that_goes_on_is_not(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path, IMPATIENT) as r, await r.connect() as slow, await r.connect() as stuck:
+        message = request("PUT", "/v1/words/k", b"0123456789")
+        await stuck.send(message[:-5])
+        await slow.send(message[:-10])
+        for byte in b"0123456789":
+            await trio.sleep(0.1)
+            await slow.send(bytes([byte]))
+        assert (await slow.reply()).status == 200
+        assert (await stuck.reply()).code == "request_timeout"
+        assert await stuck.is_closed()
+
+
+async def test_idle_connection_is_closed_in_silence(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path, IMPATIENT) as r, await r.connect() as unused, await r.connect() as used:
+        assert (await used.ask(request("GET", "/healthz"))).status == 200
+        assert await unused.is_closed()
+        assert await used.is_closed()
+        assert r.gateway.counters.connections_timed_out == 2
+
+
+async def test_write_that_takes_its_time_is_not_idle(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path, IMPATIENT) as r, await r.connect() as wire:
+        r.node.gate = trio.Event()
+        await wire.send(request("PUT", "/v1/words/k", b"v"))
+        await trio.sleep(0.8)
+        r.node.gate.set()
+        assert (await wire.reply()).status == 200
+
+
+async def test_reader_that_never_reads_is_not_read_and_ends(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path, IMPATIENT) as r, await r.connect() as wire:
+        value = bytes(190_000)
+        r.writer.write(Put(NAMESPACE, b"k", value))
+        asked = 0
+        # Our sends stop being taken, and in the end the connection is cut under them.
+        with pytest.raises(trio.BrokenResourceError):
+            while True:
+                await wire.send(request("GET", "/v1/words/k") * 100)
+                asked += 100
+                # What is kept for it is the limit and one answer, whatever it asks for.
+                assert all(one._out_bytes < HTTP_RESPONSE_BUFFER_BYTES_MAX + 200_000 for one in r.gateway._connections)
+        await until(lambda: not r.gateway._connections)
+        assert r.gateway.counters.connections_timed_out == 1
+        assert r.gateway.counters.bytes_sent < asked * len(value)
+
+
+async def test_slow_reader_gets_everything_in_order(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path) as r, await r.connect() as wire:
+        for n in range(30):
+            r.writer.write(Put(NAMESPACE, b"k%d" % n, bytes([n]) * 190_000))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wire.send, b"".join(request("GET", f"/v1/words/k{n % 30}") for n in range(120)))
+            for n in range(120):
+                if n % 10 == 0:
+                    await trio.sleep(0.01)
+                assert (await wire.reply()).body[:1] == bytes([n % 30])
+
+
+@pytest.mark.deadline_s(60)
+async def test_thousand_idle_connections_do_not_hinder_another(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path) as r:
+        r.writer.put(b"k", b"v")
+        async with trio.open_nursery() as nursery:
+            wires: list[Wire] = []
+
+            async def open_some() -> None:
+                for _ in range(100):
+                    wires.append(await r.connect())  # noqa: PERF401  each is to be closed, come what may
+
+            for _ in range(10):
+                nursery.start_soon(open_some)
+            await until(lambda: r.gateway.counters.connections_open == 1_000)
+            assert (await r.ask("GET", "/v1/words/k")).body == b"v"
+            for wire in wires[::100]:
+                assert (await wire.ask(request("GET", "/v1/words/k"))).body == b"v"
+            for wire in wires:
+                await trio.aclose_forcefully(wire.stream)
+        await until(lambda: r.gateway.counters.connections_open == 0)
+
+
+async def test_connection_over_the_limit_is_told_503(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path, HttpSettings(connections_max=2)) as r:
+        async with await r.connect() as first, await r.connect() as second:
+            assert (await first.ask(request("GET", "/healthz"))).status == 200
+            assert (await second.ask(request("GET", "/healthz"))).status == 200
+            async with await r.connect() as third:
+                reply = await third.reply()
+                assert (reply.status, reply.code, reply.error["limit"]) == (503, "too_many_connections", 2)
+                assert (reply.headers["retry-after"], reply.headers["connection"]) == ("1", "close")
+                assert await third.is_closed()
+        await until(lambda: r.gateway.counters.connections_open == 0)
+        assert (await r.ask("GET", "/healthz")).status == 200
+
+
+async def test_drain_finishes_what_is_in_hand_and_closes_the_rest(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path) as r:
+        async with await r.connect() as idle, await r.connect() as writing, await r.connect() as sending:
+            assert (await idle.ask(request("GET", "/healthz"))).status == 200
+            r.node.gate = trio.Event()
+            await writing.send(request("PUT", "/v1/words/a", b"1"))
+            message = request("PUT", "/v1/words/b", b"2")
+            await sending.send(message[:-1])
+            await until(lambda: len(r.node.submitted) == 1)
+            async with trio.open_nursery() as nursery:
+                began = trio.current_time()
+                nursery.start_soon(r.gateway.drain)
+                assert await idle.is_closed()
+                r.node.gate.set()
+                reply = await writing.reply()
+                assert (reply.status, reply.headers["connection"]) == (200, "close")
+                assert await writing.is_closed()
+                await sending.send(message[-1:])
+                reply = await sending.reply()
+                assert (reply.status, reply.headers["connection"]) == (200, "close")
+                for wire in (idle, writing, sending):
+                    await trio.aclose_forcefully(wire.stream)
+            assert trio.current_time() - began < DRAIN_SECONDS
+        with pytest.raises(OSError, match="all attempts to connect"):
+            await r.connect()
+
+
+async def test_drain_does_not_wait_for_ever(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path) as r, await r.connect() as wire:
+        r.node.gate = trio.Event()
+        await wire.send(request("PUT", "/v1/words/a", b"1"))
+        await until(lambda: len(r.node.submitted) == 1)
+        began = trio.current_time()
+        await r.gateway.drain()
+        assert DRAIN_SECONDS <= trio.current_time() - began < DRAIN_SECONDS + 0.4
+
+
+async def counted(r: Rig) -> dict[str, int]:
+    before = len(r.node.reports)
+    await until(lambda: len(r.node.reports) >= before + 2)
+    return dict(r.node.reports[-1].counters)
+
+
+async def test_counters_are_reported_each_second(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path) as r, await r.connect() as wire:
+        await wire.ask(request("PUT", "/v1/words/k", b"v"))
+        for _ in range(5):
+            await wire.ask(request("GET", "/v1/words/k"))
+        await wire.ask(request("GET", "/v1/words/none"))
+        await wire.ask(request("HEAD", "/v1/words/k"))
+        await wire.ask(request("PURGE", "/v1/words/k"))
+        seen = await counted(r)
+        assert r.node.hello is not None
+        assert r.node.hello.role == "gateway"
+        requests = {name: count for name, count in seen.items() if name.startswith("kvp2p_gateway_requests_total")}
+        assert requests == {
+            'kvp2p_gateway_requests_total{method="PUT",status="200"}': 1,
+            'kvp2p_gateway_requests_total{method="GET",status="200"}': 5,
+            'kvp2p_gateway_requests_total{method="GET",status="404"}': 1,
+            'kvp2p_gateway_requests_total{method="HEAD",status="200"}': 1,
+            'kvp2p_gateway_requests_total{method="other",status="405"}': 1,
+        }
+        assert seen["kvp2p_gateway_connections_open"] == 1
+        assert seen["kvp2p_gateway_connections_accepted_total"] == 1
+        assert seen["kvp2p_gateway_read_microseconds_count"] == 8
+        assert seen["kvp2p_gateway_write_microseconds_count"] == 1
+        assert seen['kvp2p_gateway_write_microseconds_bucket{le="+Inf"}'] == 1
+        assert seen["kvp2p_gateway_received_bytes_total"] > 500
+        assert seen["kvp2p_gateway_sent_bytes_total"] > 500
+
+
+async def test_bug_in_one_connection_ends_that_one_alone(
+    short_tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(short_tmp_path) as r, await r.connect() as wire:
+
+        def fail(*_: object) -> bytes:
+            raise ZeroDivisionError("a bug")
+
+        monkeypatch.setattr(r.gateway.reads, "keys", fail)
+        await wire.send(request("GET", "/v1/words"))
+        assert await wire.is_closed()
+        assert (await r.ask("GET", "/healthz")).status == 200
+    assert "a bug" in capsys.readouterr().out
+
+
+async def test_every_error_says_code_message_retryable_and_applied(short_tmp_path: Path) -> None:
+    statuses = {"overloaded": 429, "outcome_unknown": 504, "disk_full": 507, "key_not_found": 404}
+    for code, meaning in CODES.items():
+        head, _, body = error_answer(code, "why", 7).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 %d " % statuses.get(code, meaning.status))
+        assert b"Content-Length: %d" % len(body) in head
+        assert (b"Retry-After: 1" in head) == (meaning.status in {429, 503})
+        error = json.loads(body)["error"]
+        assert error == {
+            "code": code,
+            "message": "why",
+            "limit": 7,
+            "retryable": meaning.retryable,
+            "applied": "unknown" if code == "outcome_unknown" else "no",
+        }
