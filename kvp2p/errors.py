@@ -3,6 +3,8 @@
     KvError
     ├── LocalProtocolError       our own bug: a machine or codec was used against its contract
     ├── RemoteProtocolError      a peer sent what the protocol forbids; its link is closed, no state changed
+    │   └── HandshakeRefused     one end of a new link does not want the other, and says why in a word
+    ├── LinkClosed               the link to a peer has ended; whether the last messages arrived is not known
     ├── RequestError             a caller's request cannot be served as it stands
     ├── ConfigError              configuration or command line is wrong
     ├── StoreError               the data directory cannot be used
@@ -40,6 +42,23 @@ class RemoteProtocolError(KvError):
     """The peer broke the protocol; nothing was changed."""
 
     blame = "peer"
+
+
+class HandshakeRefused(RemoteProtocolError):
+    """A new link is not opened. `reason` is a stable word of `net/handshake.py`; `by_peer` tells which end refused."""
+
+    def __init__(self, reason: str, message: str, by_peer: bool = False) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.by_peer = by_peer
+
+
+class LinkClosed(KvError):
+    """The link to a peer has ended."""
+
+    retryable = True
+    applied = "unknown"
+    blame = "world"
 
 
 class RequestError(KvError):

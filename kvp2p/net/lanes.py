@@ -1,0 +1,155 @@
+"""The queues of a link: what is sent next, and what is handed out next.
+
+Decides: control before data before chunks, how messages of one lane are joined into payloads, and when credit is spent and given back.
+Keeps true: I9. Queued bytes of a lane stay under its limit; payload bytes of the data lane (and of the chunk lane, each for itself) that are sent and not yet
+taken in by the peer's consumer stay under DATA_CREDIT_BYTES_MAX, on both sides of the link: the sender does not send beyond it, and a
+receiver closes on one that does.
+In and out: encoded messages and payloads, nothing that waits; `net/link.py` is the tasks around it.
+
+A payload holds messages of one lane only, so its length is what both ends count. Credit goes back when the consumer has been handed the last message of a
+payload, an eighth of the window at a time: the rest of the window is then still larger than any payload, so credit never stalls a consumer that keeps up.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+from kvp2p.core.messages import LANE_OF, Lane, Message
+from kvp2p.errors import RemoteProtocolError
+from kvp2p.limits import (
+    CONTROL_QUEUE_BYTES_MAX,
+    DATA_CREDIT_BYTES_MAX,
+    DATA_QUEUE_BYTES_MAX,
+    MESH_MESSAGE_BYTES_MAX,
+)
+from kvp2p.wire.link_messages import Credit, LinkMessage
+from kvp2p.wire.mesh import PACK_HEAD_BYTES, pack
+
+QUEUE_BYTES_MAX: Final = {
+    Lane.CONTROL: CONTROL_QUEUE_BYTES_MAX,
+    Lane.DATA: DATA_QUEUE_BYTES_MAX,
+    Lane.CHUNKS: DATA_QUEUE_BYTES_MAX,
+}
+CREDIT_STEP_BYTES: Final = DATA_CREDIT_BYTES_MAX // 8
+# A small message costs more than its bytes while it waits: a limit in bytes alone would let millions of pings queue up.
+MESSAGE_OVERHEAD_BYTES: Final = 100
+
+
+def lane_of(message: Message | LinkMessage) -> Lane:
+    """Return the lane of a message; those about the link itself are control."""
+    return LANE_OF.get(type(message), Lane.CONTROL)
+
+
+class SendLanes:
+    """Encoded messages that wait to be sent."""
+
+    __slots__ = ("_in_flight", "_queues", "_waiting")
+
+    def __init__(self) -> None:
+        self._queues: dict[Lane, deque[bytes]] = {lane: deque() for lane in Lane}
+        self._waiting = dict.fromkeys(Lane, 0)
+        self._in_flight = {Lane.DATA: 0, Lane.CHUNKS: 0}
+
+    def waiting_bytes(self, lane: Lane) -> int:
+        """Return how much waits in a lane, overhead included."""
+        return self._waiting[lane]
+
+    def in_flight_bytes(self, lane: Lane) -> int:
+        """Return how many payload bytes of a lane the peer has not taken in yet."""
+        return self._in_flight[lane]
+
+    def push(self, lane: Lane, element: bytes) -> bool:
+        """Queue an encoded message; False, and nothing done, when the lane is full."""
+        more = len(element) + MESSAGE_OVERHEAD_BYTES
+        if self._waiting[lane] + more > QUEUE_BYTES_MAX[lane]:
+            return False
+        self._queues[lane].append(element)
+        self._waiting[lane] += more
+        return True
+
+    def next_payload(self) -> tuple[Lane, int, bytes] | None:
+        """Take the next payload: its lane, its number of messages and its bytes; None when nothing may be sent."""
+        for lane, queue in self._queues.items():
+            room = MESH_MESSAGE_BYTES_MAX
+            if lane is not Lane.CONTROL:
+                room = min(room, DATA_CREDIT_BYTES_MAX - self._in_flight[lane])
+            elements = self._take(lane, queue, room - PACK_HEAD_BYTES)
+            if elements:
+                payload = pack(elements)
+                if lane is not Lane.CONTROL:
+                    self._in_flight[lane] += len(payload)
+                return lane, len(elements), payload
+        return None
+
+    def _take(self, lane: Lane, queue: deque[bytes], room: int) -> list[bytes]:
+        elements: list[bytes] = []
+        while queue and len(queue[0]) <= room:
+            element = queue.popleft()
+            room -= len(element)
+            self._waiting[lane] -= len(element) + MESSAGE_OVERHEAD_BYTES
+            elements.append(element)
+        return elements
+
+    def give_back(self, credit: Credit) -> None:
+        """Count what the peer has taken in.
+
+        Raises RemoteProtocolError when it is more than was sent.
+        """
+        in_flight = self._in_flight[credit.lane]
+        if credit.taken_bytes > in_flight:
+            raise RemoteProtocolError(f"a peer took {credit.taken_bytes} bytes in, of {in_flight} that were sent to it")
+        self._in_flight[credit.lane] = in_flight - credit.taken_bytes
+
+
+class ReceiveLanes:
+    """Messages that wait to be handed to the consumer."""
+
+    __slots__ = ("_queues", "_taken", "_waiting")
+
+    def __init__(self) -> None:
+        # A message, and the payload bytes that are taken in with it: those of the whole payload for its last message, else 0.
+        self._queues: dict[Lane, deque[tuple[Message, int]]] = {lane: deque() for lane in Lane}
+        self._waiting = dict.fromkeys(Lane, 0)  # for data and chunks: given out, and credit not returned yet, too
+        self._taken = dict.fromkeys(Lane, 0)
+
+    def push(self, lane: Lane, messages: Sequence[Message], payload_bytes: int) -> None:
+        """Queue the messages of one payload.
+
+        Raises RemoteProtocolError when the peer has gone beyond its credit, or, on the control lane, sends faster than the consumer takes.
+        """
+        if not messages:
+            return
+        if lane is Lane.CONTROL:
+            payload_bytes += len(messages) * MESSAGE_OVERHEAD_BYTES
+        limit = CONTROL_QUEUE_BYTES_MAX if lane is Lane.CONTROL else DATA_CREDIT_BYTES_MAX
+        self._waiting[lane] += payload_bytes
+        if self._waiting[lane] > limit:
+            raise RemoteProtocolError(f"more than {limit} bytes of {lane.name.lower()} wait to be taken in")
+        queue = self._queues[lane]
+        queue.extend((message, 0) for message in messages[:-1])
+        queue.append((messages[-1], payload_bytes))
+
+    def pop(self) -> Message | None:
+        """Take the next message, control first; None when there is none."""
+        for lane, queue in self._queues.items():
+            if queue:
+                message, payload_bytes = queue.popleft()
+                if lane is Lane.CONTROL:
+                    self._waiting[lane] -= payload_bytes
+                else:
+                    self._taken[lane] += payload_bytes
+                return message
+        return None
+
+    def credit_due(self) -> list[Credit]:
+        """Take the credit that should go back to the sender by now."""
+        due: list[Credit] = []
+        for lane in (Lane.DATA, Lane.CHUNKS):
+            taken = self._taken[lane]
+            if taken >= CREDIT_STEP_BYTES:
+                due.append(Credit(lane, taken))
+                self._taken[lane] = 0
+                self._waiting[lane] -= taken
+        return due

@@ -1,0 +1,267 @@
+"""A link: an open, authenticated connection to a peer, with three lanes, credit and a heartbeat.
+
+Decides: when a message goes out, when a peer counts as dead, and when a link ends.
+Keeps true: I9, nothing that waits is unbounded and nothing waits for a slow peer; a control message never waits behind more than the one payload
+that is being written (at most MESH_MESSAGE_BYTES_MAX).
+In and out: `Message` values both ways, in order within a lane; any of them may be missing at the end. Nothing comes out after the link has ended, not even what
+had arrived before: a forwarded write must not surface when its sender has been told *unknown* [I10].
+
+`run` is three tasks. The *reader* always drains: three unread messages are enough to make trio-websocket stop answering, so it puts what comes into bounded
+lanes and never waits for the consumer. The *writer* alone sends: it takes whatever waits in the first lane that may send, as one payload. The *heartbeat* sends a
+ping each interval and ends the link when the peer has been silent for too long. "Silent" counts whole messages from the peer, of any kind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import trio
+
+from kvp2p.core.messages import Lane, Message
+from kvp2p.errors import LinkClosed, RemoteProtocolError
+from kvp2p.ids import NodeId
+from kvp2p.limits import MESH_MESSAGE_BYTES_MAX
+from kvp2p.net.lanes import ReceiveLanes, SendLanes, lane_of
+from kvp2p.net.settings import MeshSettings
+from kvp2p.net.transport import CODE_NORMAL, CODE_PROTOCOL_ERROR
+from kvp2p.wire.link_messages import Credit, LinkMessage, Ping, Pong
+from kvp2p.wire.mesh import encode_message, unpack_link
+
+# `send` keeps the lane this full, no fuller, so that a long answer to a pull leaves room for what `try_send` adds.
+SEND_WAITS_ABOVE_BYTES: Final = 2 * MESH_MESSAGE_BYTES_MAX
+_PINGS_REMEMBERED: Final = 16
+
+
+class Pipe(Protocol):
+    """What a link needs of a connection; `net/transport.py` is one."""
+
+    async def send(self, payload: bytes) -> None:
+        """Send one payload, or raise LinkClosed."""
+
+    async def receive(self) -> bytes:
+        """Wait for a payload, or raise LinkClosed or RemoteProtocolError."""
+
+    async def close(self, code: int = CODE_NORMAL, reason: str = "") -> None:
+        """End the connection, soon and in any case."""
+
+
+class Encoder:
+    """Encodes messages, and remembers the last: the same frame goes to several peers, one after the other."""
+
+    __slots__ = ("_element", "_message")
+
+    def __init__(self) -> None:
+        self._message: Message | None = None
+        self._element = b""
+
+    def encode(self, message: Message) -> bytes:
+        """Return the element of a message; raises LocalProtocolError when no peer would take it."""
+        if message is not self._message:
+            self._element = encode_message(message)
+            self._message = message
+        return self._element
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Counts of one lane of one link since it opened. Bytes are those of payloads, without websocket heads."""
+
+    sent_messages: int = 0
+    sent_bytes: int = 0
+    received_messages: int = 0
+    received_bytes: int = 0
+    dropped_messages: int = 0  # refused by `try_send` because the lane was full
+
+
+class Link:
+    """A link to one peer. `traffic` and `rtt_ms` are for reading; `ended` is set when it is over, and `reason` says why."""
+
+    def __init__(self, peer: NodeId, pipe: Pipe, settings: MeshSettings, encoder: Encoder | None = None) -> None:
+        self.peer = peer
+        self.ended = trio.Event()
+        self.reason: str | None = None
+        self.traffic = {lane: Traffic() for lane in Lane}
+        self.rtt_ms: float | None = None
+        self._pipe = pipe
+        self._settings = settings
+        self._encoder = encoder or Encoder()
+        self._close_code = CODE_NORMAL
+        self._outgoing = SendLanes()
+        self._incoming = ReceiveLanes()
+        self._work = trio.lowlevel.ParkingLot()  # the writer, until something may be sent
+        self._room = trio.lowlevel.ParkingLot()  # `send`, until a lane has room
+        self._arrival = trio.lowlevel.ParkingLot()  # the consumer, until a message is there
+        self._heard_at = trio.current_time()
+        self._pings: dict[int, float] = {}
+
+    async def send_first(self, payload: bytes) -> None:
+        """Send something that is no message before `run` starts: the last word of the handshake."""
+        try:
+            await self._pipe.send(payload)
+        except LinkClosed as error:
+            self.close(str(error))
+
+    async def run(self) -> None:
+        """Serve the link until it ends, then close the connection. Errors of the peer end the link and are not raised."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read)
+                nursery.start_soon(self._write)
+                nursery.start_soon(self._beat)
+                await self.ended.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            self.close("this node is stopping")
+            await self._pipe.close(self._close_code, self.reason or "")
+
+    def close(self, reason: str) -> None:
+        """End the link; the first reason stays. What waits in its lanes is dropped."""
+        if self.reason is None:
+            self.reason = reason
+            self.ended.set()
+            self._room.unpark_all()
+            self._arrival.unpark_all()
+
+    def try_send(self, message: Message) -> bool:
+        """Queue a message if its lane has room, and say whether it had.
+
+        False also when the link has ended. A full control lane ends the link: digests and outcomes must not be lost silently.
+        """
+        element = self._encoder.encode(message)
+        lane = lane_of(message)
+        if self.reason is not None:
+            return False
+        if not self._outgoing.push(lane, element):
+            self.traffic[lane].dropped_messages += 1
+            if lane is Lane.CONTROL:
+                self.close("the peer takes control messages too slowly")
+            return False
+        self._work.unpark()
+        return True
+
+    async def send(self, message: Message) -> None:
+        """Queue a message, after waiting until its lane is short. Raises LinkClosed when the link ends before that."""
+        element = self._encoder.encode(message)
+        lane = lane_of(message)
+        await trio.lowlevel.checkpoint()
+        while self.reason is None and self._outgoing.waiting_bytes(lane) > SEND_WAITS_ABOVE_BYTES:
+            await self._room.park()
+        if self.reason is not None:
+            raise LinkClosed(self.reason)
+        is_queued = self._outgoing.push(lane, element)
+        assert is_queued, "a lane that is short has room for any message"
+        self._work.unpark()
+
+    async def receive(self) -> Message:
+        """Wait for the next message, control first. Raises LinkClosed when the link has ended. For one consumer.
+
+        A data message counts as taken in when it is handed out, so the consumer should ask for the next one when it is done with it.
+        """
+        await trio.lowlevel.checkpoint()
+        while self.reason is None:
+            message = self._incoming.pop()
+            if message is not None:
+                for credit in self._incoming.credit_due():
+                    self._push_control(credit)
+                return message
+            await self._arrival.park()
+        raise LinkClosed(self.reason)
+
+    async def __aiter__(self) -> AsyncIterator[Message]:
+        """Iterate over messages until the link ends."""
+        while True:
+            try:
+                message = await self.receive()
+            except LinkClosed:
+                return
+            yield message
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                payload = await self._pipe.receive()
+                self._heard_at = trio.current_time()
+                self._take(unpack_link(payload), len(payload))
+        except RemoteProtocolError as error:
+            self._close_code = CODE_PROTOCOL_ERROR
+            self.close(f"protocol error: {error}")
+        except LinkClosed as error:
+            self.close(str(error))
+
+    def _take(self, messages: list[Message | LinkMessage], payload_bytes: int) -> None:
+        lane = lane_of(messages[0])
+        traffic = self.traffic[lane]
+        traffic.received_messages += len(messages)
+        traffic.received_bytes += payload_bytes
+        for_consumer: list[Message] = []
+        for message in messages:
+            if lane_of(message) is not lane:
+                raise RemoteProtocolError("a payload mixes lanes")
+            match message:
+                case Ping(serial):
+                    self._push_control(Pong(serial))
+                case Pong(serial):
+                    self._take_pong(serial)
+                case Credit():
+                    self._outgoing.give_back(message)
+                    self._work.unpark()
+                case _:
+                    for_consumer.append(message)
+        self._incoming.push(lane, for_consumer, payload_bytes)
+        self._arrival.unpark()
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                following = self._outgoing.next_payload()
+                if following is None:
+                    await self._work.park()
+                    continue
+                lane, count, payload = following
+                self._room.unpark_all()
+                await self._pipe.send(payload)
+                traffic = self.traffic[lane]
+                traffic.sent_messages += count
+                traffic.sent_bytes += len(payload)
+        except LinkClosed as error:
+            self.close(str(error))
+
+    async def _beat(self) -> None:
+        interval = self._settings.ping_interval_ms / 1_000
+        timeout = self._settings.link_timeout_ms / 1_000
+        serial = 0
+        ping_at = -math.inf
+        while True:
+            if trio.current_time() >= ping_at:
+                serial += 1
+                self._ping(serial)
+                ping_at = trio.current_time() + interval
+            wake_at = min(ping_at, self._heard_at + timeout)
+            await trio.sleep_until(wake_at)
+            now = trio.current_time()
+            if now - wake_at > interval:
+                # This process stood still (stopped, or starved), so what the peer sent has not been read: it is not the silent one.
+                self._heard_at = now
+            elif now - self._heard_at >= timeout:
+                self.close(f"nothing was heard of the peer for {timeout:g} s")
+                return
+
+    def _ping(self, serial: int) -> None:
+        self._pings[serial] = trio.current_time()
+        # A peer may send data and never answer a ping: the oldest are forgotten.
+        self._pings.pop(serial - _PINGS_REMEMBERED, None)
+        self._push_control(Ping(serial))
+
+    def _take_pong(self, serial: int) -> None:
+        sent_at = self._pings.pop(serial, None)
+        if sent_at is not None:
+            self.rtt_ms = (trio.current_time() - sent_at) * 1_000
+
+    def _push_control(self, message: LinkMessage) -> None:
+        if self._outgoing.push(Lane.CONTROL, encode_message(message)):
+            self._work.unpark()
+        else:
+            self.close("the peer takes control messages too slowly")
