@@ -48,6 +48,7 @@ from kvp2p.core.operations import Operation, Outcome
 from kvp2p.core.replica import ReplicaMachine
 from kvp2p.core.serve import serve
 from kvp2p.core.settings import ReplicaSettings
+from kvp2p.errors import LinkClosed
 from kvp2p.ids import NodeId, Now, Version
 from kvp2p.limits import INBOX_EVENTS_MAX, PULLS_MAX
 from kvp2p.runtime.store_writer import Ending, StoreWriter
@@ -69,7 +70,7 @@ class Link(Protocol):
         ...
 
     async def send(self, message: Message) -> None:
-        """Queue a message once there is room; raises when the link ends."""
+        """Queue a message once there is room; raises LinkClosed when the link ends."""
         ...
 
 
@@ -254,7 +255,7 @@ class ReplicaDriver:
             for message in messages:
                 try:
                     await link.send(message)
-                except (trio.ClosedResourceError, trio.BrokenResourceError):
+                except LinkClosed:
                     return  # PeerDown is on its way, and the peer will ask again
             await trio.lowlevel.checkpoint()
         if self._serving.get(peer) is waiting:
