@@ -1,0 +1,184 @@
+"""The laws of values: join, version vectors, the clock, rows and their check, operations and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvp2p.core.entry import (
+    FLAG_METADATA,
+    FLAG_METADATA_ASCII,
+    ROW_HEAD_BYTES,
+    Kind,
+    check_row,
+    decode_row,
+    encode_row,
+    join_rows,
+    row_digest_holds,
+    row_expires_at,
+    row_version,
+)
+from kvp2p.core.hlc import HybridClock, stamp_wall_ms
+from kvp2p.core.operations import CreateNamespace, Delete, DeleteNamespace, Put, operation_bytes
+from kvp2p.core.settings import ReplicaSettings
+from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
+from kvp2p.errors import ConfigError, RemoteProtocolError
+from kvp2p.ids import Issuer, Stamp, Version, make_version
+from kvp2p.limits import KEY_BYTES_MAX, METADATA_BYTES_MAX, VALUE_BYTES_MAX, VECTOR_ISSUERS_MAX
+from tests.core.harness import ACCOUNT, SPACE, value_row, vector
+
+issuers = st.sampled_from([Issuer(bytes([n]) * 8) for n in range(1, 5)])
+stamps = st.integers(1, 5).map(Stamp)
+versions = st.builds(make_version, st.integers(0, 3), stamps, issuers)
+vectors = st.builds(VersionVector, st.dictionaries(issuers, stamps), versions)
+metadata = st.one_of(st.none(), st.sampled_from([b"{}", '{"a":"ä"}'.encode()]))
+rows = st.one_of(
+    st.builds(encode_row, st.just(Kind.VALUE), st.binary(max_size=3), metadata, st.integers(0, 9), versions),
+    st.builds(encode_row, st.just(Kind.TOMBSTONE), st.just(b""), st.none(), st.just(0), versions),
+)
+
+
+@given(rows, rows, rows)
+def test_join_of_rows_is_commutative_associative_and_idempotent(a: bytes, b: bytes, c: bytes) -> None:
+    assert join_rows(a, b) == join_rows(b, a)
+    assert join_rows(join_rows(a, b), c) == join_rows(a, join_rows(b, c))
+    assert join_rows(a, a) == a
+    assert join_rows(None, a) == a
+
+
+@given(rows, rows)
+def test_join_keeps_the_greater_version(a: bytes, b: bytes) -> None:
+    assert row_version(join_rows(a, b)) == max(row_version(a), row_version(b))
+
+
+@given(vectors, vectors, vectors)
+def test_join_of_vectors_is_the_least_upper_bound(a: VersionVector, b: VersionVector, c: VersionVector) -> None:
+    joined = a.join(b)
+    assert joined == b.join(a)
+    assert hash(joined) == hash(b.join(a))
+    assert joined.join(c) == a.join(b.join(c))
+    assert a.join(a) == a
+    assert joined.covers_vector(a)
+    assert joined.covers_vector(b)
+    if c.covers_vector(a) and c.covers_vector(b):
+        assert c.covers_vector(joined)
+
+
+@given(vectors, vectors, versions)
+def test_a_vector_that_covers_another_covers_its_versions(a: VersionVector, b: VersionVector, v: Version) -> None:
+    if a.covers_vector(b) and b.covers(v):
+        assert a.covers(v)
+    assert not EMPTY_VECTOR.covers(v)
+
+
+@given(vectors, issuers, stamps)
+def test_a_raised_vector_covers_up_to_the_stamp(a: VersionVector, issuer: Issuer, stamp: Stamp) -> None:
+    raised = a.raised(issuer, stamp)
+    assert raised.covers_vector(a)
+    assert raised.stamp_of(issuer) == max(stamp, a.stamp_of(issuer))
+    assert raised.latest_stamp() == max(stamp, a.latest_stamp())
+    assert len(raised) == len(list(raised.items())) >= len(a)
+
+
+@given(vectors)
+def test_a_vector_reads_back_from_its_bytes(a: VersionVector) -> None:
+    assert VersionVector.decode(a.encode()) == a
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        bytes(19),
+        bytes(21),
+        bytes(20) + bytes(16) * (VECTOR_ISSUERS_MAX + 1),
+        bytes(20) + b"\2" * 16 + b"\1" * 16,
+        bytes(20) + b"\2" * 16 + b"\2" * 16,
+    ],
+)
+def test_malformed_vector_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(RemoteProtocolError):
+        VersionVector.decode(data)
+
+
+def test_a_vector_shows_its_issuers_and_fence() -> None:
+    assert repr(EMPTY_VECTOR) == "<empty>"
+    assert repr(vector(a=16)) == "<6161:10>"
+    assert "fence" in repr(VersionVector({}, Version(b"\1" * 20)))
+    assert EMPTY_VECTOR != "<empty>"
+
+
+@given(st.lists(st.one_of(st.integers(0, 1 << 40), st.integers(0, 1 << 60).map(lambda n: -n)), min_size=1))
+def test_stamps_only_rise_whatever_the_clock_says(readings: list[int]) -> None:
+    """A negative reading stands for a stamp that was observed."""
+    clock = HybridClock()
+    seen = 0
+    for reading in readings:
+        if reading < 0:
+            clock.observe(Stamp(-reading))
+            seen = max(seen, -reading)
+        else:
+            stamp = clock.tick(reading)
+            assert stamp > seen
+            assert stamp_wall_ms(stamp) >= reading
+            seen = stamp
+
+
+@given(st.binary(min_size=1, max_size=9), rows)
+def test_a_row_that_was_encoded_passes_its_check_and_reads_back(key: bytes, row: bytes) -> None:
+    check_row(key, row)
+    assert row_digest_holds(row)
+    entry = decode_row(SPACE, key, row)
+    assert encode_row(entry.kind, entry.value, entry.metadata, entry.expires_at, entry.version) == row
+    assert entry.expires_at == row_expires_at(row)
+
+
+def _with_head(row: bytes, at: int, replaced: bytes) -> bytes:
+    return row[:at] + replaced + row[at + len(replaced) :]
+
+
+ASCII = encode_row(Kind.VALUE, b"v", b"{}", 0, Version(b"\1" * 20))
+BAD_ROWS: dict[str, Callable[[], tuple[bytes, bytes]]] = {
+    "an empty key": lambda: (b"", ASCII),
+    "a long key": lambda: (b"k" * (KEY_BYTES_MAX + 1), ASCII),
+    "a short row": lambda: (b"k", ASCII[: ROW_HEAD_BYTES - 1]),
+    "an unknown kind": lambda: (b"k", _with_head(ASCII, 0, b"\7")),
+    "a chunked row": lambda: (b"k", _with_head(ASCII, 0, b"\2")),
+    "long metadata": lambda: (
+        b"k",
+        encode_row(Kind.VALUE, b"", b"m" * (METADATA_BYTES_MAX + 1), 0, Version(bytes(20))),
+    ),
+    "a long value": lambda: (b"k", encode_row(Kind.VALUE, bytes(VALUE_BYTES_MAX + 1), None, 0, Version(bytes(20)))),
+    "metadata past the end": lambda: (b"k", _with_head(ASCII, 2, b"\0\x09")),
+    "metadata denied": lambda: (b"k", _with_head(ASCII, 1, b"\0")),
+    "a wrong ascii flag": lambda: (b"k", _with_head(ASCII, 1, bytes([FLAG_METADATA]))),
+    "unknown flags": lambda: (b"k", _with_head(ASCII, 1, bytes([FLAG_METADATA | FLAG_METADATA_ASCII | 4]))),
+    "a tombstone with contents": lambda: (b"k", _with_head(value_row(1), 0, b"\0")),
+    "a damaged value": lambda: (b"k", ASCII[:-1] + b"w"),
+    "another expiry": lambda: (b"k", _with_head(ASCII, 4, b"\1")),
+}
+
+
+@pytest.mark.parametrize("what", BAD_ROWS)
+def test_a_row_with_a_flaw_is_refused(what: str) -> None:
+    check_row(b"k", ASCII)
+    with pytest.raises(RemoteProtocolError):
+        check_row(*BAD_ROWS[what]())
+
+
+def test_an_operation_tells_its_bytes() -> None:
+    assert operation_bytes(Put(SPACE, b"key", b"value", b"{}")) == ROW_HEAD_BYTES + 3 + 5 + 2
+    assert operation_bytes(Delete(SPACE, b"key")) > ROW_HEAD_BYTES + 3
+    assert operation_bytes(CreateNamespace(SPACE, ACCOUNT, "t")) > ROW_HEAD_BYTES
+    assert operation_bytes(DeleteNamespace(SPACE)) > ROW_HEAD_BYTES
+
+
+@pytest.mark.parametrize(
+    "settings", [{"hold_ms": 0}, {"hold_ms": 3_600_001}, {"hold_ms": 1.5}, {"digest_busy_ms": 3_000}]
+)
+def test_settings_that_cannot_work_are_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(ConfigError):
+        ReplicaSettings(**settings)
