@@ -1,0 +1,27 @@
+"""scripts/survive in its short form, on real processes."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).parents[2] / "scripts" / "survive"
+
+
+@pytest.mark.slow
+def test_no_acknowledged_write_is_lost_when_the_leader_is_killed_under_load(short_tmp_path: Path) -> None:
+    options = ["--nodes", "3", "--rate", "300", "--seconds", "8", "--kill-every-s", "3", "--seed", "1", "--json"]
+    done = subprocess.run(
+        [str(PROGRAM), *options, "--dir", str(short_tmp_path)], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.stdout, done.stderr
+    document = json.loads(done.stdout)
+    assert document["violations"] == []
+    assert done.returncode == 0
+    assert "n1" in {kill["node"] for kill in document["kills"]}
+    assert document["outcomes"]["refused"] > 0  # the kill was felt
+    # Every key of the run at every node.
+    assert document["keys_compared"] == 3 * 2_000
+    lines = (short_tmp_path / "history.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["outcome"] == "acked" for line in lines) == document["outcomes"]["acked"]
