@@ -214,7 +214,7 @@ async def test_bug_in_one_connection_ends_that_one_alone(
     assert "a bug" in capsys.readouterr().out
 
 
-async def test_every_error_says_code_message_retryable_and_applied(short_tmp_path: Path) -> None:
+def test_every_error_says_code_message_retryable_and_applied() -> None:
     statuses = {"overloaded": 429, "outcome_unknown": 504, "disk_full": 507, "key_not_found": 404}
     for code, meaning in CODES.items():
         head, _, body = error_answer(code, "why", 7).partition(b"\r\n\r\n")
