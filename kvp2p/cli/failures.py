@@ -34,13 +34,16 @@ _NOT_FOUND_CODES: Final = frozenset({"key_not_found", "namespace_not_found", "to
 
 
 class Failure(Exception):
-    """A command ends with `status`. `code` is the machine-readable word that --json shows."""
+    """A command ends with `status`. `code` is the machine-readable word that --json shows, `document` what goes beside it."""
 
-    def __init__(self, status: int, code: str, message: str, advice: str | None = None) -> None:
+    def __init__(
+        self, status: int, code: str, message: str, advice: str | None = None, document: dict[str, object] | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
+        self.document = document or {}
         self.advice = _ADVICE.get(code, "") if advice is None else advice
 
 

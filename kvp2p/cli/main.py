@@ -89,7 +89,7 @@ def main() -> None:
 
 def _end(failure: Failure) -> None:
     if "--json" in sys.argv[1:]:
-        print_json({"error": {"code": failure.code, "message": failure.message}})
+        print_json({**failure.document, "error": {"code": failure.code, "message": failure.message}})
     sys.stderr.write(f"kvp2p: {failure.message}\n")
     if failure.advice:
         sys.stderr.write(f"{failure.advice}\n")

@@ -122,26 +122,22 @@ async def _write(client: Client, namespace: str, item: Item, tally: Tally) -> No
 
 
 def _report(tally: Tally, total: int, *, as_json: bool) -> None:
-    left = total - tally.acked - tally.failed
-    if as_json:
-        print_json(
-            {
-                "total": total,
-                "acked": tally.acked,
-                "refused": tally.refused,
-                "unknown": tally.unknown,
-                "not_begun": left,
-            }
-        )
-    else:
-        say(f"{tally.acked} of {total} written, {tally.refused} refused, {tally.unknown} unknown, {left} not begun")
-    if tally.failed:
-        for one in tally.failures[:FAILURES_MAX]:
-            say(f"  {one}")
-        status = UNKNOWN if tally.unknown else REFUSED
-        raise Failure(
-            status, "incomplete", "the import is not complete", "Importing a file again writes all its keys again."
-        )
+    document: dict[str, object] = {
+        "total": total,
+        "acked": tally.acked,
+        "refused": tally.refused,
+        "unknown": tally.unknown,
+        "not_begun": total - tally.acked - tally.failed,
+    }
+    say("{acked} of {total} written, {refused} refused, {unknown} unknown, {not_begun} not begun".format(**document))
+    if not tally.failed:
+        if as_json:
+            print_json(document)
+        return
+    for one in tally.failures[:FAILURES_MAX]:
+        say(f"  {one}")
+    advice = "Importing a file again writes all its keys again."
+    raise Failure(UNKNOWN if tally.unknown else REFUSED, "incomplete", "the import is not complete", advice, document)
 
 
 def export(

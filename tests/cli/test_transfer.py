@@ -1,0 +1,107 @@
+"""Import and export: Cloudflare's bulk format there and back, and what happens when writes fail."""
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., Any]
+Node = Any
+
+
+def bulk_file(directory: Path, entries: Any) -> str:
+    path = directory / "bulk.json"
+    path.write_text(json.dumps(entries), encoding="utf-8")
+    return str(path)
+
+
+def test_what_is_exported_is_imported_to_the_same(kvp2p: Run, node: Node, tmp_path: Path) -> None:
+    node.values = {f"key/{number}/é".encode(): (b"value %d" % number, None) for number in range(300)}
+    node.values |= {b"a//b": (bytes(range(256)), None), b"..x": (b"", '{"m":[1,"x"]}'), b"%41": (b"percent", None)}
+    node.page_keys_max = 70
+    before = dict(node.values)
+    exported = tmp_path / "dump.json"
+    result = kvp2p("export", "settings", "--output", str(exported))
+    assert (result.status, result.err) == (0, "303 keys\n")
+    entries = json.loads(exported.read_bytes())
+    assert [one["key"].encode() for one in entries] == sorted(before)
+    assert kvp2p("export", "settings").out == exported.read_bytes()
+    node.values = {}
+    result = kvp2p("import", "settings", str(exported))
+    assert result.status == 0
+    assert result.err == "303 of 303 written, 0 refused, 0 unknown, 0 not begun\n"
+    assert node.values == before
+
+
+def test_export_of_a_prefix_and_of_nothing_is_an_array(kvp2p: Run, node: Node) -> None:
+    node.values = {b"a1": (b"1", None), b"b1": (b"2", None)}
+    assert kvp2p("export", "settings", "--prefix", "b").document == [{"key": "b1", "value": "2"}]
+    assert kvp2p("export", "settings", "--prefix", "c").document == []
+
+
+def test_of_a_key_that_stands_there_twice_the_last_counts(kvp2p: Run, node: Node, tmp_path: Path) -> None:
+    entries = [{"key": "k", "value": "first"}, {"key": "k", "value": "bGFzdA==", "base64": True}]
+    result = kvp2p("import", "settings", bulk_file(tmp_path, entries), "--json")
+    assert result.document == {"total": 1, "acked": 1, "refused": 0, "unknown": 0, "not_begun": 0}
+    assert node.values == {b"k": (b"last", None)}
+
+
+def test_stdin_is_read_where_a_dash_stands(kvp2p: Run, node: Node) -> None:
+    assert kvp2p("import", "settings", "-", stdin=b'[{"key":"k","value":"v","metadata":null}]').status == 0
+    assert node.values == {b"k": (b"v", None)}
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {},
+        ["k"],
+        [{"key": "k"}],
+        [{"key": "", "value": "v"}],
+        [{"key": 1, "value": "v"}],
+        [{"key": "k", "value": 1}],
+        [{"key": "k", "value": "***", "base64": True}],
+        [{"key": "k", "value": "v", "expiration": "soon"}],
+        [{"key": "k", "value": "v", "ttl": 60}],
+    ],
+    ids=repr,
+)
+def test_a_file_with_a_wrong_entry_is_refused_before_the_first_write(
+    kvp2p: Run, node: Node, tmp_path: Path, entries: Any
+) -> None:
+    good = [{"key": "good", "value": base64.b64encode(b"v").decode()}]
+    document = good + entries if isinstance(entries, list) else entries
+    result = kvp2p("import", "settings", bulk_file(tmp_path, document))
+    assert result.status == 2
+    assert node.requests == []
+
+
+def test_an_import_stops_soon_after_writes_are_refused_and_says_what_was_not_begun(
+    kvp2p: Run, node: Node, tmp_path: Path
+) -> None:
+    node.refusal = (503, "no_leader", "nobody leads")
+    entries = [{"key": f"k{number}", "value": "v"} for number in range(500)]
+    result = kvp2p("import", "settings", bulk_file(tmp_path, entries), "--parallel", "8", "--json")
+    assert result.status == 3
+    tally = result.document
+    assert tally["error"]["code"] == "incomplete"
+    assert tally["acked"] == tally["unknown"] == 0
+    assert 10 <= tally["refused"] <= 18
+    assert tally["not_begun"] == 500 - tally["refused"]
+    assert len(node.writes()) == tally["refused"]
+    assert "no_leader" in result.err
+
+
+def test_an_import_with_an_unknown_outcome_ends_with_4(kvp2p: Run, node: Node, tmp_path: Path) -> None:
+    node.refusal = (504, "outcome_unknown", "the link has ended")
+    result = kvp2p("import", "settings", bulk_file(tmp_path, [{"key": "k", "value": "v"}]))
+    assert result.status == 4
+    assert len(node.writes()) == 1
+
+
+def test_an_import_of_nothing_is_done_at_once(kvp2p: Run, node: Node) -> None:
+    assert kvp2p("import", "settings", "-", stdin=b"[]").status == 0
+    assert node.requests == []
