@@ -8,6 +8,7 @@ In and out: `run` returns when it was asked to drain and has.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,11 +31,15 @@ from kvp2p.store.lmdb_store import LmdbStore
 
 _READER_CHECK_S = 10.0  # DESIGN §6: a reader killed inside a transaction pins pages until then
 _DRAIN_S = 2.0
+# The store's thread and the event loop hand the interpreter to each other several times in each write; at Python's default of
+# 5 ms each would wait that long whenever the other is busy.
+_SWITCH_INTERVAL_S = 0.0005
 log = structlog.get_logger("kvp2p.node")
 
 
 def run(config: NodeConfig, life: ChildLife) -> None:
     """Run the node until SIGTERM. The working directory is the node's."""
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     key = read_cluster_key(Path(KEY_FILE))
     with LmdbStore.open(STORE_DIRECTORY, map_bytes=config.store.map_bytes) as store:
         store.reader_check()
