@@ -21,7 +21,7 @@ def test_no_acknowledged_write_is_lost_when_the_leader_is_killed_under_load(shor
     assert done.returncode == 0
     assert "n1" in {kill["node"] for kill in document["kills"]}
     assert document["outcomes"]["refused"] > 0  # the kill was felt
-    # Every key of the run at every node.
-    assert document["keys_compared"] == 3 * 2_000
-    lines = (short_tmp_path / "history.jsonl").read_text().splitlines()
-    assert sum(json.loads(line)["outcome"] == "acked" for line in lines) == document["outcomes"]["acked"]
+    writes = [json.loads(line) for line in (short_tmp_path / "history.jsonl").read_text().splitlines()]
+    acked = [write for write in writes if write["outcome"] == "acked"]
+    assert len(acked) == document["outcomes"]["acked"]
+    assert document["keys_compared"] >= 3 * len({write["key"] for write in acked})
