@@ -82,7 +82,9 @@ def _compare(first: StoreState, other: StoreState) -> Iterator[Violation]:
     theirs = {(row.namespace, row.key): row for row in other.rows}
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
-            yield Violation("C1", f"{_show(key)} differs: {ours.get(key)} at {first.node}, {theirs.get(key)} at {other.node}")
+            yield Violation(
+                "C1", f"{_show(key)} differs: {ours.get(key)} at {first.node}, {theirs.get(key)} at {other.node}"
+            )
     yield from _compare_logs(first, other)
 
 
@@ -102,7 +104,9 @@ def _compare_logs(first: StoreState, other: StoreState) -> Iterator[Violation]:
         here, there = logs[0].get(place), logs[1].get(place)
         if here != there:
             where = f"{place[0]} {place[1]:x}"
-            yield Violation("C1", f"position {where} is {here} in the log of {first.node}, {there} in that of {other.node}")
+            yield Violation(
+                "C1", f"position {where} is {here} in the log of {first.node}, {there} in that of {other.node}"
+            )
 
 
 def check_no_acknowledged_write_lost(history: Sequence[Record]) -> Iterator[Violation]:
@@ -173,7 +177,9 @@ def check_nothing_invented(history: Sequence[Record]) -> Iterator[Violation]:
         if was_refused is None:
             yield Violation("C5", f"{_show((namespace, key))} at {node} has a content that nobody wrote: {content}")
         elif was_refused:
-            yield Violation("C5", f"{_show((namespace, key))} at {node} has a content whose write was refused: {content}")
+            yield Violation(
+                "C5", f"{_show((namespace, key))} at {node} has a content whose write was refused: {content}"
+            )
 
 
 def _contents(history: Sequence[Record]) -> Iterator[tuple[str, str, str, str]]:

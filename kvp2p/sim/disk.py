@@ -17,16 +17,16 @@ from kvp2p.core.batches import Batch, BatchResult
 from kvp2p.sim.schedule import MS, Schedule
 from kvp2p.store.memory import MemoryStore
 
+OnPersisted = Callable[[int, Batch, BatchResult], None]
+
 
 @dataclass(slots=True)
 class Waiting:
-    """A batch that is not durable yet."""
+    """A batch that is not durable yet, and who is told when it is."""
 
     ticket: int
     batch: Batch
-
-
-OnPersisted = Callable[[int, Batch, BatchResult], None]
+    on_persisted: OnPersisted
 
 
 class Disk:
@@ -46,14 +46,14 @@ class Disk:
 
     def submit(self, ticket: int, batch: Batch, on_persisted: OnPersisted) -> None:
         """Queue a batch for the next sync."""
-        self.waiting.append(Waiting(ticket, batch))
+        self.waiting.append(Waiting(ticket, batch, on_persisted))
         on_submit, self.on_next_submit = self.on_next_submit, None
         if on_submit is not None:
             on_submit()
         if not self._is_syncing:
-            self._sync(on_persisted)
+            self._sync()
 
-    def _sync(self, on_persisted: OnPersisted) -> None:
+    def _sync(self) -> None:
         self._is_syncing = True
         group = len(self.waiting)
         power = self._power
@@ -69,11 +69,11 @@ class Disk:
             self._is_syncing = False
             results = [self.apply(one.batch) for one in durable]
             if self.waiting:
-                self._sync(on_persisted)
+                self._sync()
             for one, result in zip(durable, results, strict=True):
                 if power != self._power:
                     return  # the process ended while it was being told
-                on_persisted(one.ticket, one.batch, result)
+                one.on_persisted(one.ticket, one.batch, result)
 
         self.schedule.after(latency_ms * MS, done)
 

@@ -234,7 +234,9 @@ class Nemesis:
 
         self._after(age_s, put_back)
 
-    def _put_back_when_safe(self, victim: Host, copy: MemoryStore, is_isolated: bool, random: Random, tries: int) -> None:
+    def _put_back_when_safe(
+        self, victim: Host, copy: MemoryStore, is_isolated: bool, random: Random, tries: int
+    ) -> None:
         if self.is_stopped or victim not in self._held:
             return
         if self._is_held_elsewhere(victim):

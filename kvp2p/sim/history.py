@@ -187,4 +187,3 @@ def _restore(name: str, value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_restore(name, one) for one in value)
     return _NESTED[name](**value) if isinstance(value, dict) else value
-

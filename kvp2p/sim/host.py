@@ -255,5 +255,3 @@ class Host:
     def note(self, text: str) -> None:
         """Add a line about this host to the trace."""
         self.world.trace.add(self.world.schedule.now_ns, f"{self.name} {text}")
-
-

@@ -82,7 +82,9 @@ def show_designation(designation: messages.Designation | None) -> str:
 
 
 def _show_frame(frame: messages.Frame) -> str:
-    return f"Frame {frame.issuer.hex()[:4]} ({frame.after:x}, {frame.upto:x}] {len(frame.positions)} of {len(frame.rows)}"
+    return (
+        f"Frame {frame.issuer.hex()[:4]} ({frame.after:x}, {frame.upto:x}] {len(frame.positions)} of {len(frame.rows)}"
+    )
 
 
 def _show_digest(digest: messages.Digest) -> str:
@@ -97,7 +99,9 @@ _MESSAGES: dict[type, Callable[[Any], str]] = {
     messages.Pull: lambda pull: f"Pull {pull.issuer.hex()[:4]} after {pull.after:x}",
     messages.PullEnd: lambda end: f"PullEnd {end.issuer.hex()[:4]} {end.upto:x}{' trimmed' if end.trimmed else ''}",
     messages.WalkRequest: lambda walk: f"WalkRequest {walk.walk} after {walk.after and walk.after[1][:24]!r}",
-    messages.WalkPart: lambda part: f"WalkPart {part.walk} {len(part.rows)} rows {part.vector!r}{'' if part.upto else ' last'}",
+    messages.WalkPart: lambda part: (
+        f"WalkPart {part.walk} {len(part.rows)} rows {part.vector!r}{'' if part.upto else ' last'}"
+    ),
     messages.Forward: lambda forward: f"Forward {forward.request} ({len(forward.operations)} operations)",
     messages.ForwardOutcome: lambda answer: f"ForwardOutcome {answer.request} {show_outcome(answer.outcome)}",
     messages.Roster: lambda roster: f"Roster of {len(roster.members)}",

@@ -46,7 +46,9 @@ class Workload:
         self.plan = plan
         self.namespaces: list[NamespaceId] = []
         self.is_stopped = False
-        self.sessions = [_Session(self, number + 1, seeds.random(f"session {number}")) for number in range(plan.sessions)]
+        self.sessions = [
+            _Session(self, number + 1, seeds.random(f"session {number}")) for number in range(plan.sessions)
+        ]
 
     def start(self) -> None:
         """Let every session begin."""

@@ -107,9 +107,9 @@ GOOD: list[Record] = [
     state("n2", row(BLUE, 3), row(RED, 4, "6b32"), log=(position(3), position(4, "6b32"))),
 ]
 
-ONE_PUT = [invoked(1, put(RED)), acked(1, 5)]
-PUT_AND_DELETE = [*ONE_PUT, invoked(2, delete()), acked(2, 6)]
-PUT_AND_DROP = [*ONE_PUT, invoked(2, drop()), acked(2, 6)]
+ONE_PUT: list[Record] = [invoked(1, put(RED)), acked(1, 5)]
+PUT_AND_DELETE: list[Record] = [*ONE_PUT, invoked(2, delete()), acked(2, 6)]
+PUT_AND_DROP: list[Record] = [*ONE_PUT, invoked(2, drop()), acked(2, 6)]
 
 # Each bad history: the checker that must find it, what its violation says, and the history.
 BAD: list[tuple[Checker, str, list[Record]]] = [

@@ -1,0 +1,136 @@
+"""Simulate whole clusters from seeds: scripts/simulate --seed 7 --trace, --seeds 0..199, --minutes 20, --grade.
+
+A seed is the whole run: the same seed shows the same events on every machine. Exit status 1 when a claim was violated (or, with
+--grade, when a planted bug was not found), 2 for a wrong command line.
+"""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from kvp2p.sim.history import to_line
+from kvp2p.sim.host import Host
+from kvp2p.sim.planted import PLANTED
+from kvp2p.sim.simulation import Report, Simulation
+
+GRADE_SEEDS = 50
+TRACE_LINES_SHOWN = 60
+
+
+def seed_range(text: str) -> range:
+    """Read A..B, both included."""
+    first, dots, last = text.partition("..")
+    if not dots or not first.isdecimal() or not last.isdecimal() or int(first) > int(last):
+        raise argparse.ArgumentTypeError(f"seeds are given as A..B, such as 0..199, not {text!r}")
+    return range(int(first), int(last) + 1)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/simulate", description=__doc__)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--seed", type=int, help="simulate one seed")
+    what.add_argument("--seeds", type=seed_range, help="simulate the seeds A..B, both included (0..49)")
+    what.add_argument("--minutes", type=float, help="simulate as many seeds as fit, beginning with --first")
+    what.add_argument("--grade", action="store_true", help="count the seeds until each planted bug is found")
+    parser.add_argument("--first", type=int, help="the first seed of --minutes (the seconds since 1970)")
+    parser.add_argument("--planted", choices=sorted(PLANTED), help="plant this bug")
+    parser.add_argument("--trace", action="store_true", help="print every event, one line each")
+    parser.add_argument("--history", type=Path, help="write the history of the last seed to a file of JSON lines")
+    return parser.parse_args()
+
+
+def seeds_of(options: argparse.Namespace) -> Iterator[int]:
+    """Yield the seeds that were asked for."""
+    if options.seed is not None:
+        yield options.seed
+    elif options.minutes is not None:
+        end = time.monotonic() + 60 * options.minutes
+        seed = options.first if options.first is not None else int(time.time())
+        while time.monotonic() < end:
+            yield seed
+            seed += 1
+    else:
+        yield from options.seeds if options.seeds is not None else range(GRADE_SEEDS)
+
+
+def show_failure(report: Report, *, is_traced: bool) -> None:
+    """Print the seed, what was violated, and how it came to that."""
+    print(f"seed {report.seed} violates:")
+    for violation in report.violations:
+        print(f"  {violation}")
+    if not is_traced:
+        print("the last events:")
+        for line in report.lines[-TRACE_LINES_SHOWN:]:
+            print(f"  {line}")
+    print(f"reproduce: scripts/simulate --seed {report.seed} --trace", flush=True)
+
+
+def show_totals(reports: list[Report]) -> None:
+    """Print figures over all runs."""
+    fired: Counter[str] = Counter()
+    for report in reports:
+        fired.update(report.fired)
+    real_s = sum(report.real_s for report in reports)
+    hours = sum(report.virtual_s for report in reports) / 3600
+    node_hours = sum(report.virtual_s * report.nodes for report in reports) / 3600
+    bad = [report.seed for report in reports if not report.is_good]
+    print(
+        f"seeds        {len(reports)} ({reports[0].seed} to {reports[-1].seed}), {len(bad)} with violations {bad[:20] or ''}"
+    )
+    print(
+        f"writes       {sum(one.acked for one in reports)} acked, {sum(one.refused for one in reports)} refused, "
+        f"{sum(one.unknown for one in reports)} unknown"
+    )
+    print(f"faults       {', '.join(f'{kind} {count}' for kind, count in sorted(fired.items()))}")
+    print(
+        f"simulated    {hours:.2f} cluster-hours, {node_hours:.2f} node-hours in {real_s:.1f} s: "
+        f"{hours / real_s * 60:.2f} cluster-hours, {node_hours / real_s * 60:.2f} node-hours a minute"
+    )
+
+
+def grade() -> int:
+    """Count, for each planted bug, the seeds until one fails."""
+    counts = []
+    missed = 0
+    for name, host_type in PLANTED.items():
+        for seed in range(GRADE_SEEDS):
+            report = Simulation(seed, host_type=host_type).run()
+            if not report.is_good:
+                counts.append(seed + 1)
+                print(
+                    f"{name:28} found by seed {seed}, after {seed + 1} seeds: {report.violations[0].claim}", flush=True
+                )
+                break
+        else:
+            missed += 1
+            print(f"{name:28} not found by {GRADE_SEEDS} seeds", flush=True)
+    print(f"{len(counts)} of {len(PLANTED)} found, after {median(counts or [0]):.0f} seeds in the median")
+    return 1 if missed else 0
+
+
+def main() -> int:
+    options = parse()
+    if options.grade:
+        return grade()
+    printer = print if options.trace else None
+    host_type = PLANTED[options.planted] if options.planted else Host
+    reports = []
+    for seed in seeds_of(options):
+        report = Simulation(seed, printer=printer, host_type=host_type).run()
+        if not report.is_good:
+            show_failure(report, is_traced=options.trace)
+        if options.history is not None:
+            options.history.write_text("".join(f"{to_line(record)}\n" for record in report.history))
+        # A long run keeps figures, not histories.
+        reports.append(replace(report, history=(), lines=()))
+    show_totals(reports)
+    return 0 if all(report.is_good for report in reports) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""Scenarios that read like a play, on the real machines: who is cut off, who dies, and what must be true then."""
+
+from collections.abc import Callable
+
+from kvp2p.core.operations import CreateNamespace, Delete, DeleteNamespace, Ending, Operation, Outcome, Put
+from kvp2p.ids import NamespaceId
+from kvp2p.sim.checkers import check
+from kvp2p.sim.cluster import Cluster, ClusterPlan
+from kvp2p.sim.host import Host
+from kvp2p.sim.network import NetworkProfile
+from kvp2p.sim.seeds import Seeds
+
+NAMESPACE = NamespaceId(b"namespace number")
+SYNC_MS = 2.0
+
+
+class Play:
+    """A cluster of named nodes; n1 leads, n1 and n2 may lead."""
+
+    def __init__(self, nodes: int = 3, *, joining: int = 0, delay_ms: float = 1.0, seed: int = 1) -> None:
+        profile = NetworkProfile(delay_ms=delay_ms, jitter_ms=0.1)
+        plan = ClusterPlan(nodes=nodes, joining=joining, network=profile, sync_ms=SYNC_MS)
+        self.cluster = Cluster(Seeds(seed), plan)
+        self.cluster.start()
+        self.run(5)
+        assert self.write(self.node(1), CreateNamespace(NAMESPACE, self.cluster.account, "play")) is Ending.ACKED
+        self.run(2)
+        assert self.cluster.are_equal(self.cluster.alive())
+
+    def node(self, number: int) -> Host:
+        return self.cluster.hosts[number - 1]
+
+    def run(self, seconds: float) -> None:
+        self.cluster.run_for(seconds)
+
+    def until(self, what: Callable[[], bool], seconds: float = 30.0) -> None:
+        assert self.cluster.run_for(seconds, what), "it did not come to that"
+
+    def write(self, host: Host, *operations: Operation) -> Ending | None:
+        """Write and wait for the end."""
+        ended: list[Outcome | None] = []
+        self.cluster.write(host, *operations, told=ended.append)
+        self.until(lambda: bool(ended))
+        return ended[0].ending if ended[0] is not None else None
+
+    def put(self, host: Host, key: bytes, value: bytes) -> Ending | None:
+        return self.write(host, Put(NAMESPACE, key, value))
+
+    def promote(self, host: Host) -> Ending | None:
+        ended: list[Outcome | None] = []
+        self.cluster.promote(host, ended.append)
+        self.until(lambda: bool(ended))
+        return ended[0].ending if ended[0] is not None else None
+
+    def has(self, host: Host, key: bytes) -> bool:
+        return bool(self.cluster.read(host, NAMESPACE, key).content)
+
+    def end(self) -> None:
+        """All nodes are up: they become equal, and no claim was violated."""
+        self.until(lambda: self.cluster.are_equal(self.cluster.hosts))
+        self.run(5)
+        self.cluster.history.extend(self.cluster.states())
+        assert check(self.cluster.history) == []
+
+
+def test_survivors_become_equal_before_a_killed_leader_returns() -> None:
+    play = Play()
+    leader, witness, other = play.node(1), play.node(2), play.node(3)
+    # The leader's last frames reach n2 only, then it dies.
+    with play.cluster.network.cut_during([(leader.node, other.node)]):
+        for number in range(20):
+            assert play.put(witness, b"last %d" % number, b"of n1") is Ending.ACKED
+        assert not play.has(other, b"last 0")
+        play.cluster.crash(leader)  # what was held back for n3 is lost with the link
+    assert not play.has(other, b"last 19")
+    play.until(lambda: play.cluster.are_equal([witness, other]))
+    assert play.has(other, b"last 19")
+    assert not leader.is_alive
+    leader.start()
+    play.end()
+
+
+def test_a_write_is_refused_while_the_leader_is_down_and_reads_go_on() -> None:
+    play = Play()
+    assert play.put(play.node(3), b"key", b"value") is Ending.ACKED
+    play.cluster.crash(play.node(1))
+    play.run(1)
+    assert play.put(play.node(3), b"key", b"new value") is Ending.REFUSED
+    assert play.has(play.node(2), b"key")
+    play.node(1).start()
+    play.run(5)
+    assert play.put(play.node(3), b"key", b"new value") is Ending.ACKED
+    play.end()
+
+
+def test_both_sides_of_a_cut_take_writes_after_a_promotion_and_none_is_lost() -> None:
+    play = Play()
+    old, new, follower = play.node(1), play.node(2), play.node(3)
+    cut = play.cluster.cut_off([old])
+    play.run(8)
+    assert play.promote(new) is Ending.ACKED
+    play.run(1)
+    assert play.put(follower, b"contested", b"of the new leader") is Ending.ACKED
+    assert play.put(old, b"contested", b"of the deposed leader, and later") is Ending.ACKED
+    assert play.put(old, b"untouched elsewhere", b"of the deposed leader") is Ending.ACKED
+    play.cluster.heal(cut)
+    play.until(lambda: play.cluster.are_equal(play.cluster.hosts))
+    contested = play.cluster.read(old, NAMESPACE, b"contested")
+    assert contested.version is not None
+    assert contested.version.startswith("00000002"), "the new term wins"
+    assert play.has(new, b"untouched elsewhere"), "nothing acknowledged is thrown away"
+    assert play.put(old, b"key", b"value") is Ending.ACKED, "the deposed leader forwards"
+    play.end()
+
+
+def test_restarted_peer_does_not_revive_a_deleted_key() -> None:
+    play = Play()
+    assert play.put(play.node(1), b"key", b"value") is Ending.ACKED
+    play.run(1)
+    play.cluster.crash(play.node(3))
+    assert play.write(play.node(1), Delete(NAMESPACE, b"key")) is Ending.ACKED
+    play.run(1)
+    assert play.has(play.node(3), b"key"), "its disk still has it"
+    play.cluster.crash(play.node(1))
+    play.node(3).start()
+    play.until(lambda: not play.has(play.node(3), b"key"))
+    play.node(1).start()
+    play.end()
+    assert not any(play.has(host, b"key") for host in play.cluster.hosts)
+
+
+def test_a_write_that_the_leader_had_not_synced_is_unknown_and_never_half_there() -> None:
+    play = Play()
+    ended: list[Outcome | None] = []
+    operations = (Put(NAMESPACE, b"first", b"1"), Put(NAMESPACE, b"second", b"2"))
+    for share_kept in (0.0, 1.0):
+        ended.clear()
+        play.cluster.write(play.node(2), *operations, told=ended.append)
+        play.until(lambda: bool(play.node(1).disk.waiting))
+        play.cluster.crash(play.node(1), share_kept)
+        play.until(lambda: bool(ended))
+        assert ended[0] is not None
+        assert ended[0].ending is Ending.UNKNOWN
+        play.node(1).start()
+        play.run(8)
+        assert [play.has(play.node(3), key) for key in (b"first", b"second")] == [share_kept == 1.0] * 2
+    play.end()
+
+
+def test_a_leader_whose_disk_was_put_back_does_not_issue_the_past() -> None:
+    play = Play()
+    leader = play.node(1)
+    backup = leader.disk.store.snapshot()
+    assert play.put(leader, b"key", b"written after the backup") is Ending.ACKED
+    play.run(1)
+    play.cluster.crash(leader)
+    leader.disk.replace(backup)
+    leader.clock_offset_ms = -60_000
+    leader.start()
+    play.run(8)
+    assert play.has(leader, b"key"), "its peers gave it back what it had written"
+    assert play.put(leader, b"key", b"newer") is Ending.ACKED
+    play.end()
+    assert (
+        play.cluster.read(play.node(3), NAMESPACE, b"key").content
+        == play.cluster.read(leader, NAMESPACE, b"key").content
+    )
+
+
+def test_a_promoted_node_whose_disk_forgot_it_leads_again() -> None:
+    play = Play()
+    new = play.node(2)
+    backup = new.disk.store.snapshot()
+    cut = play.cluster.cut_off([play.node(1)])
+    play.run(8)
+    assert play.promote(new) is Ending.ACKED
+    play.run(1)
+    play.cluster.crash(new)
+    new.disk.replace(backup)
+    new.start()
+    play.run(10)
+    assert play.put(play.node(3), b"key", b"value") is Ending.ACKED
+    play.cluster.heal(cut)
+    play.end()
+
+
+def test_an_empty_node_that_joins_late_gets_everything_from_one_peer() -> None:
+    play = Play(joining=1)
+    for number in range(50):
+        assert play.put(play.node(2), b"key %d" % number, b"." * 20_000) is Ending.ACKED
+    assert play.write(play.node(2), Delete(NAMESPACE, b"key 7")) is Ending.ACKED
+    late = play.node(3)
+    late.start()
+    play.until(lambda: play.cluster.are_equal(play.cluster.hosts))
+    assert play.has(late, b"key 49")
+    play.end()
+
+
+def test_a_walk_whose_peer_dies_halfway_goes_on_with_another() -> None:
+    play = Play(nodes=4, joining=1)
+    for number in range(60):
+        assert play.put(play.node(2), b"key %d" % number, b"." * 20_000) is Ending.ACKED
+    late = play.node(4)
+    late.start()
+
+    def has_some() -> bool:
+        with late.disk.store.read() as txn:
+            return next(txn.rows(NAMESPACE), None) is not None and not txn.complete
+
+    play.until(has_some)
+    play.cluster.crash(play.node(1))  # the peer that `--join` named
+    play.until(lambda: play.cluster.are_equal([play.node(2), play.node(3), late]))
+    play.node(1).start()
+    play.end()
+
+
+def test_a_deleted_namespace_stays_deleted_for_a_node_that_wrote_to_it_meanwhile() -> None:
+    play = Play()
+    old, new = play.node(1), play.node(2)
+    cut = play.cluster.cut_off([old])
+    play.run(8)
+    assert play.promote(new) is Ending.ACKED
+    assert play.write(new, DeleteNamespace(NAMESPACE)) is Ending.ACKED
+    assert play.put(old, b"key", b"the deposed leader does not know yet") is Ending.ACKED
+    play.cluster.heal(cut)
+    play.end()
+    assert not any(play.has(host, b"key") for host in play.cluster.hosts)
+
+
+def test_a_single_node_leads_at_once_and_after_each_restart() -> None:
+    play = Play(nodes=1)
+    for number in range(3):
+        assert play.put(play.node(1), b"key", b"value %d" % number) is Ending.ACKED
+        play.cluster.crash(play.node(1))
+        play.node(1).start()
+    play.end()
