@@ -98,7 +98,8 @@ class ReplicaDriver:
         self._arrivals = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
         self._timers: list[tuple[int, int]] = []
-        self._links: dict[NodeId, Link] = {}
+        self._links: dict[NodeId, Link] = {}  # as the machine knows them: changed when PeerUp and PeerDown are handled
+        self._opened: deque[Link] = deque()  # one for each PeerUp in the inbox, in the same order
         self._serving: dict[NodeId, deque[Pull | WalkRequest]] = {}
         self._tells: dict[int, Tell] = {}
         self._next_request = 1
@@ -108,9 +109,12 @@ class ReplicaDriver:
 
     async def post(self, event: Event) -> None:
         """Put an event into the inbox, waiting for room."""
+        await self._wait_for_room()
+        self._post(event)
+
+    async def _wait_for_room(self) -> None:
         while len(self._inbox) >= INBOX_EVENTS_MAX:
             await self._room.park()
-        self._post(event)
 
     async def write(self, operations: tuple[Operation, ...], deadline_ms: int, tell: Tell) -> None:
         """Hand in a local client's write; `tell` is called once, with its outcome."""
@@ -123,14 +127,13 @@ class ReplicaDriver:
         await self.post(Await(request, version, time.monotonic_ns() + timeout_ms * MS))
 
     async def on_link_up(self, peer: NodeId, link: Link) -> None:
-        """Take a new link into use."""
-        self._links[peer] = link
-        await self.post(PeerUp(peer))
+        """Take a new link into use, once the machine has heard that the one before it has ended."""
+        await self._wait_for_room()
+        self._opened.append(link)
+        self._post(PeerUp(peer))
 
     async def on_link_down(self, peer: NodeId, reason: str) -> None:
         """Let go of a link."""
-        self._links.pop(peer, None)
-        self._serving.pop(peer, None)
         await self.post(PeerDown(peer, reason))
 
     async def on_message(self, peer: NodeId, message: Message) -> None:
@@ -200,6 +203,15 @@ class ReplicaDriver:
             self._inbox.append(TimerFired(heapq.heappop(self._timers)[1]))
 
     def _handle(self, event: Event) -> None:
+        match event:
+            case PeerUp(peer=peer):
+                self._links[peer] = self._opened.popleft()
+            case PeerDown(peer=peer):
+                # Not sooner: what is meant for the old link must not leave on a new one [I10].
+                self._links.pop(peer, None)
+                self._serving.pop(peer, None)
+            case _:
+                pass
         for effect in self.machine.handle(event, self.now()):
             self._perform(effect)
 

@@ -69,7 +69,12 @@ def identity_of(node: NodeId) -> Identity:
 
 
 def make_store(
-    path: Path, node: NodeId, *, leader: NodeId | None = None, complete: bool = True, free: Callable[[], int] | None = None
+    path: Path,
+    node: NodeId,
+    *,
+    leader: NodeId | None = None,
+    complete: bool = True,
+    free: Callable[[], int] | None = None,
 ) -> GatedStore:
     """Make a store; `leader` is the node that leadership was given to, None when this store has not heard of any."""
     designation = None if leader is None else Designation(1, Issuer(b"\x01" * 8), leader)
