@@ -127,7 +127,7 @@ def _serve_walk(txn: ReadTransaction, request: WalkRequest) -> Iterator[Message]
             continue
         is_sound = row_digest_holds(row)
         more = _row_bytes((namespace, key, row))
-        if rows and (not is_sound or bytes_used + more > FRAME_BYTES_MAX or len(rows) >= FRAME_POSITIONS_MAX):
+        if rows and (not is_sound or bytes_used + more > FRAME_BYTES_MAX):
             upto = (rows[-1][0], rows[-1][1])
             break
         if not is_sound:

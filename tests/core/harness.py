@@ -58,6 +58,7 @@ from kvp2p.store.memory import MemoryStore
 
 MS = 1_000_000
 EPOCH_MS = 1_790_000_000_000
+START_NS = 10_000 * MS
 STEPS_MAX = 20_000
 CLUSTER = ClusterId(b"C" * 16)
 ACCOUNT = AccountId(b"A" * 16)
@@ -181,7 +182,7 @@ class Node:
         self.handle(Start(summary, me or member(self.name), seeds))
 
     def now(self) -> Now:
-        return Now(self.cluster.mono_ns, EPOCH_MS + self.cluster.mono_ns // MS + self.wall_offset_ms)
+        return Now(self.cluster.mono_ns, EPOCH_MS + (self.cluster.mono_ns - START_NS) // MS + self.wall_offset_ms)
 
     def handle(self, event: Event) -> None:
         effects = self.machine.handle(event, self.now())
@@ -279,7 +280,7 @@ class Cluster:
 
     def __init__(self, seed: int = 1) -> None:
         self.random = Random(seed)
-        self.mono_ns = 10_000 * MS
+        self.mono_ns = START_NS
         self.nodes: dict[NodeId, Node] = {}
         self.links: dict[tuple[NodeId, NodeId], bool] = {}
         self.mail: deque[tuple[NodeId, NodeId, Message]] = deque()

@@ -1,0 +1,310 @@
+"""Leadership: hearing, catching up, taking over, stepping down; what each start draws anew."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvp2p.core import system_rows
+from kvp2p.core.batches import Settle, WriteGroup
+from kvp2p.core.events import Stop
+from kvp2p.core.messages import Designation, Digest, Forward, ForwardOutcome, Frame
+from kvp2p.core.operations import Ending
+from kvp2p.ids import Stamp, version_stamp, version_term
+from tests.core.harness import (
+    EPOCH_MS,
+    SETTINGS,
+    Cluster,
+    Node,
+    designated,
+    digest_of,
+    frame_of,
+    issuer_of,
+    node_id,
+    put,
+    value_at,
+    vector,
+)
+
+
+def leader_with_follower() -> tuple[Cluster, Node, Node]:
+    cluster = Cluster()
+    a, b = cluster.add("a", leads=True), cluster.add("b", knows="a")
+    cluster.link("a", "b")
+    return cluster, a, b
+
+
+def make_candidate(leader: Node, name: str) -> None:
+    leader.write(put(system_rows.CANDIDATES_KEY, system_rows.encode_candidates((node_id(name),))))
+    leader.cluster.settle()
+
+
+def test_a_designated_node_that_is_alone_leads_at_once() -> None:
+    a = Cluster().add("a", leads=True)
+    assert a.role == "leading"
+    assert a.replies[a.write(put(b"k"))].ending == Ending.ACKED
+
+
+def test_a_designated_node_hears_a_peer_before_it_leads() -> None:
+    a = Cluster().add("a", leads=True, knows="b")
+    assert a.role == "hearing"
+    refused = a.replies[a.write(put(b"k"))]
+    assert (refused.code, "hearing" in refused.message) == ("no_leader", True)
+    a.meets("b", digest_of())
+    assert a.role == "leading"
+
+
+def test_with_no_peer_in_time_the_own_store_counts() -> None:
+    cluster = Cluster()
+    a = cluster.add("a", leads=True, knows="b")
+    cluster.pass_ms(SETTINGS.first_contact_ms - 1)
+    assert a.role == "hearing"
+    cluster.pass_ms(1)
+    assert a.role == "leading"
+
+
+def test_a_leader_behind_a_digest_catches_up_before_it_leads() -> None:
+    cluster = Cluster()
+    a = cluster.add("a", leads=True, knows="b")
+    a.meets("b", digest_of(vector(x=2)))
+    assert a.role == "catching_up"
+    cluster.pass_ms(SETTINGS.first_contact_ms + 1)
+    assert a.role == "catching_up"
+    a.hears("b", frame_of(0, 1))
+    assert a.role == "catching_up"
+    a.hears("b", frame_of(1, 2))
+    assert a.role == "leading"
+    assert a.sent_to("b", Digest)[-1].leads == a.machine.leadership.issuer
+
+
+def test_a_target_that_was_heard_of_stays_when_time_runs_out() -> None:
+    cluster = Cluster()
+    a = cluster.add("a", leads=True, knows="b")
+    a.meets("b", digest_of(vector(x=2)))
+    a.loses("b")
+    cluster.pass_ms(10 * SETTINGS.first_contact_ms)
+    assert a.role == "catching_up"
+
+
+def test_a_restart_draws_a_new_issuer_and_stamps_go_on() -> None:
+    cluster = Cluster()
+    a = cluster.add("a", leads=True)
+    first = a.replies[a.write(put(b"k"))].version
+    issuer = a.machine.leadership.issuer
+    a.wall_offset_ms = -1_000_000
+    a.start()
+    second = a.replies[a.write(put(b"k"))].version
+    assert a.machine.leadership.issuer not in (None, issuer)
+    assert first is not None
+    assert second is not None
+    assert second > first
+    assert version_stamp(second) == version_stamp(first) + 1
+
+
+def test_a_leaders_stamps_exceed_every_stamp_that_it_heard_of() -> None:
+    a = Cluster().add("a", leads=True)
+    ahead = (EPOCH_MS + 1_000_000) << 16
+    a.meets("b", digest_of(vector(x=ahead)))
+    written = a.replies[a.write(put(b"k"))].version
+    assert written is not None
+    assert version_stamp(written) == ahead + 1
+
+
+def test_of_two_designations_the_lower_steps_down() -> None:
+    cluster = Cluster()
+    a = cluster.add("a", leads=True)
+    a.hold_disk()
+    a.meets("b", digest_of(designation=designated("b", 1, "a")))
+    assert a.role == "leading", "it is lower"
+    persisting, waiting = a.write(put(b"k")), a.write(put(b"l"))
+    a.hears("b", digest_of(designation=designated("b", 1, "e")))
+    assert a.role == "follower"
+    assert a.notices[-1] == "stepped_down"
+    assert a.replies[waiting].code == "no_leader"
+    assert a.sent_to("b", Digest)[-1].leads is None
+    a.release_disk()
+    assert a.replies[persisting].ending == Ending.ACKED, "it was durable, and survives where nobody overwrote it"
+    assert a.sent_to("b", Frame)
+    with a.store.read() as txn:
+        assert txn.designation == designated("b", 1, "e")
+    forwarded = a.write(put(b"k"))
+    assert a.sent_to("b", Forward)[-1].request == forwarded
+
+
+def test_a_follower_learns_who_leads() -> None:
+    cluster, _, b = leader_with_follower()
+    assert b.machine.board.designation == designated("a")
+    cluster.cut("a", "b")
+    assert b.replies[b.write(put(b"k"))].code == "no_leader"
+    lonely = cluster.add("c")
+    assert "no leader is known" in lonely.replies[lonely.write(put(b"k"))].message
+
+
+# --- promotions
+
+
+def test_a_promotion_is_durable_before_it_is_told() -> None:
+    cluster, a, b = leader_with_follower()
+    make_candidate(a, "b")
+    b.hold_disk()
+    told = len(b.sent)
+    request = b.promote()
+    (persist,) = b.disk
+    assert isinstance(persist.batch, WriteGroup)
+    assert b.role == "taking_over"
+    assert (request in b.replies, b.sent[told:]) == (False, [])
+    assert b.machine.board.designation == designated("a"), "nothing of it is known yet"
+    b.finish()
+    assert (b.role, b.replies[request].ending) == ("leading", Ending.ACKED)
+    cluster.settle()
+    assert a.role == "follower"
+    b.release_disk()
+    written = b.replies[b.write(put(b"k"))].version
+    cluster.settle()
+    assert written is not None
+    assert version_term(written) == 2
+    assert value_at(a.store, b"k") == b"value"
+    assert value_at(a.store, system_rows.LEADER_KEY) == system_rows.encode_leader(b.id, 2)
+    cluster.assert_equal()
+    assert b.replies[b.promote()].ending == Ending.ACKED, "it leads already"
+
+
+def test_a_promotion_that_finds_the_disk_full_is_refused_and_changes_nothing() -> None:
+    cluster, a, b = leader_with_follower()
+    make_candidate(a, "b")
+    b.hold_disk()
+    request = b.promote()
+    b.fail()
+    assert (b.role, b.replies[request].code) == ("follower", "disk_full")
+    b.is_disk_held = False
+    written = b.write(put(b"k"))
+    cluster.settle()
+    assert b.replies[written].ending == Ending.ACKED, "the leader is the old one"
+    assert a.role == "leading"
+
+
+def test_a_designated_node_whose_promotion_fails_goes_on_as_it_was() -> None:
+    a = Cluster().add("a", leads=True, knows="b")
+    a.hold_disk()
+    request = a.promote(override=True)
+    assert a.role == "taking_over"
+    a.fail()
+    assert (a.role, a.replies[request].code) == ("hearing", "disk_full")
+    a.meets("b", digest_of())
+    assert a.role == "leading"
+
+
+def test_a_promotion_waits_until_a_peer_was_heard() -> None:
+    cluster = Cluster()
+    a = cluster.add("a", knows="b")
+    row = put(system_rows.CANDIDATES_KEY, system_rows.encode_candidates((a.id,)))
+    other = Cluster().add("b", leads=True)
+    other.meets("a", digest_of())
+    other.write(row)
+    (frame,) = other.sent_to("a", Frame)
+    a.meets("b")
+    a.hears("b", frame)
+    request = a.promote()
+    assert a.role == "hearing"
+    second = a.promote()
+    assert "under way" in a.replies[second].message
+    a.hears("b", digest_of(vector(x=1), designation=designated("z", 4)))
+    assert a.role == "follower", "a higher designation than its own was heard of"
+    assert a.replies[request].ending == Ending.REFUSED
+    a.hears("b", frame_of(0, 1))
+    again = a.promote()
+    assert a.replies[again].ending == Ending.ACKED
+    assert a.machine.board.designation is not None
+    assert a.machine.board.designation.term == 5
+
+
+def test_an_override_waits_for_nobody() -> None:
+    a = Cluster().add("a", knows="b")
+    assert "candidate" in a.replies[a.promote()].message
+    a.meets("b", digest_of(vector(x=9)))
+    assert a.replies[a.promote(override=True)].ending == Ending.ACKED
+    assert a.role == "leading"
+
+
+def test_a_node_without_the_clusters_data_is_not_promoted() -> None:
+    a = Cluster().add("a", complete=False)
+    assert "has not received" in a.replies[a.promote(override=True)].message
+
+
+def test_a_node_that_stops_is_not_promoted() -> None:
+    a = Cluster().add("a", leads=True, knows="b")
+    pending = a.promote(override=False) if a.id in a.machine.board.candidates else None
+    assert pending is None
+    a.handle(Stop())
+    assert "stopping" in a.replies[a.promote(override=True)].message
+
+
+def test_a_promotion_that_waits_when_the_node_stops_is_refused() -> None:
+    cluster = Cluster()
+    a = cluster.add("a", leads=True)
+    a.write(put(system_rows.CANDIDATES_KEY, system_rows.encode_candidates((a.id,))))
+    with a.store.write() as txn:
+        txn.set_designation(designated("b"))
+    a.start(seeds=("ws://b",))
+    request = a.promote()
+    a.handle(Stop())
+    assert (a.role, "stopping" in a.replies[request].message) == ("follower", True)
+
+
+def test_a_promotion_that_is_on_its_way_to_the_disk_ends_though_the_node_stops() -> None:
+    a = Cluster().add("a")
+    a.hold_disk()
+    request = a.promote(override=True)
+    a.handle(Stop())
+    assert request not in a.replies
+    a.release_disk()
+    assert a.replies[request].ending == Ending.ACKED
+    assert a.replies[a.write(put(b"k"))].code == "no_leader"
+
+
+@pytest.mark.parametrize("ends", ["durable", "full"])
+def test_a_higher_designation_ends_a_taking_over(ends: str) -> None:
+    a = Cluster().add("a")
+    a.meets("b", digest_of())
+    a.hold_disk()
+    request = a.promote(override=True)
+    a.hears("b", digest_of(designation=Designation(1, issuer_of("\0"), node_id("b"))))
+    assert a.role == "taking_over", "ours is the higher one, though it is not told yet"
+    a.hears("b", digest_of(designation=designated("b", 7)))
+    assert (a.role, a.replies[request].ending) == ("follower", Ending.REFUSED)
+    if ends == "full":
+        a.fail()
+    a.release_disk()
+    assert a.role == "follower"
+    with a.store.read() as txn:
+        assert txn.designation == designated("b", 7)
+
+
+def test_a_node_takes_up_a_designation_that_its_disk_has_forgotten() -> None:
+    a = Cluster().add("a", leads=True)
+    issuer = a.machine.leadership.issuer
+    a.meets("b", digest_of(vector(x=1), designation=designated("a", 3)))
+    assert a.role == "catching_up"
+    a.hears("b", digest_of(vector(x=1), designation=designated("a", 4)))
+    assert a.role == "catching_up"
+    a.hears("b", frame_of(0, 1))
+    assert a.role == "leading"
+    assert a.machine.leadership.issuer != issuer
+    written = a.replies[a.write(put(b"k"))].version
+    assert written is not None
+    assert version_term(written) == 4
+
+
+def test_settled_designations_are_written_down() -> None:
+    a = Cluster().add("a")
+    a.hold_disk()
+    a.meets("b", digest_of(designation=designated("b")))
+    assert a.disk[-1].batch == Settle(designation=designated("b"))
+
+
+def test_a_forward_to_a_node_that_does_not_lead_is_refused() -> None:
+    a = Cluster().add("a")
+    a.meets("b", digest_of())
+    a.hears("b", Forward(1, 100, (put(b"k"),)))
+    (answer,) = a.sent_to("b", ForwardOutcome)
+    assert answer.outcome.code == "no_leader"
+    assert Stamp(0) == a.machine.board.vector.latest_stamp()
