@@ -1,0 +1,302 @@
+"""The node's end of the unix socket, over a real socket, driver and store: answers, pushes, counters, and processes that misbehave."""
+
+import json
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from kvp2p.core.operations import Ending, Outcome
+from kvp2p.ids import Issuer, NodeId, Stamp, Version, make_version, version_issuer, version_stamp, version_term
+from kvp2p.node import local_server
+from kvp2p.node.local_server import LocalServer
+from kvp2p.node.status import Counters, own_counters, readiness, status_document
+from kvp2p.runtime.driver import ReplicaDriver
+from kvp2p.wire.local import LocalDecoder, encode_local
+from kvp2p.wire.local_messages import (
+    AwaitVersion,
+    Hello,
+    LocalMessage,
+    LocalOutcome,
+    Query,
+    QueryAnswer,
+    Readiness,
+    Report,
+    SubmitWrite,
+)
+from tests.node.rig import (
+    QUICK,
+    FakeDialler,
+    GatedStore,
+    a_put,
+    identity_of,
+    make_namespace,
+    make_store,
+    member_of,
+    until,
+)
+
+NODE = NodeId(b"n" * 16)
+
+
+class LocalProcess:
+    """A gateway's end of the socket."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self._decoder = LocalDecoder()
+        self._received: list[LocalMessage] = []
+
+    async def send(self, *messages: LocalMessage) -> None:
+        await self.stream.send_all(encode_local(messages))
+
+    async def receive(self) -> LocalMessage:
+        while not self._received:
+            data = await self.stream.receive_some(65_536)
+            if not data:
+                raise EOFError
+            self._received += self._decoder.feed(bytes(data))
+        return self._received.pop(0)
+
+    async def outcome(self, message: SubmitWrite | AwaitVersion) -> Outcome:
+        await self.send(message)
+        answer = await self.receive()
+        assert isinstance(answer, LocalOutcome)
+        assert answer.request == message.request
+        return answer.outcome
+
+    async def query(self, what: str) -> dict[str, Any]:
+        await self.send(Query(77, what))
+        answer = await self.receive()
+        assert isinstance(answer, QueryAnswer)
+        assert answer.request == 77
+        document = json.loads(answer.body)
+        assert isinstance(document, dict)
+        return document
+
+
+@dataclass
+class Rig:
+    path: Path
+    driver: ReplicaDriver
+    counters: Counters
+    server: LocalServer
+    gone: list[None] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def process(self) -> AsyncIterator[LocalProcess]:
+        """Connect; the readiness that every process is told first is taken off."""
+        async with await trio.open_unix_socket(str(self.path)) as stream:
+            process = LocalProcess(stream)
+            assert isinstance(await process.receive(), Readiness)
+            yield process
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[GatedStore]:
+    made = make_store(tmp_path / "store", NODE, leader=NODE)
+    yield made
+    made.close()
+
+
+@asynccontextmanager
+async def serving(store: GatedStore, path: Path) -> AsyncIterator[Rig]:
+    """Run a node that leads alone and has a namespace."""
+    driver = ReplicaDriver(store, QUICK, member_of(NODE), ())
+    driver.dialler = FakeDialler()
+    counters = Counters()
+    gone: list[None] = []
+    documents: dict[str, Callable[[], dict[str, Any]]] = {
+        "status": lambda: status_document(driver, identity_of(NODE), None),
+        "metrics": lambda: {**counters.sums(), **own_counters(driver)},
+    }
+    server = LocalServer(driver, counters, documents, on_process_gone=lambda: gone.append(None))
+    driver.on_handled = lambda: server.publish_readiness(*readiness(driver, None))
+    path.write_bytes(b"left by an earlier life")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(driver.run)
+        await make_namespace(driver)
+        await nursery.start(server.run, str(path))
+        yield Rig(path, driver, counters, server, gone)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_write_is_answered_with_its_version_and_can_be_awaited(store: GatedStore, short_tmp_path: Path) -> None:
+    async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as process:
+        await process.send(Hello("gateway", 4_711))
+        outcome = await process.outcome(SubmitWrite(1, 5_000, a_put(b"k", b"told")))
+        assert outcome.ending is Ending.ACKED
+        version = outcome.version
+        assert version is not None
+        awaited = await process.outcome(AwaitVersion(2, version, 1_000))
+        assert (awaited.ending, awaited.version) == (Ending.ACKED, version)
+    with store.read() as txn:
+        assert txn.vector.covers(version)
+
+
+async def test_a_version_that_does_not_come_is_answered_in_time(store: GatedStore, short_tmp_path: Path) -> None:
+    async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as process:
+        never = make_version(1, Stamp(1), Issuer(b"nobody's"))
+        with trio.fail_after(2):
+            outcome = await process.outcome(AwaitVersion(9, never, 50))
+    assert (outcome.ending, outcome.code) == (Ending.REFUSED, "not_caught_up")
+
+
+async def test_a_reader_that_is_ahead_waits_until_the_version_is_written(
+    store: GatedStore, short_tmp_path: Path
+) -> None:
+    async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as reader, rig.process() as writer:
+        first = (await writer.outcome(SubmitWrite(1, 5_000, a_put(b"k")))).version
+        assert first is not None
+        ahead = Version(
+            make_version(version_term(first), Stamp(version_stamp(first) + 1), version_issuer(first))
+        )  # covered by whatever is written next
+        await reader.send(AwaitVersion(5, ahead, 5_000))
+        with trio.move_on_after(0.05) as waited:
+            await reader.receive()
+        assert waited.cancelled_caught
+        await writer.outcome(SubmitWrite(2, 5_000, a_put(b"k")))
+        answer = await reader.receive()
+        assert isinstance(answer, LocalOutcome)
+        assert (answer.request, answer.outcome.ending) == (5, Ending.ACKED)
+
+
+async def test_many_writes_of_one_process_are_each_answered_once(store: GatedStore, short_tmp_path: Path) -> None:
+    async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as process:
+        await process.send(*(SubmitWrite(number, 5_000, a_put(b"k-%d" % number)) for number in range(200)))
+        answers = [await process.receive() for _ in range(200)]
+        assert await process.query("status")  # and nothing comes after them
+    assert [answer.request for answer in answers if isinstance(answer, LocalOutcome)] == list(range(200))
+
+
+async def test_status_tells_what_the_node_believes(store: GatedStore, short_tmp_path: Path) -> None:
+    async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as process:
+        outcome = await process.outcome(SubmitWrite(1, 5_000, a_put(b"k")))
+        status = await process.query("status")
+    version = outcome.version
+    assert version is not None
+    assert status["name"] == "n"
+    assert status["node_id"] == status["leader_node_id"] == NODE.hex()
+    assert status["cluster_id"] == (b"c" * 16).hex()
+    assert (status["leader"], status["role"], status["term"]) == (True, "leading", 1)
+    assert (status["ready"], status["ready_reason"], status["complete"]) == (True, "", True)
+    assert (status["lag_ms"], status["skew_ms"], status["diverged"]) == (0, None, False)
+    assert status["vector"] == {version_issuer(version).hex(): f"{version_stamp(version):016x}"}
+    assert len(status["state_hash"]) == 32
+    assert int(status["state_hash"], 16) != 0
+    assert (status["candidates"], status["peers"]) == ([], [])
+    assert status["members"] == [
+        {
+            "node_id": NODE.hex(),
+            "name": "n",
+            "incarnation": 1,
+            "mesh_url": "ws://n/mesh",
+            "data_url": "http://127.0.0.1:1",
+            "api_url": "http://127.0.0.1:2",
+            "linked": True,
+        }
+    ]
+
+
+async def test_metrics_are_the_sum_over_processes_and_keep_what_an_ended_one_counted(
+    store: GatedStore, short_tmp_path: Path
+) -> None:
+    async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as watcher:
+        async with rig.process() as first, rig.process() as second:
+            await first.send(Report((("requests_total", 5), ("connections", 3))))
+            await first.send(Report((("requests_total", 7), ("connections", 2))))
+            await second.send(Report((("requests_total", 10), ("connections", 1))))
+            await until(lambda: rig.counters.sums().get("requests_total") == 17)
+            both = await watcher.query("metrics")
+        await until(lambda: len(rig.gone) == 2)
+        ended = await watcher.query("metrics")
+    assert (both["requests_total"], both["connections"]) == (17, 3)
+    assert both["kvp2p_node_leads"] == both["kvp2p_node_ready"] == 1
+    assert both["kvp2p_node_syncs_total"] >= 1
+    assert ended["requests_total"] == 17, "a counter never goes back"
+    assert "connections" not in ended, "a gauge ends with its process"
+
+
+async def test_readiness_is_told_at_connect_and_pushed_when_it_changes(store: GatedStore, short_tmp_path: Path) -> None:
+    async with serving(store, short_tmp_path / "node.sock") as rig:
+        rig.driver.on_handled = lambda: None
+        rig.server.publish_readiness(False, "held back")
+        async with await trio.open_unix_socket(str(rig.path)) as stream:
+            process = LocalProcess(stream)
+            assert await process.receive() == Readiness(False, "held back")
+            rig.server.publish_readiness(True, "")
+            rig.server.publish_readiness(True, "")
+            rig.server.publish_readiness(False, "it lags")
+            assert await process.receive() == Readiness(True, "")
+            assert await process.receive() == Readiness(False, "it lags")
+
+
+async def test_a_node_that_starts_tells_when_it_is_ready(store: GatedStore, short_tmp_path: Path) -> None:
+    async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as process:
+        status = await process.query("status")
+        assert status["ready"] is True
+        async with await trio.open_unix_socket(str(rig.path)) as stream:
+            assert await LocalProcess(stream).receive() == Readiness(True, "")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\xff\xff\xff\xff",
+        b"\x00\x00\x00\x01\xff",
+        encode_local([Query(1, "secrets")]),
+        encode_local([Readiness(True, "")]),
+    ],
+    ids=["too long", "no CBOR", "no such document", "not for a node"],
+)
+async def test_what_breaks_the_protocol_ends_that_connection_only(
+    store: GatedStore, short_tmp_path: Path, sent: bytes
+) -> None:
+    async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as bystander:
+        async with rig.process() as bad:
+            await bad.stream.send_all(sent)
+            with pytest.raises(EOFError):
+                await bad.receive()
+        assert (await bystander.outcome(SubmitWrite(1, 5_000, a_put(b"k")))).ending is Ending.ACKED
+        assert len(rig.gone) == 1
+
+
+async def test_a_process_that_reads_nothing_is_cut_and_the_others_are_served(
+    store: GatedStore, short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_server, "_ANSWERS_MAX", 100)
+    async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as bystander, rig.process() as deaf:
+        with pytest.raises(trio.BrokenResourceError), trio.fail_after(10):
+            for number in range(100_000):  # far more answers than socket buffers and the queue have room for
+                await deaf.send(*(Query(number * 10 + one, "status") for one in range(10)))
+        await until(lambda: len(rig.gone) == 1)
+        assert (await bystander.outcome(SubmitWrite(1, 5_000, a_put(b"k")))).ending is Ending.ACKED
+
+
+async def test_a_write_whose_process_has_gone_is_applied_and_told_to_nobody(
+    store: GatedStore, short_tmp_path: Path
+) -> None:
+    async with serving(store, short_tmp_path / "node.sock") as rig:
+        store.close_gate()
+        began = store.began
+        async with rig.process() as process:
+            await process.send(SubmitWrite(1, 5_000, a_put(b"orphan")))
+            await until(lambda: store.began > began)
+        await until(lambda: len(rig.gone) == 1)
+        store.open_gate()
+        await until(lambda: rig.driver.machine.board.batches_in_flight() == 0)
+        async with rig.process() as process:
+            assert (await process.outcome(SubmitWrite(1, 5_000, a_put(b"k")))).ending is Ending.ACKED
+    with store.read() as txn:
+        assert {key for namespace, key, _ in txn.all_rows()} >= {b"orphan", b"k"}
+
+
+async def test_the_socket_is_for_its_owner_alone(store: GatedStore, short_tmp_path: Path) -> None:
+    async with serving(store, short_tmp_path / "node.sock") as rig:
+        assert stat.S_IMODE(rig.path.stat().st_mode) == 0o600
