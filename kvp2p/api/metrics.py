@@ -43,7 +43,7 @@ def parse_sample(sample: str) -> tuple[str, dict[str, str]]:
 
 def families(samples: Mapping[str, float]) -> list[Metric]:
     """Group samples into metrics, in the order of their names."""
-    parsed = [(*parse_sample(sample), value) for sample, value in samples.items()]
+    parsed = sorted(((*parse_sample(sample), value) for sample, value in samples.items()), key=_place)
     histograms = {name.removesuffix("_bucket") for name, _, _ in parsed if name.endswith("_bucket")}
     found: dict[str, Metric] = {}
     for name, labels, value in parsed:
@@ -51,6 +51,16 @@ def families(samples: Mapping[str, float]) -> list[Metric]:
         metric = found.setdefault(base, Metric(base, _HELP, kind))
         metric.add_sample(name, labels, value)
     return [found[base] for base in sorted(found)]
+
+
+def _place(sample: tuple[str, dict[str, str], float]) -> tuple[str, list[tuple[str, str]], float]:
+    """Order samples by name and labels, but the buckets of a histogram by their bounds, as readers expect them."""
+    name, labels, _ = sample
+    others = sorted((label, text) for label, text in labels.items() if label != "le")
+    try:
+        return name, others, float(labels.get("le", "0"))
+    except ValueError as error:
+        raise RemoteProtocolError(f"{labels['le'][:80]!r} is no bound of a bucket") from error
 
 
 def _family(name: str, histograms: set[str]) -> tuple[str, str]:

@@ -30,6 +30,7 @@ def status(context: typer.Context, url: Url = None, token: Token = None, as_json
     """
     session = session_of(context, url, token, as_json)
     members: list[dict[str, Any]] = session.api("GET", "/admin/v1/members")["members"]
+    members.sort(key=lambda member: (member["name"], member["node_id"]))
     with ThreadPoolExecutor(max_workers=ASKED_AT_ONCE_MAX) as pool:
         told = list(pool.map(lambda member: _ask(session, member), members))
     if session.as_json:

@@ -40,3 +40,14 @@ def test_exposition_holds_every_sample_once() -> None:
     text = exposition({'r_bucket{le="+Inf"}': 3, "r_count": 3, "r_sum": 9, "requests_total": 5}).decode()
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert sorted(lines) == ['r_bucket{le="+Inf"} 3.0', "r_count 3.0", "r_sum 9.0", "requests_total 5.0"]
+
+
+def test_buckets_stand_in_the_order_of_their_bounds() -> None:
+    bounds = ["+Inf", "100", "50", "1000"]
+    samples = {f'r_bucket{{route="{route}",le="{bound}"}}': 1 for bound in bounds for route in "ab"}
+    (metric,) = families(samples)
+    assert [(one.labels["route"], one.labels["le"]) for one in metric.samples] == [
+        (route, bound) for route in "ab" for bound in ("50", "100", "1000", "+Inf")
+    ]
+    with pytest.raises(RemoteProtocolError):
+        families({'r_bucket{le="many"}': 1})
