@@ -353,7 +353,8 @@ class Demo:
     async def _with_clients(
         self, step: Callable[[dict[str, Client]], Awaitable[None]], nodes: tuple[Node, ...]
     ) -> None:
-        config = ClientConfig(connections=2)
+        # Between two steps a connection may lie idle for so long that its gateway closes it.
+        config = ClientConfig(connections=2, reconnects=True)
         async with AsyncExitStack() as stack:
             clients = {}
             for node in nodes:
