@@ -118,7 +118,7 @@ async def serving(store: GatedStore, path: Path) -> AsyncIterator[Rig]:
     }
     server = LocalServer(driver, counters, documents, on_process_gone=lambda: gone.append(None))
     driver.on_handled = lambda: server.publish_readiness(*readiness(driver, None))
-    path.write_bytes(b"left by an earlier life")
+    await trio.Path(path).write_bytes(b"left by an earlier life")
     async with trio.open_nursery() as nursery:
         await nursery.start(driver.run)
         await make_namespace(driver)
