@@ -26,6 +26,7 @@ class Readiness:
         self.is_ready = False
         self._has_heard = False
         self._target: VersionVector = EMPTY_VECTOR
+        self._leader_vector: VersionVector | None = None
         self._behind_since_ns: int | None = board.now.mono_ns
         self._leader_heard_ns = board.now.mono_ns
         self._skews_ms: list[int] = []
@@ -53,15 +54,18 @@ class Readiness:
         if self.board.is_leader(peer):
             self._leader_heard_ns = self.board.now.mono_ns
             self._note_skew(digest)
-            if self.board.vector.covers_vector(digest.vector):
-                self._behind_since_ns = None
-            elif self._behind_since_ns is None:
-                self._behind_since_ns = self.board.now.mono_ns
+            self._leader_vector = digest.vector
         self.on_vector()
 
     def on_vector(self) -> None:
-        """Become ready when everything shown at first contact is here."""
+        """Note how far behind the leader this is, and become ready when everything shown at first contact is here."""
         board = self.board
+        if self._leader_vector is None:
+            pass  # behind since the start, until the leader was heard
+        elif board.vector.covers_vector(self._leader_vector):
+            self._behind_since_ns = None
+        elif self._behind_since_ns is None:
+            self._behind_since_ns = board.now.mono_ns
         if self.is_ready or not self._has_heard or not board.complete or self.is_diverged:
             return
         if board.vector.covers_vector(self._target):
