@@ -141,11 +141,13 @@ class ReplicaDriver:
         await self.post(Received(peer, message))
 
     async def stop(self, patience_s: float) -> None:
-        """Refuse new writes and wait until what is being persisted is durable and told."""
-        await self.post(Stop())
+        """Refuse new writes and wait until what is in hand is durable and told, forwarded writes and holds included."""
         with trio.move_on_after(patience_s):
-            while self._inbox or self.machine.board.batches_in_flight():  # noqa: ASYNC110 - once, at the end
-                await trio.sleep(0.01)
+            await self.post(Stop())
+            is_busy = True
+            while is_busy:
+                is_busy = bool(self._inbox or self._tells or self.machine.board.batches_in_flight())
+                await trio.sleep(0.01)  # once more at the end, so that what was told last leaves this process
 
     def now(self) -> Now:
         """Read both clocks."""

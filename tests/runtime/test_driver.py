@@ -371,6 +371,25 @@ async def test_stop_waits_until_what_is_being_persisted_is_durable_and_told(lead
     assert not has_key(leader_store, b"too late")
 
 
+async def test_stop_waits_for_the_answer_to_a_write_that_was_sent_on(follower_store: GatedStore) -> None:
+    driver, _ = make_driver(follower_store)
+    link = FakeLink()
+    outcomes: list[Outcome] = []
+    answer = Outcome(Ending.REFUSED, "namespace_not_found", "there is none")
+    async with running(driver), trio.open_nursery() as nursery:
+        await driver.on_link_up(PEER, link)
+        await driver.write(a_put(b"k"), 5_000, outcomes.append)
+        await until(lambda: bool(link.sent_of(Forward)))
+        nursery.start_soon(driver.stop, 10)
+        await until(lambda: driver.machine.board.is_stopping)
+        await trio.sleep(0.05)
+        assert len(nursery.child_tasks) == 1, "it waits"
+        forward = link.sent_of(Forward)[0]
+        assert isinstance(forward, Forward)
+        await driver.on_message(PEER, ForwardOutcome(forward.request, answer))
+    assert outcomes == [answer]
+
+
 async def test_stop_gives_up_when_the_disk_is_slower_than_its_patience(leader_store: GatedStore) -> None:
     driver, _ = make_driver(leader_store)
     outcomes: list[Outcome] = []
