@@ -34,11 +34,10 @@ async def cluster(tmp_path: Path, *followers: NodeId) -> AsyncIterator[tuple[Fak
     stores = {node: make_store(tmp_path / node[:1].decode(), node, leader=A) for node in (A, *followers)}
     try:
         async with fake_mesh() as mesh:
-            nodes = [await mesh.start(stores[A], A)]
-            for follower in followers:
-                nodes.append(await mesh.start(stores[follower], follower, A))
-            await until(lambda: nodes[0].leads)
-            await make_namespace(nodes[0].driver)
+            first = await mesh.start(stores[A], A)
+            nodes = [first, *[await mesh.start(stores[follower], follower, A) for follower in followers]]
+            await until(lambda: first.leads)
+            await make_namespace(first.driver)
             await until(
                 lambda: (
                     are_equal(nodes) and all(len(node.driver.machine.board.peers) == len(followers) for node in nodes)
