@@ -87,6 +87,10 @@ def show_totals(reports: list[Report]) -> None:
         f"{sum(one.unknown for one in reports)} unknown"
     )
     print(f"faults       {', '.join(f'{kind} {count}' for kind, count in sorted(fired.items()))}")
+    recoveries_s = sorted(report.recovery_s for report in reports)
+    print(
+        f"recovery     {median(recoveries_s):.1f} s in the median until all nodes are equal, {recoveries_s[-1]:.1f} s at most"
+    )
     print(
         f"simulated    {hours:.2f} cluster-hours, {node_hours:.2f} node-hours in {real_s:.1f} s: "
         f"{hours / real_s * 60:.2f} cluster-hours, {node_hours / real_s * 60:.2f} node-hours a minute"

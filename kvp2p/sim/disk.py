@@ -1,9 +1,9 @@
 """A node's disk: batches become durable after a sync, and a crash loses what was not synced.
 
 Decides: when a batch is applied and durable, and what is left of those in flight after a crash.
-Keeps true: what `core/events.py` promises of `Persist`: in the order given, each atomically, one `Persisted` each. All that arrived
+Keeps true: what `core/events.py` promises of `Persist`: in the order given, each atomically, one `Persisted` (or, on a full disk, one `PersistFailed`) each. All that arrived
 while the last sync ran share the next one (group commit). Readers see a batch when it is durable, not before, as with LMDB.
-In and out: batches and tickets in, `on_persisted` calls out; the store itself is `kvp2p.store.memory`.
+In and out: batches and tickets in, `on_persisted` and `on_failed` calls out; the store itself is `kvp2p.store.memory`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from kvp2p.sim.schedule import MS, Schedule
 from kvp2p.store.memory import MemoryStore
 
 OnPersisted = Callable[[int, Batch, BatchResult], None]
+OnFailed = Callable[[int], None]
 
 
 @dataclass(slots=True)
@@ -27,6 +28,7 @@ class Waiting:
     ticket: int
     batch: Batch
     on_persisted: OnPersisted
+    on_failed: OnFailed
 
 
 class Disk:
@@ -41,12 +43,14 @@ class Disk:
         self.waiting: list[Waiting] = []
         self.on_next_submit: Callable[[], None] | None = None  # called once: for faults that want a batch in flight
         self.syncs = 0
+        self.is_full = False  # while so, a batch fails at its sync and changes nothing
+        self.failed = 0
         self._is_syncing = False
         self._power = 0  # counts crashes: a sync that was cut short never ends
 
-    def submit(self, ticket: int, batch: Batch, on_persisted: OnPersisted) -> None:
+    def submit(self, ticket: int, batch: Batch, on_persisted: OnPersisted, on_failed: OnFailed) -> None:
         """Queue a batch for the next sync."""
-        self.waiting.append(Waiting(ticket, batch, on_persisted))
+        self.waiting.append(Waiting(ticket, batch, on_persisted, on_failed))
         on_submit, self.on_next_submit = self.on_next_submit, None
         if on_submit is not None:
             on_submit()
@@ -67,13 +71,17 @@ class Disk:
             durable, self.waiting = self.waiting[:group], self.waiting[group:]
             self.syncs += 1
             self._is_syncing = False
-            results = [self.apply(one.batch) for one in durable]
+            results = [None if self.is_full else self.apply(one.batch) for one in durable]
             if self.waiting:
                 self._sync()
             for one, result in zip(durable, results, strict=True):
                 if power != self._power:
                     return  # the process ended while it was being told
-                one.on_persisted(one.ticket, one.batch, result)
+                if result is None:
+                    self.failed += 1
+                    one.on_failed(one.ticket)
+                else:
+                    one.on_persisted(one.ticket, one.batch, result)
 
         self.schedule.after(latency_ms * MS, done)
 
@@ -90,7 +98,7 @@ class Disk:
         self._power += 1
         self._is_syncing = False
         waiting, self.waiting = self.waiting, []
-        kept = round(share_kept * len(waiting))
+        kept = 0 if self.is_full else round(share_kept * len(waiting))
         for one in waiting[:kept]:
             self.apply(one.batch)
         return [one.batch for one in waiting[:kept]], [one.batch for one in waiting[kept:]]

@@ -50,6 +50,7 @@ class Nemesis:
             self._promote,
             self._clock,
             self._restore,
+            self._disk_full,
             self._join,
         )
         self._kinds: dict[str, Callable[[Random], None]] = {kind.__name__[1:]: kind for kind in kinds}
@@ -79,6 +80,8 @@ class Nemesis:
             self.cluster.heal(self._cuts.pop())
         self.cluster.network.drop_chance = 0.0
         self._held.clear()
+        for host in self.cluster.hosts:
+            host.disk.is_full = False
         for host in self.cluster.hosts:
             if not host.is_alive:
                 host.start()
@@ -182,6 +185,21 @@ class Nemesis:
 
     # --- leadership, clocks, disks
 
+    def _disk_full(self, random: Random) -> None:
+        """Let a disk take nothing for a while."""
+        disk = random.choice(self.cluster.hosts).disk
+        if disk.is_full:
+            return
+        before = disk.failed
+        disk.is_full = True
+
+        def end() -> None:
+            disk.is_full = False
+            if disk.failed > before:
+                self.fired["disk_full"] += 1
+
+        self._after(0.2 + 4 * random.random(), end)
+
     def _promote(self, random: Random) -> None:
         """Cut the leader off or kill it, and promote a candidate."""
         leader = self.cluster.leader()
@@ -276,5 +294,6 @@ KINDS = (
     "promote",
     "clock",
     "restore",
+    "disk_full",
     "join",
 )

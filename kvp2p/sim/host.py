@@ -23,6 +23,7 @@ from kvp2p.core.events import (
     Notice,
     Persist,
     Persisted,
+    PersistFailed,
     Reply,
     Send,
     Serve,
@@ -215,12 +216,16 @@ class Host:
     def persist(self, ticket: int, batch: Batch) -> None:
         """Give a batch to the disk."""
         self.note(f"> Persist {ticket} {show_batch(batch)}")
-        self.disk.submit(ticket, batch, self.on_persisted)
+        self.disk.submit(ticket, batch, self.on_persisted, self.on_persist_failed)
 
     def on_persisted(self, ticket: int, batch: Batch, result: BatchResult) -> None:
         """A batch is durable."""
         self.world.observer.on_applied(self, batch, result)
         self.deliver(Persisted(ticket, result))
+
+    def on_persist_failed(self, ticket: int) -> None:
+        """A batch did not fit on the disk."""
+        self.deliver(PersistFailed(ticket, "the simulated disk is full"))
 
     def _in_this_life(self, event: Event) -> Callable[[], None]:
         life = self.life

@@ -42,7 +42,7 @@ class AcknowledgeBeforePersist(Host):
     def persist(self, ticket: int, batch: Batch) -> None:
         result = self.disk.apply(batch)  # in the page cache: every reader on this machine sees it
         self._unsynced.append(batch)
-        self.disk.submit(ticket, Settle(), self._on_synced)  # stands for the batch: changes nothing, takes as long
+        self.disk.submit(ticket, Settle(), self._on_synced, self._on_sync_failed)  # stands for the batch
         life = self.life
 
         def tell() -> None:
@@ -53,6 +53,9 @@ class AcknowledgeBeforePersist(Host):
 
     def _on_synced(self, ticket: int, batch: Batch, result: BatchResult) -> None:
         self._sync(1)
+
+    def _on_sync_failed(self, ticket: int) -> None:
+        del self._unsynced[0]
 
     def _sync(self, count: int) -> None:
         for batch in self._unsynced[:count]:

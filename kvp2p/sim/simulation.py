@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from kvp2p.core.operations import Ending, Outcome, Put
+from kvp2p.core.settings import ReplicaSettings
 from kvp2p.ids import NamespaceId
 from kvp2p.sim.checkers import Violation, check
 from kvp2p.sim.cluster import Cluster, ClusterPlan
@@ -56,6 +57,7 @@ class Report:
     refused: int
     fired: dict[str, int]
     nodes: int
+    recovery_s: float  # from the end of all faults until every node was equal, idle times of links included
     virtual_s: float
     real_s: float
     events: int
@@ -86,6 +88,7 @@ def draw_plan(seeds: Seeds) -> RunPlan:
             sync_ms=random.choice((0.3, 2.0, 10.0, 60.0)),
             clock_offsets_ms=tuple(random.randint(-offsets_ms_max, offsets_ms_max) for _ in range(nodes)),
             network=_draw_network(random),
+            settings=_draw_settings(random),
         ),
         workload=WorkloadPlan(
             sessions=random.choice((3, 4, 6)),
@@ -93,7 +96,7 @@ def draw_plan(seeds: Seeds) -> RunPlan:
             keys=random.choice((4, 16, 60)),
             delete_share=random.choice((0.1, 0.3)),
             conditional_share=random.choice((0.0, 0.1, 0.3)),
-            large_share=random.choice((0.0, 0.0, 0.15)),
+            large_share=random.choice((0.0, 0.0, 0.3)),
         ),
         faults=tuple(FaultPlan(kind, _rhythm_s(kind) * random.choice((0.7, 1.0, 1.5))) for kind in enabled),
         safety_s=random.choice((25.0, 35.0)),
@@ -102,6 +105,21 @@ def draw_plan(seeds: Seeds) -> RunPlan:
 
 def _rhythm_s(kind: str) -> float:
     return {"reset": 4.0, "drop": 6.0, "clock": 5.0, "restore": 14.0, "promote": 12.0}.get(kind, 9.0)
+
+
+def _draw_settings(random: Random) -> ReplicaSettings:
+    """Draw the usual patience, or that of a machine in a hurry: its timeouts fire while answers are still on their way."""
+    if random.random() < 0.6:
+        return ReplicaSettings()
+    return ReplicaSettings(
+        digest_busy_ms=random.choice((30, 100, 250)),
+        digest_idle_ms=random.choice((250, 1_000)),
+        pull_grace_ms=random.choice((1, 50, 500)),
+        pull_timeout_ms=random.choice((100, 500)),
+        walk_timeout_ms=random.choice((200, 1_000)),
+        first_contact_ms=random.choice((200, 1_000)),
+        hold_ms=random.choice((20, 1_000)),
+    )
 
 
 def _draw_network(random: Random) -> NetworkProfile:
@@ -132,6 +150,7 @@ class Simulation:
         self.workload = Workload(self.cluster, seeds.child("workload"), self.plan.workload)
         self.nemesis = Nemesis(self.cluster, seeds.child("faults"), self.plan.faults)
         self._violations: list[Violation] = []
+        self._recovery_s = 0.0
 
     def run(self) -> Report:
         """Run all phases and judge."""
@@ -172,9 +191,13 @@ class Simulation:
         cluster.note("liveness phase: everything is mended")
         self.workload.stop()
         self.nemesis.stop()
+        began_ns = cluster.schedule.now_ns
+        is_equal = self._reach("every write ends", 15.0, self.workload.is_idle) and self._reach(
+            "all nodes are equal", CONVERGE_S_MAX, lambda: cluster.are_equal(cluster.hosts)
+        )
+        self._recovery_s = (cluster.schedule.now_ns - began_ns) / SECOND
         return (
-            self._reach("every write ends", 15.0, self.workload.is_idle)
-            and self._reach("all nodes are equal", CONVERGE_S_MAX, lambda: cluster.are_equal(cluster.hosts))
+            is_equal
             and self._probe()
             and self._reach("all nodes are equal again", CONVERGE_S_MAX, lambda: cluster.are_equal(cluster.hosts))
             and self._settle()
@@ -231,6 +254,7 @@ class Simulation:
             refused=endings.count("refused"),
             fired=dict(self.nemesis.fired),
             nodes=len(cluster.hosts),
+            recovery_s=self._recovery_s,
             virtual_s=cluster.schedule.now_ns / SECOND,
             real_s=real_s,
             events=cluster.schedule.events_run,

@@ -34,7 +34,7 @@ class WorkloadPlan:
     bulk_share: float = 0.05
     namespace_share: float = 0.02
     large_share: float = 0.0
-    large_bytes: int = 12_000
+    large_bytes: int = 40_000  # a walk over a few of these takes more than one part
     wait_share: float = 0.1
 
 

@@ -22,11 +22,12 @@ class Written:
         identity = Identity(ClusterId(bytes(16)), AccountId(bytes(16)), NodeId(bytes(16)), "n1")
         self.disk = Disk(self.schedule, Seeds(1).random("disk"), MemoryStore(identity), 10.0)
         self.told: list[int] = []
+        self.failed: list[int] = []
 
     def submit(self, *numbers: int) -> None:
         for number in numbers:
             write = StampedWrite(Stamp(number), (Put(SYSTEM_NAMESPACE, b"key", b"%d" % number),))
-            self.disk.submit(number, WriteGroup(1, ISSUER, (write,), 1), self.on_persisted)
+            self.disk.submit(number, WriteGroup(1, ISSUER, (write,), 1), self.on_persisted, self.failed.append)
 
     def on_persisted(self, ticket: int, batch: Batch, result: BatchResult) -> None:
         self.told.append(ticket)
@@ -78,11 +79,26 @@ def test_a_process_that_ends_while_it_is_told_hears_no_more() -> None:
         told.append(ticket)
         written.disk.crash(0.0)
 
-    written.disk.submit(1, Settle(), lambda *_: None)
-    written.disk.submit(2, Settle(), on_persisted)
-    written.disk.submit(3, Settle(), on_persisted)
+    written.disk.submit(1, Settle(), lambda *_: None, told.append)
+    written.disk.submit(2, Settle(), on_persisted, told.append)
+    written.disk.submit(3, Settle(), on_persisted, told.append)
     written.run()
     assert told == [2]
+
+
+def test_a_full_disk_fails_batches_and_changes_nothing() -> None:
+    written = Written()
+    written.disk.is_full = True
+    written.submit(1, 2)
+    written.run()
+    assert (written.failed, written.told, written.stored()) == ([1, 2], [], 0)
+    written.disk.is_full = False
+    written.submit(3)
+    written.run()
+    assert (written.failed, written.told, written.stored()) == ([1, 2], [3], 3)
+    written.disk.is_full = True
+    written.submit(4)
+    assert len(written.disk.crash(1.0)[1]) == 1
 
 
 def test_an_older_copy_takes_the_place_of_a_disk() -> None:
