@@ -85,6 +85,8 @@ def apply_batch(txn: WriteTransaction, batch: Batch) -> BatchResult:
             application.settle(batch)
         case NamespaceSweep(namespace=namespace, rows_max=rows_max):
             application.sweep(namespace, rows_max)
+        case _:
+            assert_never(batch)
     return application.result(outcomes, frame)
 
 
@@ -211,6 +213,8 @@ class _Application:
                 if taken or namespace == SYSTEM_NAMESPACE:
                     return refused("bad_request", f"the namespace id {namespace.hex()} was used before")
                 return None
+            case _:
+                assert_never(operation)
 
     def _condition_refusal(self, operation: Put | Delete, wall_ms: int) -> Outcome | None:
         if operation.condition == Condition.ALWAYS:

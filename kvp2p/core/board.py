@@ -81,9 +81,9 @@ class Board:
         self.effects.append(effect)
 
     def send(self, peer: NodeId, message: Message) -> None:
-        """Send to a peer, if a link to it is up."""
-        if peer in self.peers:
-            self.effects.append(Send(peer, message))
+        """Send to a peer with an open link."""
+        assert peer in self.peers, "whoever sends has looked"
+        self.effects.append(Send(peer, message))
 
     def notice(self, kind: str, level: str = "info", **fields: object) -> None:
         """Tell the operator."""

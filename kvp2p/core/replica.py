@@ -7,6 +7,8 @@ In and out: `core/events.py` is the contract. The host calls `handle` from one t
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from kvp2p.core.anti_entropy import AntiEntropy
 from kvp2p.core.batches import BatchResult, NamespaceSweep
 from kvp2p.core.board import MS, Board, Peer, Random
@@ -99,6 +101,8 @@ class ReplicaMachine:
             case Stop():
                 self.board.is_stopping = True
                 self.leadership.stop()
+            case _:
+                assert_never(event)
         return self.board.take_effects()
 
     def _start(self, event: Start, now: Now) -> list[Effect]:
@@ -138,6 +142,8 @@ class ReplicaMachine:
                 self.anti_entropy.on_walk_part(peer, message)
             case Roster():
                 self.members.on_roster(peer, message)
+            case _:
+                assert_never(message)
 
     def _on_digest(self, peer: NodeId, digest: Digest) -> None:
         state = self.board.peers[peer]

@@ -14,6 +14,7 @@ from kvp2p.limits import GROUP_OPS_MAX, OPS_PER_WRITE_MAX, WRITE_BYTES_MAX
 from tests.core.harness import (
     MS,
     SETTINGS,
+    SPACE,
     Cluster,
     Node,
     designated,
@@ -131,6 +132,13 @@ def test_writes_that_meet_a_full_disk_are_refused_and_later_ones_tried() -> None
     a.release_disk()
     assert a.replies[later].ending == Ending.ACKED
     assert value_at(a.store, b"k") is None
+
+
+def test_a_group_of_refused_writes_is_told_to_no_peer() -> None:
+    a = leading()
+    a.meets("b", digest_of())
+    assert a.replies[a.write(put(b"k", namespace=SPACE))].code == "namespace_not_found"
+    assert a.sent_to("b", Frame) == []
 
 
 def test_a_closed_link_drops_its_waiting_writes_and_gets_no_old_answers() -> None:
