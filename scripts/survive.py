@@ -171,7 +171,8 @@ def _unequal(history: History) -> Iterator[str]:
 def _nothing_exercised(history: History) -> Iterator[str]:
     acked = sum(write.outcome == "acked" for write in history.writes)
     leader_kills = sum(kill.node == history.leader and kill.killed_s < history.seconds for kill in history.kills)
-    if acked < history.rate * history.seconds / 2:
+    # A quarter: on a busy machine a killed leader may be away for half of a short run.
+    if acked < history.rate * history.seconds / 4:
         yield f"exercised too little: {acked} writes acknowledged of {history.rate * history.seconds:.0f} offered"
     if leader_kills < history.leader_kills_wanted:
         yield f"exercised too little: the leader was killed {leader_kills} times, not {history.leader_kills_wanted}"
