@@ -156,6 +156,7 @@ async def test_drain_finishes_what_is_in_hand_and_closes_the_rest(short_tmp_path
             await r.connect()
 
 
+@pytest.mark.slow
 async def test_drain_does_not_wait_for_ever(short_tmp_path: Path) -> None:
     async with rig(short_tmp_path) as r, await r.connect() as wire:
         r.node.gate = trio.Event()
@@ -172,6 +173,7 @@ async def counted(r: Rig) -> dict[str, int]:
     return dict(r.node.reports[-1].counters)
 
 
+@pytest.mark.slow
 async def test_counters_are_reported_each_second(short_tmp_path: Path) -> None:
     async with rig(short_tmp_path) as r, await r.connect() as wire:
         await wire.ask(request("PUT", "/v1/words/k", b"v"))
