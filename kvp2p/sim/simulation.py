@@ -112,8 +112,8 @@ def _draw_settings(random: Random) -> ReplicaSettings:
     if random.random() < 0.6:
         return ReplicaSettings()
     return ReplicaSettings(
-        digest_busy_ms=random.choice((30, 100, 250)),
-        digest_idle_ms=random.choice((250, 1_000)),
+        digest_busy_ms=random.choice((100, 250)),
+        digest_idle_ms=random.choice((500, 2_000)),
         pull_grace_ms=random.choice((1, 50, 500)),
         pull_timeout_ms=random.choice((100, 500)),
         walk_timeout_ms=random.choice((200, 1_000)),
