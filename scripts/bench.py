@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -309,6 +310,7 @@ def main() -> int:
     if arguments.client_task:
         print(json.dumps(trio.run(drive, json.loads(arguments.client_task))))
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the node is stopped then, too
     parent = Path(tempfile.mkdtemp(prefix="kvp2p-bench-"))
     directory = parent / "cluster"
     try:

@@ -19,6 +19,7 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -454,6 +455,7 @@ async def survive(arguments: argparse.Namespace, directory: Path, seed: int) -> 
 
 def main() -> int:
     arguments = parse(sys.argv[1:])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the nodes are stopped then, too
     seed = arguments.seed if arguments.seed is not None else random.randrange(1 << 32)
     parent = arguments.dir.resolve() if arguments.dir else Path(tempfile.mkdtemp(prefix="kvp2p-survive-"))
     directory = parent / "cluster"
