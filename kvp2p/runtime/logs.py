@@ -43,7 +43,9 @@ def configure(level: str, form: str, process: str, stream: TextIO | None = None)
             structlog.processors.JSONRenderer(default=_plain, sort_keys=False),
         ]
     else:
-        last = [structlog.dev.ConsoleRenderer(colors=target.isatty(), pad_event_to=24)]
+        # Plain tracebacks: rich ones print local variables, which may hold a secret or a megabyte.
+        plain = structlog.dev.plain_traceback
+        last = [structlog.dev.ConsoleRenderer(colors=target.isatty(), pad_event_to=24, exception_formatter=plain)]
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
