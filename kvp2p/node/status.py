@@ -74,7 +74,8 @@ def status_document(driver: ReplicaDriver, identity: Identity, lag_ms_max: int |
     peers = [
         {
             "node_id": node.hex(),
-            "vector": show_vector(peer.digest.vector) if peer.digest is not None else None,
+            # Not its vector: 30 peers with thousands of issuers each would not fit one local message. Ask the peer itself.
+            "covered": peer.digest is not None and board.vector.covers_vector(peer.digest.vector),
             "state_hash": peer.digest.state_hash.hex() if peer.digest is not None else None,
             "diverged": peer.diverged,
         }
