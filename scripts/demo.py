@@ -47,6 +47,8 @@ SAMPLE = 4_000  # reads on each living node while there is no leader
 PATIENCE_S = 20.0
 
 console = Console(highlight=False, soft_wrap=True)
+if not console.is_terminal:
+    console.width = 120  # a file or a pipe has no width; 80 would break the table's lines
 
 
 class StepFailed(Exception):
@@ -103,17 +105,19 @@ class Cluster:
     def call(self, *arguments: str, undisturbed: bool = False) -> str:
         """Run scripts/cluster; `undisturbed` keeps a Ctrl-C on the terminal from it."""
         command = [str(CLUSTER), *arguments, "--dir", str(self.directory)]
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=False,
-            start_new_session=undisturbed,
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=undisturbed
         )
-        if done.returncode:
-            raise StepFailed(f"`scripts/cluster {arguments[0]}` ended with status {done.returncode}")
-        return done.stdout
+        try:
+            output, _ = process.communicate()
+        except KeyboardInterrupt:
+            # Not killed but interrupted: it takes down what it has just started before it ends.
+            process.send_signal(signal.SIGINT)
+            process.communicate()
+            raise
+        if process.returncode:
+            raise StepFailed(f"`scripts/cluster {arguments[0]}` ended with status {process.returncode}")
+        return output
 
     def start(self) -> None:
         document = json.loads(self.call("start", "--nodes", str(NODES), "--json"))
@@ -269,8 +273,11 @@ def _difference(found: Found | None, value: bytes) -> str:
     return "is missing" if found is None else f"is {found.value[:40]!r}, not {value[:40]!r}"
 
 
-async def trickle(clients: dict[str, Client], writer: str) -> list[float]:
-    """Write at a steady rate; for each write return the ms from its acknowledgement until all nodes have shown it."""
+async def trickle(clients: dict[str, Client], writer: Client) -> list[float]:
+    """Write at a steady rate; for each write return the ms from its acknowledgement until all nodes have shown it.
+
+    `writer` has connections of its own: on a shared one a read would wait behind the answer to a write.
+    """
     latencies_ms: list[float] = []
 
     async def watch(key: str, value: bytes, version: str, acknowledged: float) -> None:
@@ -285,7 +292,7 @@ async def trickle(clients: dict[str, Client], writer: str) -> list[float]:
     async def write(number: int, due: float) -> None:
         await trio.sleep_until(due)
         key, value = f"trickle/{number}", f"{time.time_ns()}".encode()
-        outcome = await clients[writer].put(NAMESPACE, key, value)
+        outcome = await writer.put(NAMESPACE, key, value)
         if not isinstance(outcome, Acked):
             raise StepFailed(f"a write of the trickle was not acknowledged: {outcome}")
         await watch(key, value, outcome.version, trio.current_time())
@@ -332,6 +339,7 @@ class Demo:
     def __init__(self, cluster: Cluster, entries: dict[str, bytes]) -> None:
         self.cluster = cluster
         self.entries = entries
+        self.comparisons = 0
         self.newest = ""
         self.report = Report()
 
@@ -386,6 +394,7 @@ class Demo:
         compared, different = await compare(clients, self.entries, self.newest, "compared")
         for one in different[:5]:
             console.print(f"  [red]different[/red] {one}", markup=True)
+        self.comparisons += compared
         wanted = len(self.entries) * len(clients)
         self.report.add(
             f"{what}: {len(self.entries):,} keys × {len(clients)} nodes",
@@ -394,9 +403,9 @@ class Demo:
         )
 
     async def _measure(self, clients: dict[str, Client]) -> None:
-        writer = self.cluster.writer.name
+        writer = self.cluster.writer
         heading(
-            f"4  From acknowledged to visible everywhere: {TRICKLE_WRITES} writes to {writer}, {TRICKLE_PER_S} a second"
+            f"4  From acknowledged to visible everywhere: {TRICKLE_WRITES} writes to {writer.name}, {TRICKLE_PER_S} a second"
         )
         console.print(
             "  The clock starts when the client has the acknowledgement. Then every node is asked for the key over HTTP"
@@ -404,7 +413,8 @@ class Demo:
         console.print(
             "  with KV-Min-Version, which waits until the node has that write; it stops with the last node's answer."
         )
-        ordered = sorted(await trickle(clients, writer))
+        async with open_client(writer.data_url, self.cluster.token) as own:
+            ordered = sorted(await trickle(clients, own))
         p50, p99, most = (percentile(ordered, percent) for percent in (50, 99, 100))
         console.print(f"  p50 {p50:.1f} ms   p99 {p99:.1f} ms   max {most:.1f} ms")
         self.report.add(
@@ -442,6 +452,9 @@ class Demo:
         self.report.add("writes after the leader's return", f"{len(again):,} acknowledged", good=True)
         heading("7  Compare everything once more")
         await self._compare(clients, "second comparison")
+        self.report.add(
+            "comparisons of all keys on all nodes, twice", f"{self.comparisons:,}", good=self.comparisons > 0
+        )
 
 
 def show_kept(cluster: Cluster) -> None:
@@ -456,7 +469,7 @@ def show_kept(cluster: Cluster) -> None:
 
 def interrupt(_number: int, _frame: Any) -> None:
     """Take SIGTERM and SIGHUP like Ctrl-C: clean up, then end."""
-    raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
 
 
 def main() -> int:
@@ -464,6 +477,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the cluster up, print its URLs and the token")
     parser.add_argument("--dir", type=Path, help="where the nodes keep their data (default: a new temporary directory)")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell has started it in the background
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     began = time.monotonic()
