@@ -8,6 +8,8 @@ In and out: `main` is the entry point. Commands import what they need when they 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import cache
 from typing import Annotated
 
 import typer
@@ -69,10 +71,16 @@ def program(
     context.obj = Session(url, token or None, as_json)
 
 
+@cache
+def _command() -> Callable[[], None]:
+    """Build the tree of commands, once in a process: typer reads every annotation for it."""
+    return typer.main.get_command(app)
+
+
 def main() -> None:
     """Run the command line and exit."""
     try:
-        app()
+        _command()()
     except Failure as failure:
         _end(failure)
     except ConfigError as error:
