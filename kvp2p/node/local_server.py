@@ -76,11 +76,10 @@ class LocalServer:
 
     def publish_readiness(self, is_ready: bool, reason: str) -> None:
         """Push readiness to every local process when it changed."""
-        readiness = Readiness(is_ready, reason)
-        if readiness != self._readiness:
-            self._readiness = readiness
+        if (self._readiness.ready, self._readiness.reason) != (is_ready, reason):
+            self._readiness = Readiness(is_ready, reason)
             for connection in self._connections.values():
-                connection.queue(readiness)
+                connection.queue(self._readiness)
 
     async def run(self, path: str, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen on a unix socket at `path` (relative: DESIGN §6 on long paths) until cancelled."""

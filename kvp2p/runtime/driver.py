@@ -10,6 +10,7 @@ In and out: events from links, unix socket, store thread and clock in; messages,
 from __future__ import annotations
 
 import heapq
+import math
 import random
 import time
 from collections import deque
@@ -98,6 +99,7 @@ class ReplicaDriver:
         self._arrivals = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
         self._timers: list[tuple[int, int]] = []
+        self._timer_set = trio.lowlevel.ParkingLot()
         self._links: dict[NodeId, Link] = {}  # as the machine knows them: changed when PeerUp and PeerDown are handled
         self._opened: deque[Link] = deque()  # one for each PeerUp in the inbox, in the same order
         self._serving: dict[NodeId, deque[Pull | WalkRequest]] = {}
@@ -160,7 +162,8 @@ class ReplicaDriver:
 
     def _post(self, event: Event) -> None:
         self._inbox.append(event)
-        self._arrivals.unpark()
+        if self._arrivals:
+            self._arrivals.unpark()
 
     def _on_ending(self, ticket: int, ending: Ending) -> None:
         if isinstance(ending, Exception):
@@ -179,30 +182,25 @@ class ReplicaDriver:
                 summary = summarize(txn)
             self._handle(Start(summary, self._me, self._seeds))
             task_status.started()
+            nursery.start_soon(self._keep_time)
             while True:
-                await self._wait()
-                for _ in range(_EVENTS_PER_TURN):
-                    self._fire_timers()
-                    if not self._inbox:
-                        break
+                if self._inbox:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await self._arrivals.park()
+                for _ in range(min(len(self._inbox), _EVENTS_PER_TURN)):
                     self._handle(self._inbox.popleft())
                 self._room.unpark_all()
                 self.on_handled()
 
-    async def _wait(self) -> None:
-        if self._inbox:
-            await trio.lowlevel.checkpoint()
-            return
-        due_s = (self._timers[0][0] - time.monotonic_ns()) / 1e9 if self._timers else 1.0
-        if due_s <= 0:
-            await trio.lowlevel.checkpoint()
-            return
-        with trio.move_on_after(min(due_s, 1.0)):
-            await self._arrivals.park()
-
-    def _fire_timers(self) -> None:
-        while self._timers and self._timers[0][0] <= time.monotonic_ns():
-            self._inbox.append(TimerFired(heapq.heappop(self._timers)[1]))
+    async def _keep_time(self) -> None:
+        """Put due timers into the inbox. A task of its own, so that the actor needs no deadline each time it waits."""
+        while True:
+            while self._timers and self._timers[0][0] <= time.monotonic_ns():
+                self._post(TimerFired(heapq.heappop(self._timers)[1]))
+            due_s = (self._timers[0][0] - time.monotonic_ns()) / 1e9 if self._timers else math.inf
+            with trio.move_on_after(max(0.0, due_s)):
+                await self._timer_set.park()
 
     def _handle(self, event: Event) -> None:
         match event:
@@ -227,6 +225,8 @@ class ReplicaDriver:
                 self._tells.pop(request)(outcome)
             case SetTimer(token=token, at_ns=at_ns):
                 heapq.heappush(self._timers, (at_ns, token))
+                if self._timers[0][1] == token:
+                    self._timer_set.unpark()
             case Serve(peer=peer, request=wanted):
                 self._serve(peer, wanted)
             case Notice(kind=kind, level=level, fields=fields):
