@@ -51,6 +51,7 @@ class Nemesis:
             self._clock,
             self._restore,
             self._disk_full,
+            self._pause,
             self._join,
         )
         self._kinds: dict[str, Callable[[Random], None]] = {kind.__name__[1:]: kind for kind in kinds}
@@ -82,6 +83,8 @@ class Nemesis:
         self._held.clear()
         for host in self.cluster.hosts:
             host.disk.is_full = False
+            if host.is_paused:
+                host.resume()
         for host in self.cluster.hosts:
             if not host.is_alive:
                 host.start()
@@ -129,6 +132,28 @@ class Nemesis:
     def _restart(self, host: Host) -> None:
         if not host.is_alive and host not in self._held and not self.is_stopped:
             host.start()
+
+    def _pause(self, random: Random) -> None:
+        """Stop a process for longer or shorter than its links last."""
+        leader = self.cluster.leader()
+        victim = leader if leader is not None and random.random() < 0.4 else random.choice(self.cluster.hosts)
+        if not victim.is_alive or victim.is_paused:
+            return
+        self.fired["pause"] += 1
+        life = victim.life
+        victim.pause()
+        pause_s = random.choice((0.2, 2.0, 9.0)) * (0.5 + random.random())
+
+        def lose_links() -> None:
+            if victim.is_paused and victim.life == life:
+                self.cluster.network.host_silent(victim)
+
+        def resume() -> None:
+            if victim.is_paused and victim.life == life:
+                victim.resume()
+
+        self._after(self.cluster.plan.network.timeout_ms / 1_000, lose_links)
+        self._after(pause_s, resume)
 
     def _join(self, random: Random) -> None:
         for host in self.cluster.hosts:
@@ -295,5 +320,6 @@ KINDS = (
     "clock",
     "restore",
     "disk_full",
+    "pause",
     "join",
 )

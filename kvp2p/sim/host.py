@@ -105,6 +105,7 @@ class Host:
         self._boot_ns = 0
         self._next_request = 1
         self._waiting: dict[int, Callable[[Outcome | None], None]] = {}
+        self._late: list[Event] | None = None  # while paused: what happened meanwhile
 
     # --- life and death
 
@@ -135,6 +136,7 @@ class Host:
         assert self.is_alive, "only a living process can crash"
         self.is_alive = False
         self.machine = None
+        self._late = None
         kept, lost = self.disk.crash(share_kept)
         self.note(f"crash: {len(kept)} batches in flight reached the disk, {len(lost)} are lost")
         self.on_crashed(kept, lost)
@@ -145,6 +147,25 @@ class Host:
 
     def on_crashed(self, kept: list[Batch], lost: list[Batch]) -> None:
         """Take note of what the crash left on the disk."""
+
+    def pause(self) -> None:
+        """Stop the process where it is (SIGSTOP): what happens to it waits."""
+        self.note("pause")
+        self._late = []
+
+    def resume(self) -> None:
+        """Let a paused process go on: it finds everything that happened meanwhile at once, and its clocks far on."""
+        late, self._late = self._late, None
+        life = self.life
+        self.note(f"resume after {len(late or ())} events")
+        for event in late or ():
+            if self.is_alive and self.life == life:
+                self.deliver(event)
+
+    @property
+    def is_paused(self) -> bool:
+        """Tell whether the process is stopped."""
+        return self._late is not None
 
     # --- clients of this node
 
@@ -171,6 +192,9 @@ class Host:
         """Let the machine handle an event and perform its effects."""
         machine = self.machine
         assert machine is not None, "nothing reaches a process that has ended"
+        if self._late is not None:
+            self._late.append(event)
+            return
         self.events_handled += 1
         self.note(f"< {show_event(event)}")
         try:

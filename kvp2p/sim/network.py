@@ -32,6 +32,9 @@ class Endpoint(Protocol):
     is_alive: bool
     life: int
 
+    @property
+    def is_paused(self) -> bool: ...
+
     def deliver(self, event: Event) -> None: ...
 
 
@@ -124,6 +127,7 @@ class Network:
         is_open = (
             target is not None
             and target.is_alive
+            and not (target.is_paused or host.is_paused)  # a stopped process shakes no hands
             and not self._cuts.get((host.node, target.node))
             and not self._cuts.get((target.node, host.node))
         )
@@ -260,6 +264,13 @@ class Network:
             if host.node in pair:
                 link.ends[host.node].is_up = False
                 self._break(link, "the peer went away", notice_ms)
+
+    def host_silent(self, host: Endpoint) -> None:
+        """A host has answered no ping for `timeout_ms`: its links end, for both sides."""
+        for pair, link in list(self._links.items()):
+            if host.node in pair and not link.is_broken:
+                self.counts["link_timeouts"] += 1
+                self._break(link, "timeout", 1_000.0)
 
     def _break(self, link: _Link, reason: str, notice_ms: float = 200.0) -> None:
         """End a link: each side notices at a time of its own; until some moment before that, messages still arrive."""

@@ -19,6 +19,7 @@ class FakeHost:
         self.node = NodeId(bytes([number]) * 16)
         self.url = f"sim://fake{number}"
         self.is_alive = True
+        self.is_paused = False
         self.life = 1
         self.events: list[tuple[int, Event]] = []
         self._schedule = schedule
@@ -164,6 +165,17 @@ def test_peers_notice_a_dead_process_and_reach_its_next_life() -> None:
     pair.run_for(3)
     assert pair.one.kinds() == ["PeerUp", "PeerDown", "PeerUp"]
     assert pair.other.kinds() == ["PeerUp", "PeerUp"]  # one in each life
+
+
+def test_a_paused_process_loses_its_links_and_shakes_no_hands_until_it_goes_on() -> None:
+    pair = Pair()
+    pair.other.is_paused = True
+    pair.network.host_silent(pair.other)
+    pair.run_for(10)
+    assert pair.one.kinds() == ["PeerUp", "PeerDown"]
+    pair.other.is_paused = False
+    pair.run_for(2)
+    assert pair.one.kinds() == ["PeerUp", "PeerDown", "PeerUp"]
 
 
 def test_a_host_that_disconnects_hears_so() -> None:

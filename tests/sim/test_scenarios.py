@@ -227,6 +227,22 @@ def test_a_deleted_namespace_stays_deleted_for_a_node_that_wrote_to_it_meanwhile
     assert not any(play.has(host, b"key") for host in play.cluster.hosts)
 
 
+def test_a_leader_that_was_paused_during_a_promotion_finds_itself_deposed() -> None:
+    play = Play()
+    old, new = play.node(1), play.node(2)
+    old.pause()
+    play.cluster.network.host_silent(old)
+    play.run(3)
+    assert play.promote(new) is Ending.ACKED
+    play.run(1)
+    assert play.put(play.node(3), b"key", b"of the new leader") is Ending.ACKED
+    old.resume()
+    play.run(5)
+    assert play.put(old, b"key", b"forwarded by the old one") is Ending.ACKED
+    play.end()
+    assert str(play.cluster.read(new, NAMESPACE, b"key").version).startswith("00000002")
+
+
 def test_a_single_node_leads_at_once_and_after_each_restart() -> None:
     play = Play(nodes=1)
     for number in range(3):
