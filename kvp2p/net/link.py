@@ -14,7 +14,6 @@ ping each interval and ends the link when the peer has been silent for too long.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -26,7 +25,7 @@ from kvp2p.ids import NodeId
 from kvp2p.limits import MESH_MESSAGE_BYTES_MAX
 from kvp2p.net.lanes import ReceiveLanes, SendLanes, lane_of
 from kvp2p.net.settings import MeshSettings
-from kvp2p.net.transport import CODE_NORMAL, CODE_PROTOCOL_ERROR
+from kvp2p.net.transport import CLOSE_GRACE_SECONDS, CODE_NORMAL, CODE_PROTOCOL_ERROR
 from kvp2p.wire.link_messages import Credit, LinkMessage, Ping, Pong
 from kvp2p.wire.mesh import encode_message, unpack_link
 
@@ -79,7 +78,14 @@ class Traffic:
 class Link:
     """A link to one peer. `traffic` and `rtt_ms` are for reading; `ended` is set when it is over, and `reason` says why."""
 
-    def __init__(self, peer: NodeId, pipe: Pipe, settings: MeshSettings, encoder: Encoder | None = None) -> None:
+    def __init__(
+        self,
+        peer: NodeId,
+        pipe: Pipe,
+        settings: MeshSettings,
+        encoder: Encoder | None = None,
+        last_word: bytes | None = None,
+    ) -> None:
         self.peer = peer
         self.ended = trio.Event()
         self.reason: str | None = None
@@ -88,21 +94,16 @@ class Link:
         self._pipe = pipe
         self._settings = settings
         self._encoder = encoder or Encoder()
+        self._last_word = last_word  # of the handshake: goes out before everything else
         self._close_code = CODE_NORMAL
         self._outgoing = SendLanes()
         self._incoming = ReceiveLanes()
         self._work = trio.lowlevel.ParkingLot()  # the writer, until something may be sent
         self._room = trio.lowlevel.ParkingLot()  # `send`, until a lane has room
         self._arrival = trio.lowlevel.ParkingLot()  # the consumer, until a message is there
+        self._written = trio.Event()  # the writer has ended
         self._heard_at = trio.current_time()
         self._pings: dict[int, float] = {}
-
-    async def send_first(self, payload: bytes) -> None:
-        """Send something that is no message before `run` starts: the last word of the handshake."""
-        try:
-            await self._pipe.send(payload)
-        except LinkClosed as error:
-            self.close(str(error))
 
     async def run(self) -> None:
         """Serve the link until it ends, then close the connection. Errors of the peer end the link and are not raised."""
@@ -112,6 +113,10 @@ class Link:
                 nursery.start_soon(self._write)
                 nursery.start_soon(self._beat)
                 await self.ended.wait()
+                # A payload that is cut off spoils the closing handshake, and with it the reason that the peer is told.
+                self._work.unpark_all()
+                with trio.move_on_after(CLOSE_GRACE_SECONDS):
+                    await self._written.wait()
                 nursery.cancel_scope.cancel()
         finally:
             self.close("this node is stopping")
@@ -170,14 +175,15 @@ class Link:
             await self._arrival.park()
         raise LinkClosed(self.reason)
 
-    async def __aiter__(self) -> AsyncIterator[Message]:
-        """Iterate over messages until the link ends."""
-        while True:
-            try:
-                message = await self.receive()
-            except LinkClosed:
-                return
-            yield message
+    def __aiter__(self) -> Link:
+        """Iterate over messages until the link ends. (No generator: one that is cut off in the middle would have to be closed.)"""
+        return self
+
+    async def __anext__(self) -> Message:
+        try:
+            return await self.receive()
+        except LinkClosed as error:
+            raise StopAsyncIteration from error
 
     async def _read(self) -> None:
         try:
@@ -215,7 +221,9 @@ class Link:
 
     async def _write(self) -> None:
         try:
-            while True:
+            if self._last_word is not None:
+                await self._pipe.send(self._last_word)
+            while self.reason is None:
                 following = self._outgoing.next_payload()
                 if following is None:
                     await self._work.park()
@@ -228,6 +236,8 @@ class Link:
                 traffic.sent_bytes += len(payload)
         except LinkClosed as error:
             self.close(str(error))
+        finally:
+            self._written.set()
 
     async def _beat(self) -> None:
         interval = self._settings.ping_interval_ms / 1_000

@@ -35,6 +35,7 @@ from kvp2p.net.transport import CODE_NORMAL, Transport, upgrade_client, upgrade_
 # How long the end that decides holds a peer's dial back for its own that is under way; guess: a handshake takes two round trips.
 OWN_DIAL_GRACE_SECONDS: Final = 1.0
 REFUSAL_SECONDS: Final = 0.25  # for the word that says why; guess
+_LOST: Final = "connection_lost"
 # Ordinary ends of a dial, of no interest to an operator.
 _QUIET: Final = {Refusal.ALREADY_LINKED, Refusal.SELF}
 
@@ -230,17 +231,19 @@ class Mesh:
         except RemoteProtocolError as error:
             reason, told = str(Refusal.MALFORMED), str(error)
         except LinkClosed as error:
-            reason, told = "connection_lost", str(error)
+            reason, told = _LOST, str(error)
         finally:
             if transport is not None and handshake.phase is not Phase.OPEN:
                 await transport.close(CODE_NORMAL, "no link")
-        if reason in _QUIET or (reason == "connection_lost" and not is_dialled):
+        if reason in _QUIET or (reason == _LOST and not is_dialled):
             _log.debug("handshake_ended", reason=reason, remote=remote, told=told)
         else:
-            self._notices.tell("handshake_refused", reason, remote=remote, told=told)
+            self._notices.tell(
+                "dial_failed" if reason == _LOST else "handshake_refused", reason, remote=remote, told=told
+            )
         # Of all refusals only this one says something about the peer that is worth keeping, and it costs nothing if it is a lie.
         linked_with = handshake.peer if reason == Refusal.ALREADY_LINKED else None
-        return _Opening(None, None, None if linked_with is None else linked_with.node, reason)
+        return _Opening(None, None if linked_with is None else linked_with.node, reason)
 
     async def _shake_hands(
         self, handshake: Handshake, transport: Transport, is_dialled: bool, handshake_over: trio.Event | None
@@ -270,9 +273,9 @@ class Mesh:
             acceptance = handshake.accept()
         else:
             handshake.receive(await transport.receive())
-        # Nothing waits between the judgement and this line.
-        link = Link(peer.node, transport, self._settings, self._encoder)
-        return _Opening(self._registry.add(peer, link, is_dialled), acceptance, peer.node, "")
+        # Nothing waits between the judgement and this line. Whoever gets the session runs its link, and so closes the connection.
+        link = Link(peer.node, transport, self._settings, self._encoder, acceptance)
+        return _Opening(self._registry.add(peer, link, is_dialled), peer.node, "")
 
     def _look_at_hello(self, peer: Peer, is_dialled: bool) -> None:
         """Give up early. What a hello says is not proved yet, so it may only be used against the connection it came on."""
@@ -289,8 +292,6 @@ class Mesh:
             return
         try:
             async with trio.open_nursery() as nursery:
-                if opening.acceptance is not None:
-                    await self._send_acceptance(session, opening.acceptance)
                 nursery.start_soon(session.link.run)
                 if session.before is not None:
                     await session.before.finished.wait()
@@ -302,12 +303,6 @@ class Mesh:
         finally:
             session.finished.set()
             self._registry.remove(session)
-
-    async def _send_acceptance(self, session: Session, acceptance: bytes) -> None:
-        with trio.move_on_after(self._settings.handshake_timeout_ms / 1_000) as scope:
-            await session.link.send_first(acceptance)
-        if scope.cancelled_caught:
-            session.link.close("the peer takes no bytes")
 
     async def _serve(self, session: Session) -> None:
         peer, link = session.peer.node, session.link
@@ -331,10 +326,9 @@ class Mesh:
 
 @dataclass(frozen=True, slots=True)
 class _Opening:
-    """How an attempt to open a link ended: a session, with what is still to be sent on it, or a reason; `node` if there is a link to it now."""
+    """How an attempt to open a link ended: a session or a reason; `node` if there is a link to it now."""
 
     session: Session | None
-    acceptance: bytes | None
     node: NodeId | None
     reason: str
 

@@ -45,9 +45,10 @@ _log = structlog.get_logger("kvp2p.mesh")
 class Transport:
     """An open websocket. One task may send while another receives."""
 
-    def __init__(self, websocket: WebSocketConnection, stream: trio.abc.Stream) -> None:
+    def __init__(self, websocket: WebSocketConnection, stream: trio.abc.Stream, reader: _GuardedReader) -> None:
         self._websocket = websocket
         self._stream = stream
+        self._reader = reader
         self._is_sending = False
 
     async def send(self, payload: bytes) -> None:
@@ -73,7 +74,7 @@ class Transport:
         return payload
 
     async def close(self, code: int = CODE_NORMAL, reason: str = "") -> None:
-        """End the connection: by the closing handshake if the peer takes part in it soon, else by force."""
+        """End the connection: by the closing handshake if the peer takes part in it soon, else by force. Has to be called once."""
         told = "".join(one for one in reason if one.isascii())[:_REASON_CHARS_MAX]
         try:
             # Behind half a payload a closing frame would be read as the rest of it.
@@ -83,6 +84,7 @@ class Transport:
         except (ConnectionClosed, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             _log.debug("close_failed", error=repr(error))
         finally:
+            self._reader.stop()
             await trio.aclose_forcefully(self._stream)
 
     def _ending(self) -> str:
@@ -135,33 +137,42 @@ async def _upgrade(
         # trio sets both by itself; links rely on them, so they are said here too.
         stream.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
         stream.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NOTSENT_LOWAT, NOT_SENT_BYTES_MAX)
-    is_open = False
-    try:
-        with trio.CancelScope() as scope:
-            transport = Transport(await wrap(cast("trio.Nursery", _GuardedReader(nursery, scope))), stream)
-            is_open = True
+    transport: Transport | None = None
+    with trio.CancelScope() as scope:
+        reader = _GuardedReader(nursery, scope)
+        try:
+            transport = Transport(await wrap(cast("trio.Nursery", reader)), stream, reader)
             return transport
-        raise LinkClosed("the other end hung up, or refused the upgrade to a websocket")
-    except (ConnectionClosed, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-        raise LinkClosed("the connection was lost during the upgrade") from error
-    finally:
-        if not is_open:
-            await trio.aclose_forcefully(stream)
+        except (ConnectionClosed, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise LinkClosed("the connection was lost during the upgrade") from error
+        finally:
+            if transport is None:
+                reader.stop()
+                await trio.aclose_forcefully(stream)
+    raise LinkClosed("the other end hung up, or refused the upgrade to a websocket")
 
 
 class _GuardedReader:
-    """The one method of a nursery that the library uses to start its reader task: here the task's errors end with it."""
+    """The one method of a nursery that the library uses to start its reader task. Here the task's errors end with it, and it goes on
+    when everything around it is cancelled, until it is stopped: without it there is no closing handshake.
+    """
 
     def __init__(self, nursery: trio.Nursery, upgrade: trio.CancelScope) -> None:
         self._nursery = nursery
         self._upgrade = upgrade
+        self._scope = trio.CancelScope(shield=True)
 
     def start_soon(self, reader: Callable[[], Awaitable[Any]]) -> None:
         self._nursery.start_soon(self._run, reader)
 
+    def stop(self) -> None:
+        """End the task."""
+        self._scope.cancel()
+
     async def _run(self, reader: Callable[[], Awaitable[Any]]) -> None:
         try:
-            await reader()
+            with self._scope:
+                await reader()
         except Exception as error:  # noqa: BLE001  whatever it is, it came from a peer's bytes and ends this connection alone
             _log.debug("websocket_reader_failed", error=repr(error))
         finally:
