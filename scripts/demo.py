@@ -397,8 +397,8 @@ class Demo:
         self.comparisons += compared
         wanted = len(self.entries) * len(clients)
         self.report.add(
-            f"{what}: {len(self.entries):,} keys × {len(clients)} nodes",
-            f"{compared - len(different):,} equal, {len(different):,} different",
+            f"{what}, {len(clients)} nodes",
+            f"{len(self.entries):,} × {len(clients)}: {compared - len(different):,} equal, {len(different):,} different",
             good=not different and compared == wanted,
         )
 
@@ -418,7 +418,7 @@ class Demo:
         p50, p99, most = (percentile(ordered, percent) for percent in (50, 99, 100))
         console.print(f"  p50 {p50:.1f} ms   p99 {p99:.1f} ms   max {most:.1f} ms")
         self.report.add(
-            "acknowledged → visible on all nodes", f"p50 {p50:.1f}  p99 {p99:.1f}  max {most:.1f} ms", good=True
+            "acknowledged → visible everywhere", f"p50 {p50:.1f}  p99 {p99:.1f}  max {most:.1f} ms", good=True
         )
 
     async def _without_leader(self, clients: dict[str, Client]) -> None:
@@ -452,9 +452,7 @@ class Demo:
         self.report.add("writes after the leader's return", f"{len(again):,} acknowledged", good=True)
         heading("7  Compare everything once more")
         await self._compare(clients, "second comparison")
-        self.report.add(
-            "comparisons of all keys on all nodes, twice", f"{self.comparisons:,}", good=self.comparisons > 0
-        )
+        self.report.add("comparisons (keys × nodes, twice)", f"{self.comparisons:,}", good=self.comparisons > 0)
 
 
 def show_kept(cluster: Cluster) -> None:
