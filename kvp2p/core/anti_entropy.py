@@ -184,7 +184,7 @@ class AntiEntropy:
             source = others[int(self.board.random.random() * len(others))]
         else:
             if trimmed:
-                self._walk(trimmed[0])
+                self._walk(trimmed[int(self.board.random.random() * len(trimmed))])  # one may hold a damaged row
             return
         self._pulls[issuer] = _Pulling(source, after, self.board.now.mono_ns)
         self.board.set_timer("pull", self.board.settings.pull_timeout_ms, issuer)

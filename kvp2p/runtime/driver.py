@@ -120,13 +120,15 @@ class ReplicaDriver:
 
     async def write(self, operations: tuple[Operation, ...], deadline_ms: int, tell: Tell) -> None:
         """Hand in a local client's write; `tell` is called once, with its outcome."""
-        request = self._expect(tell)
-        await self.post(Write(request, operations, time.monotonic_ns() + deadline_ms * MS))
+        deadline_ns = time.monotonic_ns() + deadline_ms * MS
+        await self._wait_for_room()
+        self._post(Write(self._expect(tell), operations, deadline_ns))
 
     async def await_version(self, version: Version, timeout_ms: int, tell: Tell) -> None:
         """Call `tell` when this replica covers a version, or has not by then."""
-        request = self._expect(tell)
-        await self.post(Await(request, version, time.monotonic_ns() + timeout_ms * MS))
+        deadline_ns = time.monotonic_ns() + timeout_ms * MS
+        await self._wait_for_room()
+        self._post(Await(self._expect(tell), version, deadline_ns))
 
     async def on_link_up(self, peer: NodeId, link: Link) -> None:
         """Take a new link into use, once the machine has heard that the one before it has ended."""

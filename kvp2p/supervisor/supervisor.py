@@ -207,7 +207,7 @@ class Supervisor:
             if lived_ms >= 1_000 * STEADY_SECONDS:
                 child.failures = 0
             delay = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_MIN * 2**child.failures)
-            child.failures += 1
+            child.failures = min(child.failures + 1, 16)  # past the longest pause; a float has no room for 2**1025
             child.restart_at = now + delay
             self._log.warning("child_died", **about, restart_in_ms=round(1_000 * delay))
 
