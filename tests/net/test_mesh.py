@@ -1,7 +1,8 @@
 """Meshes over real loopback sockets: who is linked with whom, through dials at once, restarts, dead wires and strangers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from random import Random
+from typing import Any
 
 import pytest
 import structlog
@@ -17,6 +18,10 @@ from kvp2p.net.settings import MeshSettings
 from tests.net.hosts import Node, RecordingHost, Wire, node_id, numbered, running, start, until
 
 A, B, C = node_id("a"), node_id("b"), node_id("c")
+
+
+def warnings(logs: list[MutableMapping[str, Any]]) -> list[tuple[Any, Any]]:
+    return [(log["event"], log.get("reason")) for log in logs if log["log_level"] == "warning"]
 
 
 def big(number: int) -> Forward:
@@ -129,9 +134,10 @@ async def test_attempts_are_spaced_by_back_off() -> None:
     async with running(a) as nursery:
         listeners = await nursery.start(trio.serve_tcp, hang_up, 0)
         a.mesh.connect(None, f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}")
-        await trio.sleep(0.6)
-    # Waits of 20..40 ms, then 40..80 ms each.
-    assert 5 <= attempts <= 16
+        begin = trio.current_time()
+        await until(lambda: attempts >= 6)
+    # One wait of 20..40 ms, then four of 40..80 ms each.
+    assert trio.current_time() - begin >= 0.18
 
 
 @pytest.mark.parametrize(("restarted", "stays"), [("b", "a"), ("a", "b")])
@@ -246,10 +252,10 @@ async def test_a_stranger_is_refused_on_both_ends_by_name(changes: dict[str, byt
     with structlog.testing.capture_logs() as logs:
         async with running(a, stranger):
             stranger.mesh.connect(None, a.url)
-            await trio.sleep(0.3)
+            await until(lambda: len(warnings(logs)) >= 2)
+            await trio.sleep(0.1)  # further attempts
             assert a.mesh.links() == stranger.mesh.links() == {}
-    told = [(log["event"], log.get("reason")) for log in logs if log["log_level"] == "warning"]
-    assert told == [("handshake_refused", reason)] * 2  # each end once, however often it is tried
+    assert warnings(logs) == [("handshake_refused", reason)] * 2  # each end once, however often it is tried
     assert "kkk" not in str(logs)
     assert "xxx" not in str(logs)
 
@@ -259,8 +265,9 @@ async def test_a_copied_data_directory_is_told_and_not_linked() -> None:
     with structlog.testing.capture_logs() as logs:
         async with running(a, copy):
             copy.mesh.connect(None, a.url)
-            await trio.sleep(0.1)
-    assert {log.get("reason") for log in logs if log["log_level"] == "warning"} == {"copied_node_id"}
+            await until(lambda: len(warnings(logs)) >= 2)
+            assert a.mesh.links() == copy.mesh.links() == {}
+    assert warnings(logs) == [("handshake_refused", "copied_node_id")] * 2
 
 
 async def test_links_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
