@@ -119,7 +119,7 @@ def _serve_pull(txn: ReadTransaction, pull: Pull) -> Iterator[Message]:
 
 def _serve_walk(txn: ReadTransaction, request: WalkRequest) -> Iterator[Message]:
     rows: list[KeyedRow] = []
-    bytes_used = 0
+    bytes_used = len(txn.vector.encode())  # it travels along
     upto: RowKey | None = None
     dead = _DeadNamespaces(txn)
     for namespace, key, row in txn.all_rows(after=request.after):
