@@ -245,8 +245,9 @@ class Forwarder:
         self._deadlines = Deadlines(board, "forward")
 
     def submit(self, write: Write) -> None:
-        """Forward a write, or refuse it when there is nobody to send it to."""
+        """Forward a write, or refuse it when there is nobody to send it to or no time left."""
         board = self.board
+        deadline_ms = (write.deadline_ns - board.now.mono_ns) // MS
         leader = board.designation.node if board.designation is not None else None
         if board.is_stopping:
             self._refuse(write.request, "no_leader", "this node is stopping; nothing was applied")
@@ -257,8 +258,13 @@ class Forwarder:
             self._refuse(
                 write.request, "overloaded", "too many writes are on their way to the leader; nothing was applied"
             )
+        elif deadline_ms < 1:  # a whole millisecond is the least that a Forward can say
+            self._refuse(
+                write.request,
+                "deadline_passed",
+                "the write came past its deadline; it was not sent, nothing was applied",
+            )
         else:
-            deadline_ms = max(1, (write.deadline_ns - board.now.mono_ns) // MS)
             self._sent[write.request] = _Forwarded(leader, sum(map(operation_bytes, write.operations)))
             self._deadlines.add(write.deadline_ns, write.request)
             board.send(leader, Forward(write.request, deadline_ms, write.operations))

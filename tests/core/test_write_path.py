@@ -268,10 +268,14 @@ def test_a_node_that_stops_forwards_nothing() -> None:
     assert a.replies[a.write(put(b"k"))].code == "no_leader"
 
 
-def test_a_deadline_that_has_passed_is_sent_as_the_least() -> None:
+def test_a_write_past_its_deadline_is_refused_and_not_sent() -> None:
     a = following()
-    a.handle(Write(77, (put(b"k"),), 0))
-    assert a.sent_to("z", Forward)[0].deadline_ms == 1
+    for request, left_ns in ((77, 0), (78, -5 * MS), (79, MS - 1)):
+        a.handle(Write(request, (put(b"k"),), a.cluster.mono_ns + left_ns))
+        assert (a.replies[request].ending, a.replies[request].code) == (Ending.REFUSED, "deadline_passed")
+    assert a.sent_to("z", Forward) == []
+    a.handle(Write(80, (put(b"k"),), a.cluster.mono_ns + MS))
+    assert [forward.deadline_ms for forward in a.sent_to("z", Forward)] == [1]
 
 
 # --- readers that wait
