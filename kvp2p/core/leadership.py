@@ -1,9 +1,9 @@
 """Leadership: who may issue versions, and from when on.
 
 Decides: when a designated node starts to lead, when it steps down, and what a promotion takes.
-Keeps true: I2: a node that starts to lead draws a new issuer and first hears a peer's vector, term and clock; with no peer
-reachable for `first_contact_ms` its own store counts. A leader behind a digest that it saw catches up before it leads. Of two designations
-that meet, the lower steps down; a promotion takes 1 + the greatest term heard of, and is durable before it is told.
+Keeps true: I2: a node that starts to lead draws a new issuer and first hears a complete peer's vector, term and clock; with none
+reachable for `first_contact_ms` its own store counts. A leader behind such a digest that it saw catches up before it leads. Of
+two designations that meet, the lower steps down; a promotion takes 1 + the greatest term heard of, and is durable before it is told.
 In and out: digests in; `LeaderWriter` while leading. Leadership is read from the store, not from the configuration.
 Source: DESIGN.md §2 to §4; terms as in Ongaro and Ousterhout, *Raft* (2014), given by an operator instead of an election.
 """
@@ -83,7 +83,8 @@ class Leadership:
         ours = self._taking_over.designation if self._taking_over is not None else self.board.designation
         if theirs is not None and (ours is None or theirs.order() > ours.order()):
             self._follow(theirs)
-        if self.role in (Role.HEARING, Role.CATCHING_UP):
+        # A new node's vector says nothing: it is no witness of what there is, and has nothing to catch up with either.
+        if digest.complete and self.role in (Role.HEARING, Role.CATCHING_UP):
             self._has_heard = True
             self._target = self._target.join(digest.vector)
             self.on_vector()
@@ -99,7 +100,7 @@ class Leadership:
             self.board.notice("leader_catching_up", "warning", behind=repr(self._target))
 
     def on_nobody_heard(self) -> None:
-        """No peer was reachable in time: the own store counts [I2]."""
+        """No complete peer was reachable in time: the own store counts [I2]."""
         if self.role is Role.HEARING and not self._has_heard:
             self._has_heard = True
             self.on_vector()
@@ -124,9 +125,11 @@ class Leadership:
         is_override = self._promotion is not None and self._promotion.override
         if self.members.is_alone() or is_override:
             self._has_heard = True
-        for _, digest in self.board.digests():
+        complete = [digest for _, digest in self.board.digests() if digest.complete]
+        if complete:
             self._has_heard = True
-            if not is_override:
+        if not is_override:
+            for digest in complete:
                 self._target = self._target.join(digest.vector)
         if not self._has_heard:
             self.board.set_timer("hear", self.board.settings.first_contact_ms)

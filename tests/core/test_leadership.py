@@ -62,6 +62,38 @@ def test_with_no_peer_in_time_the_own_store_counts() -> None:
     assert a.role == "leading"
 
 
+def test_an_incomplete_peer_does_not_count_as_heard_but_does_not_block_either() -> None:
+    cluster = Cluster()
+    a = cluster.add("a", leads=True, knows="b")
+    a.meets("c", digest_of(vector(x=9), complete=False))
+    assert a.role == "hearing"
+    cluster.pass_ms(SETTINGS.first_contact_ms - 1)
+    assert a.role == "hearing"
+    cluster.pass_ms(1)
+    assert a.role == "leading", "what an incomplete peer showed is not waited for"
+
+
+def test_a_complete_peer_is_heard_after_an_incomplete_one() -> None:
+    a = Cluster().add("a", leads=True, knows="b")
+    a.meets("c", digest_of(complete=False))
+    a.meets("b", digest_of(vector(x=1)))
+    assert a.role == "catching_up"
+    a.hears("c", digest_of(vector(x=9), complete=False))
+    a.hears("b", frame_of(0, 1))
+    assert a.role == "leading"
+
+
+def test_a_promotion_does_not_take_an_incomplete_peer_for_heard() -> None:
+    cluster, a, b = leader_with_follower()
+    make_candidate(a, "b")
+    cluster.cut("a", "b")
+    b.meets("c", digest_of(complete=False))
+    request = b.promote()
+    assert (b.role, request in b.replies) == ("hearing", False)
+    cluster.pass_ms(SETTINGS.first_contact_ms)
+    assert (b.role, b.replies[request].ending) == ("leading", Ending.ACKED)
+
+
 def test_a_leader_behind_a_digest_catches_up_before_it_leads() -> None:
     cluster = Cluster()
     a = cluster.add("a", leads=True, knows="b")
