@@ -4,6 +4,7 @@ Decides: when a designated node starts to lead, when it steps down, and what a p
 Keeps true: I2: a node that starts to lead draws a new issuer and first hears a complete peer's vector, term and clock; with none
 reachable for `first_contact_ms` its own store counts. A leader behind such a digest that it saw catches up before it leads. Of
 two designations that meet, the lower steps down; a promotion takes 1 + the greatest term heard of, and is durable before it is told.
+I9: nobody begins a log that would make the vector too long to be read again.
 In and out: digests in; `LeaderWriter` while leading. Leadership is read from the store, not from the configuration.
 Source: DESIGN.md §2 to §4; terms as in Ongaro and Ousterhout, *Raft* (2014), given by an operator instead of an election.
 """
@@ -23,6 +24,9 @@ from kvp2p.core.roster import Members
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.core.writing import LeaderWriter
 from kvp2p.ids import ISSUER_BYTES, SYSTEM_NAMESPACE, Issuer, NodeId
+from kvp2p.limits import VECTOR_ISSUERS_MAX
+
+_ISSUERS_KEPT_FREE = 64  # guess: issuers that other leaders may have begun and this node has not heard of yet
 
 
 class Role(StrEnum):
@@ -48,6 +52,7 @@ class Leadership:
         self._target: VersionVector = EMPTY_VECTOR
         self._has_heard = False
         self._promotion: Promote | None = None
+        self._is_full_told = False
 
     @property
     def issuer(self) -> Issuer | None:
@@ -137,6 +142,9 @@ class Leadership:
 
     def _lead(self) -> None:
         board = self.board
+        if len(board.accepted) >= VECTOR_ISSUERS_MAX - _ISSUERS_KEPT_FREE:
+            self._refuse_to_lead()
+            return
         issuer = Issuer(board.random.randbytes(ISSUER_BYTES))  # never used before: one issuer, one log [I2]
         for seen in (board.vector, board.accepted, board.above, self._target):
             self._clock.observe(seen.latest_stamp())
@@ -148,6 +156,18 @@ class Leadership:
         own = board.designation.term if board.designation is not None else 0
         designation = Designation(1 + max([own, *heard]), issuer, board.me.node)
         self._take_over(LeaderWriter(board, self._clock, designation, issuer))
+
+    def _refuse_to_lead(self) -> None:
+        """One issuer more and some store or message could not be read again: stay as it is, and look again later."""
+        if not self._is_full_told:
+            self._is_full_told = True
+            self.board.notice(
+                "too_many_issuers", "error", issuers=len(self.board.accepted), issuers_max=VECTOR_ISSUERS_MAX
+            )
+        if self._promotion is not None:
+            self.role = Role.FOLLOWER
+            self._refuse_promotion("bad_request", "the cluster's version vector has no room for another leader")
+            self.start()
 
     def _take_over(self, writer: LeaderWriter) -> None:
         """Persist the new designation with the first log entry under it; until then nothing of it is told."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from kvp2p.core import system_rows
+from kvp2p.core import leadership, system_rows
 from kvp2p.core.batches import Settle, WriteGroup
 from kvp2p.core.events import Stop
 from kvp2p.core.messages import Designation, Digest, Forward, ForwardOutcome, Frame
 from kvp2p.core.operations import Ending
-from kvp2p.ids import Stamp, version_stamp, version_term
+from kvp2p.core.vector import VersionVector
+from kvp2p.ids import Issuer, Stamp, version_stamp, version_term
+from kvp2p.limits import VECTOR_ISSUERS_MAX
 from tests.core.harness import (
     EPOCH_MS,
     SETTINGS,
@@ -169,6 +171,54 @@ def test_a_follower_learns_who_leads() -> None:
     assert b.replies[b.write(put(b"k"))].code == "no_leader"
     lonely = cluster.add("c")
     assert "no leader is known" in lonely.replies[lonely.write(put(b"k"))].message
+
+
+# --- too many issuers
+
+
+def with_issuers(count: int, *, knows: str | None = None) -> Node:
+    """A designated node whose vector has `count` issuers."""
+    a = Cluster().add("a", leads=True)
+    with a.store.write() as txn:
+        txn.set_vector(VersionVector({Issuer(n.to_bytes(8, "big")): Stamp(1) for n in range(1, count + 1)}))
+    a.start(seeds=() if knows is None else (f"ws://{knows}",))
+    return a
+
+
+def test_a_node_leads_as_long_as_there_is_room_for_its_issuer() -> None:
+    a = with_issuers(VECTOR_ISSUERS_MAX - 65)
+    assert a.role == "leading"
+    assert a.replies[a.write(put(b"k"))].ending == Ending.ACKED
+    assert VersionVector.decode(a.machine.board.vector.encode()) == a.machine.board.vector
+
+
+def test_a_node_whose_vector_is_nearly_full_does_not_lead_and_says_so_once() -> None:
+    a = with_issuers(VECTOR_ISSUERS_MAX - 64)
+    assert a.role == "hearing"
+    assert a.replies[a.write(put(b"k"))].code == "no_leader"
+    a.meets("b", digest_of())
+    a.hears("b", digest_of())
+    assert a.role == "hearing"
+    assert a.notices.count("too_many_issuers") == 1
+
+
+def test_a_node_that_did_not_lead_for_lack_of_room_tries_again_at_a_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    a = with_issuers(VECTOR_ISSUERS_MAX - 64, knows="b")
+    a.meets("b", digest_of())
+    assert a.role == "hearing"
+    monkeypatch.setattr(leadership, "_ISSUERS_KEPT_FREE", 63)
+    a.hears("b", digest_of())
+    assert a.role == "leading"
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_a_promotion_is_refused_when_there_is_no_room_for_its_issuer(leads: bool) -> None:
+    a = with_issuers(VECTOR_ISSUERS_MAX - 64)
+    if not leads:
+        a.meets("b", digest_of(designation=designated("b", 2)))
+    request = a.promote(override=True)
+    assert (a.replies[request].ending, a.replies[request].code) == (Ending.REFUSED, "bad_request")
+    assert a.role == ("hearing" if leads else "follower")
 
 
 # --- promotions
