@@ -25,6 +25,7 @@ class Readiness:
         self.members = members
         self.is_ready = False
         self._has_heard = False
+        self._met: set[NodeId] = set()  # whose first digest since start is in the target
         self._target: VersionVector = EMPTY_VECTOR
         self._leader_vector: VersionVector | None = None
         self._behind_since_ns: int | None = board.now.mono_ns
@@ -47,8 +48,9 @@ class Readiness:
 
     def on_digest(self, peer: NodeId, digest: Digest) -> None:
         """Compare with a peer."""
-        if not self.is_ready:
+        if not self.is_ready and peer not in self._met:
             self._has_heard = True
+            self._met.add(peer)
             self._target = self._target.join(digest.vector)
         self._compare_hashes(peer, digest)
         if self.board.is_leader(peer):

@@ -112,6 +112,28 @@ def test_a_node_is_ready_when_it_has_what_its_peers_showed_at_first_contact() ->
     assert a.machine.readiness.is_ready, "once is enough"
 
 
+def test_what_a_peer_shows_after_first_contact_is_not_waited_for() -> None:
+    a = Cluster().add("a", knows="b")
+    a.meets("b", digest_of(vector(x=1)))
+    a.hears("b", digest_of(vector(x=2)))
+    a.loses("b")
+    a.meets("b", digest_of(vector(x=3)))
+    a.meets("c", digest_of(vector(x=1)))
+    assert not a.machine.readiness.is_ready
+    a.hears("c", frame_of(0, 1))
+    assert a.machine.readiness.is_ready
+
+
+def test_the_first_digest_of_every_peer_is_waited_for() -> None:
+    a = Cluster().add("a", knows="b")
+    a.meets("b", digest_of(vector(x=1)))
+    a.meets("c", digest_of(vector(x=2)))
+    a.hears("b", frame_of(0, 1))
+    assert not a.machine.readiness.is_ready
+    a.hears("c", frame_of(1, 2))
+    assert a.machine.readiness.is_ready
+
+
 def test_with_no_peer_in_time_the_own_store_is_ready() -> None:
     cluster = Cluster()
     a, b, c = cluster.add("a", knows="z"), cluster.add("b", knows="z"), cluster.add("c", knows="z", complete=False)
