@@ -14,6 +14,7 @@ from kvp2p.wire.cbor import CborValue
 
 U32_MAX = (1 << 32) - 1
 U64_MAX = (1 << 64) - 1
+COUNTED_ON_MAX = (1 << 63) - 1  # for what the receiver goes past: one more must still fit into 64 bits
 
 
 def number(value: CborValue, what: str, greatest: int = U64_MAX, least: int = 0) -> int:

@@ -19,6 +19,8 @@ The array of a message begins with its number. Vectors are byte strings as `Vers
 are laid out in `wire/operations.py`. The positions of a frame are differences, the first one to `after`: at a thousand writes a second
 most take one to five bytes instead of nine, and descending positions cannot even be written down.
 
+Stamps and incarnations are below 2**63: who hears of one goes past it, and a greater one would leave no room for that.
+
 Keeps true: I9, bounds come from `limits.py`; a message that decodes re-encodes to the same bytes; a payload is taken whole or not at all.
 In and out: `Message` and `LinkMessage` values; RemoteProtocolError for what a peer may not send, LocalProtocolError for what we may not.
 How versions evolve: see DESIGN.md beside this file.
@@ -29,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, assert_never
 
-from kvp2p.core.entry import check_row
+from kvp2p.core.entry import check_row, row_version
 from kvp2p.core.messages import (
     Designation,
     Digest,
@@ -49,7 +51,7 @@ from kvp2p.core.messages import (
 )
 from kvp2p.core.vector import VersionVector
 from kvp2p.errors import LocalProtocolError, RemoteProtocolError
-from kvp2p.ids import ID_BYTES, ISSUER_BYTES, VERSION_BYTES, Issuer, NamespaceId, NodeId, Stamp
+from kvp2p.ids import ID_BYTES, ISSUER_BYTES, VERSION_BYTES, Issuer, NamespaceId, NodeId, Stamp, version_stamp
 from kvp2p.limits import (
     FRAME_POSITIONS_MAX,
     KEY_BYTES_MAX,
@@ -59,7 +61,7 @@ from kvp2p.limits import (
     VECTOR_ISSUERS_MAX,
 )
 from kvp2p.wire.cbor import CborValue, array_head, decode, encode
-from kvp2p.wire.fields import U32_MAX, blob, fixed, flag, items, number, record, text
+from kvp2p.wire.fields import COUNTED_ON_MAX, U32_MAX, blob, fixed, flag, items, number, record, text
 from kvp2p.wire.link_messages import Credit, LinkMessage, Ping, Pong
 from kvp2p.wire.operations import (
     WRITE_TIMEOUT_MS_MAX,
@@ -172,13 +174,11 @@ def _from_raw(value: CborValue) -> Message | LinkMessage:
 
 def _decode_frame(value: CborValue) -> Frame:
     _, issuer, after, upto, positions, rows = record(value, "a Frame", _FIELDS[1])
-    start, end = number(after, "after"), number(upto, "upto")
+    start, end = _stamp(after, "after"), _stamp(upto, "upto")
     if start >= end:
         raise RemoteProtocolError("a Frame that spans nothing")
     keyed_rows = _decode_rows(rows)
-    return Frame(
-        _issuer(issuer), Stamp(start), Stamp(end), _decode_positions(positions, start, end, len(keyed_rows)), keyed_rows
-    )
+    return Frame(_issuer(issuer), start, end, _decode_positions(positions, start, end, len(keyed_rows)), keyed_rows)
 
 
 def _encode_positions(after: Stamp, positions: tuple[tuple[Stamp, int], ...]) -> list[CborValue]:
@@ -224,6 +224,7 @@ def _decode_rows(value: CborValue) -> tuple[KeyedRow, ...]:
     for namespace, key, row in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
         own_key, own_row = blob(key, "key", KEY_BYTES_MAX, 1), blob(row, "row", _ROW_BYTES_MAX)
         check_row(own_key, own_row)
+        _stamp(version_stamp(row_version(own_row)), "the stamp of a row")
         rows.append((NamespaceId(fixed(namespace, ID_BYTES, "namespace")), own_key, own_row))
     return tuple(rows)
 
@@ -251,12 +252,12 @@ def _decode_designation(value: CborValue) -> Designation:
 
 def _decode_pull(value: CborValue) -> Pull:
     _, issuer, after, bytes_max = record(value, "a Pull", _FIELDS[3])
-    return Pull(_issuer(issuer), Stamp(number(after, "after")), number(bytes_max, "bytes_max", PULL_BYTES_MAX, 1))
+    return Pull(_issuer(issuer), _stamp(after, "after"), number(bytes_max, "bytes_max", PULL_BYTES_MAX, 1))
 
 
 def _decode_pull_end(value: CborValue) -> PullEnd:
     _, issuer, upto, trimmed = record(value, "a PullEnd", _FIELDS[4])
-    return PullEnd(_issuer(issuer), Stamp(number(upto, "upto")), flag(trimmed, "trimmed"))
+    return PullEnd(_issuer(issuer), _stamp(upto, "upto"), flag(trimmed, "trimmed"))
 
 
 def _decode_walk_request(value: CborValue) -> WalkRequest:
@@ -314,7 +315,7 @@ def _decode_member(value: CborValue) -> Member:
     node, incarnation, name, mesh_url, data_url, api_url = record(value, "a member", _MEMBER)
     return Member(
         node=_node(node),
-        incarnation=number(incarnation, "incarnation"),
+        incarnation=number(incarnation, "incarnation", COUNTED_ON_MAX),
         name=text(name, "name", MEMBER_NAME_CHARS_MAX),
         mesh_url=text(mesh_url, "mesh_url", URL_CHARS_MAX),
         data_url=text(data_url, "data_url", URL_CHARS_MAX),
@@ -336,7 +337,13 @@ def _decode_credit(value: CborValue) -> Credit:
 
 
 def _vector(value: CborValue) -> VersionVector:
-    return VersionVector.decode(blob(value, "a version vector", _VECTOR_BYTES_MAX))
+    vector = VersionVector.decode(blob(value, "a version vector", _VECTOR_BYTES_MAX))
+    _stamp(vector.latest_stamp(), "the latest stamp of a version vector")
+    return vector
+
+
+def _stamp(value: CborValue, what: str) -> Stamp:
+    return Stamp(number(value, what, COUNTED_ON_MAX))
 
 
 def _issuer(value: CborValue) -> Issuer:

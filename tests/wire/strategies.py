@@ -31,7 +31,7 @@ from kvp2p.core.operations import (
     Put,
 )
 from kvp2p.core.vector import VersionVector
-from kvp2p.ids import AccountId, Issuer, NamespaceId, NodeId, Stamp, Version
+from kvp2p.ids import AccountId, Issuer, NamespaceId, NodeId, Stamp, Version, make_version
 from kvp2p.limits import PULL_BYTES_MAX
 from kvp2p.wire.link_messages import Credit, LinkMessage, Ping, Pong
 from kvp2p.wire.local_messages import (
@@ -52,7 +52,9 @@ id16 = st.binary(min_size=16, max_size=16)
 namespaces = id16.map(NamespaceId)
 nodes = id16.map(NodeId)
 issuers = st.binary(min_size=8, max_size=8).map(Issuer)
-stamps = u64.map(Stamp)
+counted_on = st.integers(0, (1 << 63) - 1)
+stamps = counted_on.map(Stamp)
+placed_versions = st.builds(make_version, u32, stamps, issuers)  # of rows and fences
 versions = st.binary(min_size=20, max_size=20).map(Version)
 keys = st.binary(min_size=1, max_size=512)
 metadata = st.none() | st.binary(max_size=1024)
@@ -63,12 +65,12 @@ timeouts_ms = st.integers(0, 60_000)
 @st.composite
 def vectors(draw: st.DrawFn) -> VersionVector:
     given = draw(st.dictionaries(issuers.filter(any), stamps, max_size=4))
-    return VersionVector(given, draw(versions))
+    return VersionVector(given, draw(placed_versions))
 
 
 @st.composite
 def rows(draw: st.DrawFn) -> bytes:
-    expires_at, version = draw(u64), draw(versions)
+    expires_at, version = draw(u64), draw(placed_versions)
     if draw(st.booleans()):
         return encode_row(Kind.TOMBSTONE, b"", None, expires_at, version)
     return encode_row(Kind.VALUE, draw(st.binary(max_size=300)), draw(metadata), expires_at, version)
@@ -80,7 +82,7 @@ row_keys: st.SearchStrategy[RowKey] = st.tuples(namespaces, st.binary(max_size=5
 
 @st.composite
 def frames(draw: st.DrawFn) -> Frame:
-    marks = sorted(draw(st.sets(u64, min_size=2, max_size=9)))
+    marks = sorted(draw(st.sets(counted_on, min_size=2, max_size=9)))
     after, *inner, upto = marks
     if draw(st.booleans()):
         inner.append(upto)  # a position may stand at the very end
@@ -149,7 +151,7 @@ digests = st.builds(
     complete=st.booleans(),
     wall_ms=u64,
 )
-members = st.builds(Member, nodes, u64, texts, texts, texts, texts)
+members = st.builds(Member, nodes, counted_on, texts, texts, texts, texts)
 
 messages: st.SearchStrategy[Message] = st.one_of(
     frames(),

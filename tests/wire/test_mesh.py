@@ -16,14 +16,15 @@ from kvp2p.core.messages import (
     Member,
     Message,
     Pull,
+    PullEnd,
     Roster,
     WalkPart,
     WalkRequest,
 )
 from kvp2p.core.operations import Condition, CreateNamespace, Delete, DeleteNamespace, Operation, Outcome, Put, refused
-from kvp2p.core.vector import EMPTY_VECTOR
+from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.errors import LocalProtocolError, RemoteProtocolError
-from kvp2p.ids import AccountId, Issuer, NamespaceId, NodeId, Stamp, Version
+from kvp2p.ids import AccountId, Issuer, NamespaceId, NodeId, Stamp, Version, make_version
 from kvp2p.limits import (
     KEY_BYTES_MAX,
     MESH_MESSAGE_BYTES_MAX,
@@ -109,6 +110,10 @@ def forward(*operations: object) -> list[Any]:
     return [7, 1, 1_000, list(operations)]
 
 
+TOO_HIGH = 1 << 63
+HIGH_VERSION = make_version(1, Stamp(TOO_HIGH), ISSUER)
+HIGH_ROW = encode_row(Kind.VALUE, b"value", None, 0, HIGH_VERSION)
+HIGH_VECTOR = bytes(20) + ISSUER + TOO_HIGH.to_bytes(8, "big")
 NEXT = NamespaceId(b"o" * 16)
 PLACE = [NAMESPACE, b"m"]
 KEYED = [NAMESPACE, b"k", ROW]
@@ -185,6 +190,17 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "pong with two numbers": ([33, 1, 2], "a Pong must be"),
     "credit for control": ([34, 0, 1], "lane must be a number from 1 to 2"),
     "credit of nothing": ([34, 1, 0], "taken_bytes must be"),
+    "frame to where no stamp is": (frame(upto=TOO_HIGH), "upto must be a number"),
+    "frame from where no stamp is": (frame(after=TOO_HIGH, upto=TOO_HIGH + 1), "after must be a number"),
+    "pull from where no stamp is": ([3, ISSUER, TOO_HIGH, 1], "after must be a number"),
+    "pull ended where no stamp is": ([4, ISSUER, TOO_HIGH, True], "upto must be a number"),
+    "row of too high a stamp": (frame(positions=[1, 0], rows=[NAMESPACE, b"k", HIGH_ROW]), "the stamp of a row must be"),
+    "walk with too high a stamp": ([6, 1, None, None, [NAMESPACE, b"k", HIGH_ROW], VECTOR], "the stamp of a row must be"),
+    "walk of too high a vector": ([6, 1, None, None, [], HIGH_VECTOR], "the latest stamp of a version vector"),
+    "vector with too high a stamp": ([2, HIGH_VECTOR, bytes(16), True, VECTOR, None, None, True, 0], "the latest stamp"),
+    "fence with too high a stamp": ([2, HIGH_VERSION, bytes(16), True, VECTOR, None, None, True, 0], "the latest stamp"),
+    "floor with too high a stamp": ([2, VECTOR, bytes(16), True, HIGH_VECTOR, None, None, True, 0], "the latest stamp"),
+    "member of too high an incarnation": ([9, [[MEMBER[0], TOO_HIGH, *MEMBER[2:]]]], "incarnation must be a number"),
 }  # fmt: skip
 
 
@@ -202,7 +218,7 @@ def test_a_payload_is_an_array_of_messages_and_nothing_else(payload: bytes) -> N
 
 
 EDGES: list[Message] = [
-    Frame(ISSUER, Stamp(0), Stamp((1 << 64) - 1), ((Stamp((1 << 64) - 1), 0),), ((NAMESPACE, b"k" * 512, ROW),)),
+    Frame(ISSUER, Stamp(0), Stamp((1 << 63) - 1), ((Stamp((1 << 63) - 1), 0),), ((NAMESPACE, b"k" * 512, ROW),)),
     Frame(ISSUER, Stamp(0), Stamp(1), (), ()),
     WalkPart(0, None, None, (), EMPTY_VECTOR),
     WalkPart(0, (NAMESPACE, b""), (NEXT, b""), ((NAMESPACE, b"k", ROW),), EMPTY_VECTOR),
@@ -211,6 +227,9 @@ EDGES: list[Message] = [
     Forward(0, 0, (Put(NAMESPACE, b"k", bytes(VALUE_BYTES_MAX), bytes(METADATA_BYTES_MAX)),)),
     Forward(0, 0, (Put(NAMESPACE, b"k", b"", b"", 0, Condition.VERSION_IS, VERSION),)),
     Roster(()),
+    Roster((Member(NodeId(b"i" * 16), (1 << 63) - 1, "n1", "", "", ""),)),
+    PullEnd(ISSUER, Stamp((1 << 63) - 1), trimmed=False),
+    WalkPart(0, None, None, (), VersionVector({ISSUER: Stamp((1 << 63) - 1)})),
 ]
 
 
