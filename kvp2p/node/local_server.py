@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import trio
 from kvp2p.core.operations import Outcome
 from kvp2p.errors import RemoteProtocolError
 from kvp2p.node.status import Counters
-from kvp2p.runtime.driver import ReplicaDriver
+from kvp2p.runtime.driver import MS, ReplicaDriver
 from kvp2p.wire.local import LocalDecoder, encode_local
 from kvp2p.wire.local_messages import (
     AwaitVersion,
@@ -32,6 +33,7 @@ from kvp2p.wire.local_messages import (
     Report,
     SubmitWrite,
 )
+from kvp2p.wire.operations import WRITE_TIMEOUT_MS_MAX
 
 _RECEIVE_BYTES = 256 * 1024
 _ANSWERS_MAX = 65_536  # guess: more than a gateway may have in flight, so only one that reads nothing gets here
@@ -116,10 +118,10 @@ class LocalServer:
 
     async def _take(self, message: LocalMessage, connection: _Connection) -> None:
         match message:
-            case SubmitWrite(request=request, deadline_ms=deadline_ms, operations=operations):
-                await self._driver.write(operations, deadline_ms, _answer(connection, request))
-            case AwaitVersion(request=request, version=version, timeout_ms=timeout_ms):
-                await self._driver.await_version(version, timeout_ms, _answer(connection, request))
+            case SubmitWrite(request=request, deadline_ns=deadline_ns, operations=operations):
+                await self._driver.write(operations, _bounded(deadline_ns), _answer(connection, request))
+            case AwaitVersion(request=request, version=version, deadline_ns=deadline_ns):
+                await self._driver.await_version(version, _bounded(deadline_ns), _answer(connection, request))
             case Report(counters=counters):
                 self._counters.report(connection.number, counters)
             case Query(request=request, what=what):
@@ -148,6 +150,11 @@ def _listen(path: str) -> trio.socket.SocketType:
     Path(path).chmod(0o600)
     listener.listen(64)
     return trio.socket.from_stdlib_socket(listener)
+
+
+def _bounded(deadline_ns: int) -> int:
+    """Keep a deadline so near that a Forward can carry it [I9]."""
+    return min(deadline_ns, time.monotonic_ns() + WRITE_TIMEOUT_MS_MAX * MS)
 
 
 def _answer(connection: _Connection, request: int) -> Callable[[Outcome], None]:

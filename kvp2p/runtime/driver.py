@@ -118,15 +118,13 @@ class ReplicaDriver:
         while len(self._inbox) >= INBOX_EVENTS_MAX:
             await self._room.park()
 
-    async def write(self, operations: tuple[Operation, ...], deadline_ms: int, tell: Tell) -> None:
+    async def write(self, operations: tuple[Operation, ...], deadline_ns: int, tell: Tell) -> None:
         """Hand in a local client's write; `tell` is called once, with its outcome."""
-        deadline_ns = time.monotonic_ns() + deadline_ms * MS
         await self._wait_for_room()
         self._post(Write(self._expect(tell), operations, deadline_ns))
 
-    async def await_version(self, version: Version, timeout_ms: int, tell: Tell) -> None:
+    async def await_version(self, version: Version, deadline_ns: int, tell: Tell) -> None:
         """Call `tell` when this replica covers a version, or has not by then."""
-        deadline_ns = time.monotonic_ns() + timeout_ms * MS
         await self._wait_for_room()
         self._post(Await(self._expect(tell), version, deadline_ns))
 

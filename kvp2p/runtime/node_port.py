@@ -12,6 +12,7 @@ A gateway serves reads without its node, so `run` is started at once and connect
 from __future__ import annotations
 
 import os
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -54,15 +55,16 @@ _LOG = structlog.get_logger("kvp2p.node_port")
 class _Request(ABC):
     """One request on its way to its answer."""
 
-    __slots__ = ("answer_by", "deadline", "estimated_bytes", "is_sent", "number", "remaining_ms")
+    __slots__ = ("answer_by", "deadline", "deadline_ns", "estimated_bytes", "is_sent", "number")
 
     def __init__(self, number: int, deadline: float, grace_s: float, estimated_bytes: int) -> None:
         self.number = number
+        # The node reads the same clock. Read before trio's, so that a stop in between makes it early, not late.
+        self.deadline_ns = time.monotonic_ns() + int((deadline - trio.current_time()) * 1e9)
         self.deadline = deadline
         self.answer_by = deadline + grace_s
         self.estimated_bytes = estimated_bytes
         self.is_sent = False
-        self.remaining_ms = 0  # to the deadline, at the moment of sending
 
     @abstractmethod
     def message(self) -> LocalMessage:
@@ -93,7 +95,7 @@ class _Write(_Request):
         self.callback = callback
 
     def message(self) -> LocalMessage:
-        return SubmitWrite(self.number, self.remaining_ms, tuple(self.operations))
+        return SubmitWrite(self.number, self.deadline_ns, tuple(self.operations))
 
     def end_unsent(self, code: str, message: str) -> None:
         self.callback(refused(code, message))
@@ -111,7 +113,7 @@ class _Await(_Request):
         self.callback = callback
 
     def message(self) -> LocalMessage:
-        return AwaitVersion(self.number, self.version, self.remaining_ms)
+        return AwaitVersion(self.number, self.version, self.deadline_ns)
 
     def end_unsent(self, code: str, message: str) -> None:
         self.callback(refused(code, message))
@@ -385,7 +387,6 @@ class NodePort:
                 request.end_unsent("deadline_passed", TOO_LATE)
                 continue
             request.is_sent = True
-            request.remaining_ms = max(1, int((request.deadline - now) * 1000))
             messages.append(request.message())
             taken_bytes += request.estimated_bytes
         return encode_local(messages)

@@ -5,8 +5,8 @@ Decides: the framing, and for each message the number that names it and its fiel
     4 bytes of length, big-endian, then one CBOR array of one or more messages
 
     1  Hello         role, process_id
-    2  SubmitWrite   request, deadline_ms, [operation, …]
-    3  AwaitVersion  request, version 20, timeout_ms
+    2  SubmitWrite   request, deadline_ns, [operation, …]
+    3  AwaitVersion  request, version 20, deadline_ns
     4  Report        [name, value, …]
     5  Query         request, what
     6  LocalOutcome  request, outcome
@@ -40,7 +40,6 @@ from kvp2p.wire.local_messages import (
 )
 from kvp2p.wire.operations import (
     EXPLANATION_CHARS_MAX,
-    WRITE_TIMEOUT_MS_MAX,
     decode_operations,
     decode_outcome,
     encode_operations,
@@ -131,10 +130,10 @@ def _to_raw(message: LocalMessage) -> CborValue:
     match message:
         case Hello(role, process_id):
             return [1, role, process_id]
-        case SubmitWrite(request, deadline_ms, operations):
-            return [2, request, deadline_ms, encode_operations(operations)]
-        case AwaitVersion(request, awaited, timeout_ms):
-            return [3, request, awaited, timeout_ms]
+        case SubmitWrite(request, deadline_ns, operations):
+            return [2, request, deadline_ns, encode_operations(operations)]
+        case AwaitVersion(request, awaited, deadline_ns):
+            return [3, request, awaited, deadline_ns]
         case Report(counters):
             return [4, [part for counter in counters for part in counter]]
         case Query(request, what):
@@ -165,15 +164,15 @@ def _decode_hello(value: CborValue) -> Hello:
 
 
 def _decode_submit_write(value: CborValue) -> SubmitWrite:
-    _, request, deadline_ms, operations = record(value, "a SubmitWrite", ("2", "request", "deadline_ms", "operations"))
-    deadline = number(deadline_ms, "deadline_ms", WRITE_TIMEOUT_MS_MAX)
+    _, request, deadline_ns, operations = record(value, "a SubmitWrite", ("2", "request", "deadline_ns", "operations"))
+    deadline = number(deadline_ns, "deadline_ns")
     return SubmitWrite(number(request, "request"), deadline, decode_operations(operations))
 
 
 def _decode_await_version(value: CborValue) -> AwaitVersion:
-    _, request, awaited, timeout_ms = record(value, "an AwaitVersion", ("3", "request", "version", "timeout_ms"))
-    timeout = number(timeout_ms, "timeout_ms", WRITE_TIMEOUT_MS_MAX)
-    return AwaitVersion(number(request, "request"), version(awaited, "version"), timeout)
+    _, request, awaited, deadline_ns = record(value, "an AwaitVersion", ("3", "request", "version", "deadline_ns"))
+    deadline = number(deadline_ns, "deadline_ns")
+    return AwaitVersion(number(request, "request"), version(awaited, "version"), deadline)
 
 
 def _decode_report(value: CborValue) -> Report:

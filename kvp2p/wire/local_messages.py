@@ -2,6 +2,7 @@
 
 Decides: the vocabulary; `wire/local.py` makes the bytes.
 Keeps true: I10, a write is sent once; when the socket ends before its outcome, the sender answers `unknown`.
+One machine has one CLOCK_MONOTONIC, so a deadline travels as its reading: time in a queue or in a stopped process counts [I10].
 In and out: requests carry a number that the sender draws; the node answers each with exactly one `LocalOutcome` or `QueryAnswer`.
 """
 
@@ -23,10 +24,10 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class SubmitWrite:
-    """A write; `deadline_ms` from now. Answered by LocalOutcome."""
+    """A write; `deadline_ns` as CLOCK_MONOTONIC tells it. Answered by LocalOutcome."""
 
     request: int
-    deadline_ms: int
+    deadline_ns: int
     operations: tuple[Operation, ...]
 
 
@@ -36,7 +37,7 @@ class AwaitVersion:
 
     request: int
     version: Version
-    timeout_ms: int
+    deadline_ns: int
 
 
 @dataclass(frozen=True, slots=True)

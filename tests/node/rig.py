@@ -1,6 +1,7 @@
 """What the tests of driver, store writer and node share: stores that wait, fake links, and a mesh of drivers in one trio run."""
 
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -95,6 +96,11 @@ def a_put(key: bytes, value: bytes = b"value") -> tuple[Operation, ...]:
     return (Put(NAMESPACE, key, value),)
 
 
+def in_ms(milliseconds: int) -> int:
+    """Return the reading of CLOCK_MONOTONIC so much later."""
+    return time.monotonic_ns() + milliseconds * 1_000_000
+
+
 async def write(driver: ReplicaDriver, operations: tuple[Operation, ...], deadline_ms: int = 5_000) -> Outcome:
     """Write and wait for the outcome; a second one of the same write fails."""
     ended = trio.Event()
@@ -104,7 +110,7 @@ async def write(driver: ReplicaDriver, operations: tuple[Operation, ...], deadli
         outcomes.append(outcome)
         ended.set()
 
-    await driver.write(operations, deadline_ms, tell)
+    await driver.write(operations, in_ms(deadline_ms), tell)
     await ended.wait()
     assert len(outcomes) == 1, "a write has one outcome"
     return outcomes[0]

@@ -35,7 +35,9 @@ from tests.node.rig import (
     FakeDialler,
     GatedStore,
     a_put,
+    has_key,
     identity_of,
+    in_ms,
     make_namespace,
     make_store,
     member_of,
@@ -130,21 +132,33 @@ async def serving(store: GatedStore, path: Path) -> AsyncIterator[Rig]:
 async def test_a_write_is_answered_with_its_version_and_can_be_awaited(store: GatedStore, short_tmp_path: Path) -> None:
     async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as process:
         await process.send(Hello("gateway", 4_711))
-        outcome = await process.outcome(SubmitWrite(1, 5_000, a_put(b"k", b"told")))
+        outcome = await process.outcome(SubmitWrite(1, in_ms(5_000), a_put(b"k", b"told")))
         assert outcome.ending is Ending.ACKED
         version = outcome.version
         assert version is not None
-        awaited = await process.outcome(AwaitVersion(2, version, 1_000))
+        awaited = await process.outcome(AwaitVersion(2, version, in_ms(1_000)))
         assert (awaited.ending, awaited.version) == (Ending.ACKED, version)
     with store.read() as txn:
         assert txn.vector.covers(version)
+
+
+async def test_a_write_that_comes_after_its_deadline_is_refused_and_not_applied(
+    store: GatedStore, short_tmp_path: Path
+) -> None:
+    async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as process:
+        outcome = await process.outcome(SubmitWrite(1, in_ms(-1), a_put(b"abandoned")))
+        far = await process.outcome(SubmitWrite(2, (1 << 64) - 1, a_put(b"k")))
+    assert (outcome.ending, outcome.code) == (Ending.REFUSED, "deadline_passed")
+    assert far.ending is Ending.ACKED
+    assert not has_key(store, b"abandoned")
+    assert has_key(store, b"k")
 
 
 async def test_a_version_that_does_not_come_is_answered_in_time(store: GatedStore, short_tmp_path: Path) -> None:
     async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as process:
         never = make_version(1, Stamp(1), Issuer(b"nobody's"))
         with trio.fail_after(2):
-            outcome = await process.outcome(AwaitVersion(9, never, 50))
+            outcome = await process.outcome(AwaitVersion(9, never, in_ms(50)))
     assert (outcome.ending, outcome.code) == (Ending.REFUSED, "not_caught_up")
 
 
@@ -152,16 +166,16 @@ async def test_a_reader_that_is_ahead_waits_until_the_version_is_written(
     store: GatedStore, short_tmp_path: Path
 ) -> None:
     async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as reader, rig.process() as writer:
-        first = (await writer.outcome(SubmitWrite(1, 5_000, a_put(b"k")))).version
+        first = (await writer.outcome(SubmitWrite(1, in_ms(5_000), a_put(b"k")))).version
         assert first is not None
         ahead = Version(
             make_version(version_term(first), Stamp(version_stamp(first) + 1), version_issuer(first))
         )  # covered by whatever is written next
-        await reader.send(AwaitVersion(5, ahead, 5_000))
+        await reader.send(AwaitVersion(5, ahead, in_ms(5_000)))
         with trio.move_on_after(0.05) as waited:
             await reader.receive()
         assert waited.cancelled_caught
-        await writer.outcome(SubmitWrite(2, 5_000, a_put(b"k")))
+        await writer.outcome(SubmitWrite(2, in_ms(5_000), a_put(b"k")))
         answer = await reader.receive()
         assert isinstance(answer, LocalOutcome)
         assert (answer.request, answer.outcome.ending) == (5, Ending.ACKED)
@@ -169,7 +183,7 @@ async def test_a_reader_that_is_ahead_waits_until_the_version_is_written(
 
 async def test_many_writes_of_one_process_are_each_answered_once(store: GatedStore, short_tmp_path: Path) -> None:
     async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as process:
-        await process.send(*(SubmitWrite(number, 5_000, a_put(b"k-%d" % number)) for number in range(200)))
+        await process.send(*(SubmitWrite(number, in_ms(5_000), a_put(b"k-%d" % number)) for number in range(200)))
         answers = [await process.receive() for _ in range(200)]
         assert await process.query("status")  # and nothing comes after them
     assert [answer.request for answer in answers if isinstance(answer, LocalOutcome)] == list(range(200))
@@ -177,7 +191,7 @@ async def test_many_writes_of_one_process_are_each_answered_once(store: GatedSto
 
 async def test_status_tells_what_the_node_believes(store: GatedStore, short_tmp_path: Path) -> None:
     async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as process:
-        outcome = await process.outcome(SubmitWrite(1, 5_000, a_put(b"k")))
+        outcome = await process.outcome(SubmitWrite(1, in_ms(5_000), a_put(b"k")))
         status = await process.query("status")
     version = outcome.version
     assert version is not None
@@ -263,7 +277,7 @@ async def test_what_breaks_the_protocol_ends_that_connection_only(
             await bad.stream.send_all(sent)
             with pytest.raises(EOFError):
                 await bad.receive()
-        assert (await bystander.outcome(SubmitWrite(1, 5_000, a_put(b"k")))).ending is Ending.ACKED
+        assert (await bystander.outcome(SubmitWrite(1, in_ms(5_000), a_put(b"k")))).ending is Ending.ACKED
         assert len(rig.gone) == 1
 
 
@@ -276,7 +290,7 @@ async def test_a_process_that_reads_nothing_is_cut_and_the_others_are_served(
             for number in range(100_000):  # far more answers than socket buffers and the queue have room for
                 await deaf.send(*(Query(number * 10 + one, "status") for one in range(10)))
         await until(lambda: len(rig.gone) == 1)
-        assert (await bystander.outcome(SubmitWrite(1, 5_000, a_put(b"k")))).ending is Ending.ACKED
+        assert (await bystander.outcome(SubmitWrite(1, in_ms(5_000), a_put(b"k")))).ending is Ending.ACKED
 
 
 async def test_a_write_whose_process_has_gone_is_applied_and_told_to_nobody(
@@ -286,13 +300,13 @@ async def test_a_write_whose_process_has_gone_is_applied_and_told_to_nobody(
         store.close_gate()
         began = store.began
         async with rig.process() as process:
-            await process.send(SubmitWrite(1, 5_000, a_put(b"orphan")))
+            await process.send(SubmitWrite(1, in_ms(5_000), a_put(b"orphan")))
             await until(lambda: store.began > began)
         await until(lambda: len(rig.gone) == 1)
         store.open_gate()
         await until(lambda: rig.driver.machine.board.batches_in_flight() == 0)
         async with rig.process() as process:
-            assert (await process.outcome(SubmitWrite(1, 5_000, a_put(b"k")))).ending is Ending.ACKED
+            assert (await process.outcome(SubmitWrite(1, in_ms(5_000), a_put(b"k")))).ending is Ending.ACKED
     with store.read() as txn:
         assert {key for namespace, key, _ in txn.all_rows()} >= {b"orphan", b"k"}
 

@@ -10,7 +10,19 @@ import trio
 from kvp2p.core.messages import Forward, ForwardOutcome, Frame, Message, WalkPart
 from kvp2p.core.operations import Ending, Outcome
 from kvp2p.ids import NodeId
-from tests.node.rig import FakeMesh, Node, a_put, fake_mesh, has_key, make_namespace, make_store, state_of, until, write
+from tests.node.rig import (
+    FakeMesh,
+    Node,
+    a_put,
+    fake_mesh,
+    has_key,
+    in_ms,
+    make_namespace,
+    make_store,
+    state_of,
+    until,
+    write,
+)
 
 A, B, C = NodeId(b"a" * 16), NodeId(b"b" * 16), NodeId(b"c" * 16)
 Loses = Callable[[NodeId, NodeId, Message], bool]
@@ -64,7 +76,7 @@ async def test_a_write_through_a_follower_is_told_when_its_own_store_has_it(tmp_
             at_the_end.append((outcome, has_key(follower.store, b"k"), has_key(leader.store, b"k")))
 
         follower.store.close_gate()
-        await follower.driver.write(a_put(b"k"), 5_000, tell)
+        await follower.driver.write(a_put(b"k"), in_ms(5_000), tell)
         await until(lambda: has_delivered(mesh, ForwardOutcome, B) and has_delivered(mesh, Frame, B))
         assert has_key(leader.store, b"k")
         await trio.sleep(0.05)
@@ -87,7 +99,7 @@ async def test_when_the_frame_came_before_the_leader_ended_the_write_is_visible(
             seen.append(has_key(follower.store, b"k"))
 
         follower.store.close_gate()
-        await follower.driver.write(a_put(b"k"), 5_000, tell)
+        await follower.driver.write(a_put(b"k"), in_ms(5_000), tell)
         await until(lambda: has_delivered(mesh, ForwardOutcome, B) and has_delivered(mesh, Frame, B))
         await mesh.stop(leader)
         assert outcomes == []
@@ -101,7 +113,7 @@ async def test_when_the_frame_was_lost_with_the_leader_the_write_is_acknowledged
     async with cluster(tmp_path, B) as (mesh, (leader, follower)):
         mesh.loses = frames_are_lost
         outcomes: list[Outcome] = []
-        await follower.driver.write(a_put(b"k"), 5_000, outcomes.append)
+        await follower.driver.write(a_put(b"k"), in_ms(5_000), outcomes.append)
         await until(lambda: has_delivered(mesh, ForwardOutcome, B))
         await mesh.stop(leader)
         told_before_the_hold_ended = list(outcomes)
@@ -116,7 +128,7 @@ async def test_when_the_leader_ends_before_its_answer_the_write_is_unknown_and_t
     async with cluster(tmp_path, B) as (mesh, (leader, follower)):
         leader.store.close_gate()
         outcomes: list[Outcome] = []
-        await follower.driver.write(a_put(b"k"), 5_000, outcomes.append)
+        await follower.driver.write(a_put(b"k"), in_ms(5_000), outcomes.append)
         await until(lambda: has_delivered(mesh, Forward, A))
         leader.is_up = False
         mesh.cut(A, B)

@@ -35,6 +35,7 @@ from tests.node.rig import (
     GatedStore,
     a_put,
     has_key,
+    in_ms,
     make_namespace,
     make_store,
     member_of,
@@ -172,7 +173,7 @@ async def test_the_answers_of_the_store_find_room_in_a_full_inbox(leader_store: 
         await make_namespace(driver)
         leader_store.close_gate()
         outcomes: list[Outcome] = []
-        await driver.write(a_put(b"k"), 5_000, outcomes.append)
+        await driver.write(a_put(b"k"), in_ms(5_000), outcomes.append)
         for number in range(INBOX_EVENTS_MAX - 1):
             driver._tells[1_000_000 + number] = lambda _: None
             await driver.post(Await(1_000_000 + number, VERSION_ZERO, 0))
@@ -201,7 +202,7 @@ async def test_a_forward_is_answered_as_the_leader_says(follower_store: GatedSto
     answer = Outcome(Ending.REFUSED, "namespace_not_found", "there is none")
     async with running(driver):
         await driver.on_link_up(PEER, link)
-        await driver.write(a_put(b"k"), 5_000, outcomes.append)
+        await driver.write(a_put(b"k"), in_ms(5_000), outcomes.append)
         await until(lambda: bool(link.sent_of(Forward)))
         forward = link.sent_of(Forward)[0]
         assert isinstance(forward, Forward)
@@ -217,7 +218,7 @@ async def test_a_write_on_a_link_that_ends_is_unknown(follower_store: GatedStore
     outcomes: list[Outcome] = []
     async with running(driver):
         await driver.on_link_up(PEER, link)
-        await driver.write(a_put(b"k"), 5_000, outcomes.append)
+        await driver.write(a_put(b"k"), in_ms(5_000), outcomes.append)
         await until(lambda: bool(link.sent_of(Forward)))
         link.is_closed = True
         await driver.on_link_down(PEER, "cut")
@@ -360,7 +361,7 @@ async def test_stop_waits_until_what_is_being_persisted_is_durable_and_told(lead
         await make_namespace(driver)
         leader_store.close_gate()
         began = leader_store.began
-        await driver.write(a_put(b"k"), 5_000, outcomes.append)
+        await driver.write(a_put(b"k"), in_ms(5_000), outcomes.append)
         await until(lambda: leader_store.began > began)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop)
@@ -380,7 +381,7 @@ async def test_stop_waits_for_the_answer_to_a_write_that_was_sent_on(follower_st
     answer = Outcome(Ending.REFUSED, "namespace_not_found", "there is none")
     async with running(driver), trio.open_nursery() as nursery:
         await driver.on_link_up(PEER, link)
-        await driver.write(a_put(b"k"), 5_000, outcomes.append)
+        await driver.write(a_put(b"k"), in_ms(5_000), outcomes.append)
         await until(lambda: bool(link.sent_of(Forward)))
         nursery.start_soon(driver.stop, 10)
         await until(lambda: driver.machine.board.is_stopping)
@@ -398,7 +399,7 @@ async def test_stop_gives_up_when_the_disk_is_slower_than_its_patience(leader_st
     async with running(driver):
         await make_namespace(driver)
         leader_store.close_gate()
-        await driver.write(a_put(b"k"), 5_000, outcomes.append)
+        await driver.write(a_put(b"k"), in_ms(5_000), outcomes.append)
         with trio.fail_after(2):
             await driver.stop(0.1)
         assert outcomes == []

@@ -171,8 +171,8 @@ link_messages: st.SearchStrategy[LinkMessage] = st.one_of(
 )
 local_messages: st.SearchStrategy[LocalMessage] = st.one_of(
     st.builds(Hello, texts, u32),
-    st.builds(SubmitWrite, u64, timeouts_ms, operations),
-    st.builds(AwaitVersion, u64, versions, timeouts_ms),
+    st.builds(SubmitWrite, u64, u64, operations),
+    st.builds(AwaitVersion, u64, versions, u64),
     st.lists(st.tuples(st.text(min_size=1, max_size=64), u64), max_size=5).map(tuple).map(Report),
     st.builds(Query, u64, texts),
     st.builds(LocalOutcome, u64, outcomes),
