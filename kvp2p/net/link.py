@@ -19,11 +19,11 @@ from typing import Final, Protocol
 
 import trio
 
-from kvp2p.core.messages import Lane, Message
+from kvp2p.core.messages import Forward, Lane, Message
 from kvp2p.errors import LinkClosed, RemoteProtocolError
 from kvp2p.ids import NodeId
 from kvp2p.limits import MESH_MESSAGE_BYTES_MAX
-from kvp2p.net.lanes import ReceiveLanes, SendLanes, lane_of
+from kvp2p.net.lanes import Expiring, ReceiveLanes, SendLanes, lane_of
 from kvp2p.net.settings import MeshSettings
 from kvp2p.net.transport import CLOSE_GRACE_SECONDS, CODE_NORMAL, CODE_PROTOCOL_ERROR
 from kvp2p.wire.link_messages import Credit, LinkMessage, Ping, Pong
@@ -130,16 +130,17 @@ class Link:
             self._room.unpark_all()
             self._arrival.unpark_all()
 
-    def try_send(self, message: Message) -> bool:
+    def try_send(self, message: Message, expires_ns: int | None = None) -> bool:
         """Queue a message if its lane has room, and say whether it had.
 
-        False also when the link has ended. A full control lane ends the link: digests and outcomes must not be lost silently.
+        A Forward that is still in its lane at `expires_ns` of CLOCK_MONOTONIC is dropped unsent. False also when the link has ended. A full control lane ends the link: digests and outcomes must not be lost silently.
         """
         element = self._encoder.encode(message)
         lane = lane_of(message)
         if self.reason is not None:
             return False
-        if not self._outgoing.push(lane, element):
+        expiring = Expiring(message, expires_ns) if isinstance(message, Forward) and expires_ns is not None else None
+        if not self._outgoing.push(lane, element, expiring):
             self.traffic[lane].dropped_messages += 1
             if lane is Lane.CONTROL:
                 self.close("the peer takes control messages too slowly")
@@ -225,11 +226,11 @@ class Link:
                 await self._pipe.send(self._last_word)
             while self.reason is None:
                 following = self._outgoing.next_payload()
+                self._room.unpark_all()  # also when all that was taken was too late to be sent
                 if following is None:
                     await self._work.park()
                     continue
                 lane, count, payload = following
-                self._room.unpark_all()
                 await self._pipe.send(payload)
                 traffic = self.traffic[lane]
                 traffic.sent_messages += count

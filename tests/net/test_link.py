@@ -1,5 +1,6 @@
 """Links over memory: lanes, credit, limits, heartbeat and every way to end."""
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -91,6 +92,39 @@ async def test_a_control_message_waits_for_one_big_message_at_most() -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert unpack_link(mine.sent[before]) == [CONTROL]
         assert await b.receive() == CONTROL
+
+
+async def test_a_forward_whose_time_runs_out_in_its_lane_is_never_sent() -> None:
+    async with links() as (a, b, mine, _):
+        await trio.testing.wait_all_tasks_blocked()
+        mine.hold()
+        assert a.try_send(big(0))  # inside the socket
+        await trio.testing.wait_all_tasks_blocked()
+        second_ns = 1_000_000_000
+        assert a.try_send(big(1), time.monotonic_ns() + second_ns // 100)
+        assert a.try_send(Forward(2, 60_000, (DeleteNamespace(NAMESPACE),)), time.monotonic_ns() + 30 * second_ns)
+        assert a.try_send(big(3))
+        time.sleep(0.02)  # noqa: ASYNC251  the lanes' clock is the machine's, not trio's
+        mine.may_send.set()
+        received = [await b.receive() for _ in range(3)]
+    assert [message.request for message in received if isinstance(message, Forward)] == [0, 2, 3]
+    assert isinstance(received[1], Forward)
+    assert 0 < received[1].deadline_ms <= 30_000, "it says the time that is left when it leaves"
+
+
+async def test_room_that_expired_forwards_leave_is_given_to_who_waits_for_it() -> None:
+    async with links() as (a, b, mine, _):
+        await trio.testing.wait_all_tasks_blocked()
+        mine.hold()
+        assert a.try_send(CONTROL)  # inside the socket
+        await trio.testing.wait_all_tasks_blocked()
+        while a.try_send(big(1), time.monotonic_ns()):
+            pass
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.send, big(2))
+            await trio.testing.wait_all_tasks_blocked()
+            mine.may_send.set()
+            assert [await b.receive(), await b.receive()] == [CONTROL, big(2)]
 
 
 async def test_credit_stops_a_sender_whose_receiver_does_not_take() -> None:

@@ -1,5 +1,6 @@
 """The actor: timers, sends, answers from the store, and what happens when links or inbox have no room."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
@@ -207,6 +208,10 @@ async def test_a_forward_is_answered_as_the_leader_says(follower_store: GatedSto
         forward = link.sent_of(Forward)[0]
         assert isinstance(forward, Forward)
         assert 4_000 < forward.deadline_ms <= 5_000
+        expires_ns = link.expiries_ns[link.sent.index(forward)]
+        assert expires_ns is not None
+        assert 0 < expires_ns - time.monotonic_ns() <= forward.deadline_ms * MS
+        assert link.expiries_ns.count(None) == len(link.sent) - 1, "only a write can come too late"
         await driver.on_message(PEER, ForwardOutcome(forward.request, answer))
         await until(lambda: bool(outcomes))
     assert outcomes == [answer]
