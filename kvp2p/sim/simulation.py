@@ -91,20 +91,20 @@ def draw_plan(seeds: Seeds) -> RunPlan:
             settings=_draw_settings(random),
         ),
         workload=WorkloadPlan(
-            sessions=random.choice((3, 4, 6)),
-            think_ms=random.choice((150.0, 250.0, 400.0)),
+            sessions=random.choice((3, 5, 8)),
+            think_ms=random.choice((50.0, 100.0, 200.0)),
             keys=random.choice((4, 16, 60)),
             delete_share=random.choice((0.1, 0.3)),
             conditional_share=random.choice((0.0, 0.1, 0.3)),
             large_share=random.choice((0.0, 0.0, 0.3)),
         ),
         faults=tuple(FaultPlan(kind, _rhythm_s(kind) * random.choice((0.7, 1.0, 1.5))) for kind in enabled),
-        safety_s=random.choice((25.0, 35.0)),
+        safety_s=random.choice((15.0, 25.0)),
     )
 
 
 def _rhythm_s(kind: str) -> float:
-    return {"reset": 4.0, "drop": 6.0, "clock": 5.0, "restore": 14.0, "promote": 12.0}.get(kind, 9.0)
+    return {"reset": 3.0, "drop": 4.0, "clock": 4.0, "restore": 10.0, "promote": 8.0}.get(kind, 6.0)
 
 
 def _draw_settings(random: Random) -> ReplicaSettings:

@@ -19,6 +19,7 @@ from kvp2p.sim.seeds import Seeds
 
 NAMESPACES_MAX = 4
 LONG_KEY_BYTES = 500  # beyond what LMDB takes in one piece, so the store splits it
+BACK_OFF_MS = 150.0  # after a write that was not acknowledged
 TITLES = 6  # few, so that a title is asked for again while it is taken
 
 
@@ -53,7 +54,7 @@ class Workload:
     def start(self) -> None:
         """Let every session begin."""
         for session in self.sessions:
-            session.act_later(1.0)
+            session.act_later()
 
     def stop(self) -> None:
         """Begin nothing new."""
@@ -76,8 +77,8 @@ class _Session:
         self._values = 0
         self._seen: dict[tuple[NamespaceId, bytes], Version] = {}
 
-    def act_later(self, factor: float) -> None:
-        delay_ms = self.random.expovariate(1.0) * self.workload.plan.think_ms * factor
+    def act_later(self, at_least_ms: float = 0.0) -> None:
+        delay_ms = at_least_ms + self.random.expovariate(1.0) * self.workload.plan.think_ms
         self.cluster.schedule.after(delay_ms * MS, self._act)
 
     def _act(self) -> None:
@@ -87,7 +88,7 @@ class _Session:
             self._read()
         alive = self.cluster.alive()
         if not alive:
-            self.act_later(2.0)
+            self.act_later(BACK_OFF_MS)
             return
         host = self.random.choice(alive)
         operations = self._operations()
@@ -105,7 +106,7 @@ class _Session:
         if outcome is None or outcome.ending is not Ending.ACKED:
             if outcome is not None and outcome.code == "namespace_not_found":
                 self._forget(first)
-            self.act_later(2.0)
+            self.act_later(BACK_OFF_MS)
             return
         if isinstance(first, CreateNamespace) and outcome.namespace is not None and outcome.namespace not in namespaces:
             namespaces.append(outcome.namespace)
@@ -115,7 +116,7 @@ class _Session:
             alive = self.cluster.alive()
             if alive:
                 self.cluster.wait_for_version(self.random.choice(alive), outcome.version, 2_000)
-        self.act_later(1.0)
+        self.act_later()
 
     def _forget(self, operation: Operation) -> None:
         if operation.namespace in self.workload.namespaces:

@@ -28,7 +28,7 @@ def tell(report: Report) -> str:
     return f"seed {report.seed}\n{violations}\n{events}\nreproduce: scripts/simulate --seed {report.seed} --trace"
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [seed if seed < 10 else pytest.param(seed, marks=pytest.mark.slow) for seed in SEEDS])
 def test_cluster_keeps_its_claims_under_the_faults_of_a_seed(
     seed: int, record_property: Callable[[str, object], None]
 ) -> None:
@@ -48,6 +48,7 @@ def test_the_fifty_seeds_show_every_fault_and_every_kind_of_cluster() -> None:
     assert min(plan.cluster.candidates for plan in plans) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(PLANTED))
 def test_planted_bug_is_found_by_the_fifty_seeds(name: str, record_property: Callable[[str, object], None]) -> None:
     for seed in SEEDS:
@@ -58,6 +59,7 @@ def test_planted_bug_is_found_by_the_fifty_seeds(name: str, record_property: Cal
     pytest.fail(f"no seed finds {name}: the simulator has a hole")
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_under_another_hash_seed() -> None:
     program = "from kvp2p.sim.simulation import Simulation; import sys; print(Simulation(int(sys.argv[1])).run().trace_digest)"
     for seed in (1, 13):
