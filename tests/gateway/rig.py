@@ -133,8 +133,8 @@ class FakeNode:
                 await stream.send_all(encode_local([self.readiness]))
                 while data := await stream.receive_some(65536):
                     answers = [one for message in decoder.feed(data) if (one := self._accept(message)) is not None]
-                    await self.gate.wait()
-                    if answers:
+                    if answers:  # a Hello waits for nothing: the gate may be shut before it arrives
+                        await self.gate.wait()
                         await stream.send_all(encode_local(answers))
         except trio.BrokenResourceError:
             return
