@@ -7,8 +7,10 @@ receiver closes on one that does.
 I10. A forwarded write whose time ran out while it waited here is never sent; one that is sent carries the time that it has left then.
 In and out: encoded messages and payloads, nothing that waits; `net/link.py` is the tasks around it.
 
-A payload holds messages of one lane only, so its length is what both ends count. Credit goes back when the consumer has been handed the last message of a
-payload, an eighth of the window at a time: the rest of the window is then still larger than any payload, so credit never stalls a consumer that keeps up.
+A payload holds messages of the data or of the chunk lane, or of neither. Small ones go along behind control messages: one websocket message costs far more
+than one of ours. It counts whole for the lane of its last message, so its length is what both ends count. Credit goes back when the consumer
+is done with all that it was handed, an eighth of the window at a time: the rest of the window is then still larger than any payload, so credit never
+stalls a consumer that keeps up.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from kvp2p.core.messages import LANE_OF, Forward, Lane, Message
@@ -36,6 +38,8 @@ QUEUE_BYTES_MAX: Final = {
     Lane.CHUNKS: DATA_QUEUE_BYTES_MAX,
 }
 CREDIT_STEP_BYTES: Final = DATA_CREDIT_BYTES_MAX // 8
+# What goes along behind control messages delays them, by no more than the kernel does that holds as much anyway.
+SHARED_BYTES_MAX: Final = 16 * 1024
 # A small message costs more than its bytes while it waits: a limit in bytes alone would let millions of pings queue up.
 MESSAGE_OVERHEAD_BYTES: Final = 100
 _MS = 1_000_000
@@ -91,20 +95,20 @@ class SendLanes:
         return True
 
     def next_payload(self) -> tuple[Lane, int, bytes] | None:
-        """Take the next payload: its lane, its number of messages and its bytes; None when nothing may be sent."""
-        for lane, queue in self._queues.items():
-            room = MESH_MESSAGE_BYTES_MAX
-            if lane is not Lane.CONTROL:
-                room = min(room, DATA_CREDIT_BYTES_MAX - self._in_flight[lane])
-            elements = self._take(lane, queue, room - PACK_HEAD_BYTES)
-            if elements:
-                payload = pack(elements)
-                if lane is not Lane.CONTROL:
-                    self._in_flight[lane] += len(payload)
-                return lane, len(elements), payload
-        return None
+        """Take the next payload: the lane that it counts for, its number of messages and its bytes; None when nothing may be sent."""
+        elements = self._take(Lane.CONTROL, MESH_MESSAGE_BYTES_MAX - PACK_HEAD_BYTES)
+        spent = PACK_HEAD_BYTES + sum(map(len, elements))
+        payload_bytes_max = SHARED_BYTES_MAX if elements else MESH_MESSAGE_BYTES_MAX
+        for lane, in_flight in self._in_flight.items():
+            more = self._take(lane, min(payload_bytes_max, DATA_CREDIT_BYTES_MAX - in_flight) - spent)
+            if more:
+                payload = pack(elements + more)
+                self._in_flight[lane] = in_flight + len(payload)
+                return lane, len(elements) + len(more), payload
+        return (Lane.CONTROL, len(elements), pack(elements)) if elements else None
 
-    def _take(self, lane: Lane, queue: deque[tuple[bytes, Expiring | None]], room: int) -> list[bytes]:
+    def _take(self, lane: Lane, room: int) -> list[bytes]:
+        queue = self._queues[lane]
         elements: list[bytes] = []
         while queue:
             queued, expiring = queue[0]
@@ -130,16 +134,26 @@ class SendLanes:
         self._in_flight[credit.lane] = in_flight - credit.taken_bytes
 
 
+@dataclass(slots=True, eq=False)
+class _Arrived:
+    """One lane of a receiver. Bytes are first queued, then handed out, then taken in, and then given back to the sender."""
+
+    messages: list[Message] = field(default_factory=list)
+    queued: int = 0
+    handed_out: int = 0
+    taken_in: int = 0
+
+    def held(self) -> int:
+        return self.queued + self.handed_out + self.taken_in
+
+
 class ReceiveLanes:
     """Messages that wait to be handed to the consumer."""
 
-    __slots__ = ("_queues", "_taken", "_waiting")
+    __slots__ = ("_lanes",)
 
     def __init__(self) -> None:
-        # A message, and the payload bytes that are taken in with it: those of the whole payload for its last message, else 0.
-        self._queues: dict[Lane, deque[tuple[Message, int]]] = {lane: deque() for lane in Lane}
-        self._waiting = dict.fromkeys(Lane, 0)  # for data and chunks: given out, and credit not returned yet, too
-        self._taken = dict.fromkeys(Lane, 0)
+        self._lanes = {lane: _Arrived() for lane in Lane}
 
     def push(self, lane: Lane, messages: Sequence[Message], payload_bytes: int) -> None:
         """Queue the messages of one payload.
@@ -151,32 +165,30 @@ class ReceiveLanes:
         if lane is Lane.CONTROL:
             payload_bytes += len(messages) * MESSAGE_OVERHEAD_BYTES
         limit = CONTROL_QUEUE_BYTES_MAX if lane is Lane.CONTROL else DATA_CREDIT_BYTES_MAX
-        self._waiting[lane] += payload_bytes
-        if self._waiting[lane] > limit:
+        arrived = self._lanes[lane]
+        arrived.queued += payload_bytes
+        if arrived.held() > limit:
             raise RemoteProtocolError(f"more than {limit} bytes of {lane.name.lower()} wait to be taken in")
-        queue = self._queues[lane]
-        queue.extend((message, 0) for message in messages[:-1])
-        queue.append((messages[-1], payload_bytes))
+        arrived.messages += messages
 
-    def pop(self) -> Message | None:
-        """Take the next message, control first; None when there is none."""
-        for lane, queue in self._queues.items():
-            if queue:
-                message, payload_bytes = queue.popleft()
-                if lane is Lane.CONTROL:
-                    self._waiting[lane] -= payload_bytes
-                else:
-                    self._taken[lane] += payload_bytes
-                return message
-        return None
+    def take(self) -> list[Message]:
+        """Take all that waits, control first. What was taken the time before counts as taken in from now on."""
+        messages: list[Message] = []
+        for lane, arrived in self._lanes.items():
+            if arrived.handed_out and lane is not Lane.CONTROL:
+                arrived.taken_in += arrived.handed_out
+            arrived.handed_out, arrived.queued = arrived.queued, 0
+            if arrived.messages:
+                messages += arrived.messages
+                arrived.messages = []
+        return messages
 
     def credit_due(self) -> list[Credit]:
         """Take the credit that should go back to the sender by now."""
         due: list[Credit] = []
         for lane in (Lane.DATA, Lane.CHUNKS):
-            taken = self._taken[lane]
-            if taken >= CREDIT_STEP_BYTES:
-                due.append(Credit(lane, taken))
-                self._taken[lane] = 0
-                self._waiting[lane] -= taken
+            arrived = self._lanes[lane]
+            if arrived.taken_in >= CREDIT_STEP_BYTES:
+                due.append(Credit(lane, arrived.taken_in))
+                arrived.taken_in = 0
         return due

@@ -6,14 +6,15 @@ that is being written (at most MESH_MESSAGE_BYTES_MAX).
 In and out: `Message` values both ways, in order within a lane; any of them may be missing at the end. Nothing comes out after the link has ended, not even what
 had arrived before: a forwarded write must not surface when its sender has been told *unknown* [I10].
 
-`run` is three tasks. The *reader* always drains: three unread messages are enough to make trio-websocket stop answering, so it puts what comes into bounded
-lanes and never waits for the consumer. The *writer* alone sends: it takes whatever waits in the first lane that may send, as one payload. The *heartbeat* sends a
+`run` is three tasks. The *reader* always drains: three unread messages are enough to make trio-websocket stop answering, so what comes is put into bounded
+lanes, by the pipe's own task, and never waits for the consumer. The *writer* alone sends: it takes whatever waits in the first lane that may send, as one payload. The *heartbeat* sends a
 ping each interval and ends the link when the peer has been silent for too long. "Silent" counts whole messages from the peer, of any kind.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -40,8 +41,8 @@ class Pipe(Protocol):
     async def send(self, payload: bytes) -> None:
         """Send one payload, or raise LinkClosed."""
 
-    async def receive(self) -> bytes:
-        """Wait for a payload, or raise LinkClosed or RemoteProtocolError."""
+    async def receive_into(self, take: Callable[[bytes], None]) -> None:
+        """Hand each payload to `take` until the connection ends: raise LinkClosed, RemoteProtocolError, or what `take` raised."""
 
     async def close(self, code: int = CODE_NORMAL, reason: str = "") -> None:
         """End the connection, soon and in any case."""
@@ -66,7 +67,7 @@ class Encoder:
 
 @dataclass(slots=True)
 class Traffic:
-    """Counts of one lane of one link since it opened. Bytes are those of payloads, without websocket heads."""
+    """Counts of the payloads that count for one lane of one link, since it opened. Bytes are without websocket heads."""
 
     sent_messages: int = 0
     sent_bytes: int = 0
@@ -161,64 +162,63 @@ class Link:
         assert is_queued, "a lane that is short has room for any message"
         self._work.unpark()
 
-    async def receive(self) -> Message:
-        """Wait for the next message, control first. Raises LinkClosed when the link has ended. For one consumer.
+    async def receive(self) -> list[Message]:
+        """Wait for messages and return all that are there, control first. Raises LinkClosed when the link has ended. For one consumer.
 
-        A data message counts as taken in when it is handed out, so the consumer should ask for the next one when it is done with it.
+        They count as taken in when the consumer asks for the next ones. Waits only when there are none: one task switch for however many.
         """
-        await trio.lowlevel.checkpoint()
         while self.reason is None:
-            message = self._incoming.pop()
-            if message is not None:
-                for credit in self._incoming.credit_due():
-                    self._push_control(credit)
-                return message
+            messages = self._incoming.take()
+            for credit in self._incoming.credit_due():
+                self._push_control(credit)
+            if messages:
+                return messages
             await self._arrival.park()
         raise LinkClosed(self.reason)
 
-    def __aiter__(self) -> Link:
-        """Iterate over messages until the link ends. (No generator: one that is cut off in the middle would have to be closed.)"""
-        return self
-
-    async def __anext__(self) -> Message:
-        try:
-            return await self.receive()
-        except LinkClosed as error:
-            raise StopAsyncIteration from error
-
     async def _read(self) -> None:
         try:
-            while True:
-                payload = await self._pipe.receive()
-                self._heard_at = trio.current_time()
-                self._take(unpack_link(payload), len(payload))
+            await self._pipe.receive_into(self._take)
         except RemoteProtocolError as error:
             self._close_code = CODE_PROTOCOL_ERROR
             self.close(f"protocol error: {error}")
         except LinkClosed as error:
             self.close(str(error))
 
-    def _take(self, messages: list[Message | LinkMessage], payload_bytes: int) -> None:
-        lane = lane_of(messages[0])
+    def _take(self, payload: bytes) -> None:
+        self._heard_at = trio.current_time()
+        messages = unpack_link(payload)
+        lane = lane_of(messages[-1])
         traffic = self.traffic[lane]
         traffic.received_messages += len(messages)
-        traffic.received_bytes += payload_bytes
-        for_consumer: list[Message] = []
+        traffic.received_bytes += len(payload)
+        control: list[Message] = []
+        others: list[Message] = []
         for message in messages:
-            if lane_of(message) is not lane:
+            own_lane = lane_of(message)
+            if others if own_lane is Lane.CONTROL else own_lane is not lane:
                 raise RemoteProtocolError("a payload mixes lanes")
-            match message:
-                case Ping(serial):
-                    self._push_control(Pong(serial))
-                case Pong(serial):
-                    self._take_pong(serial)
-                case Credit():
-                    self._outgoing.give_back(message)
-                    self._work.unpark()
-                case _:
-                    for_consumer.append(message)
-        self._incoming.push(lane, for_consumer, payload_bytes)
-        self._arrival.unpark()
+            if isinstance(message, Ping | Pong | Credit):
+                self._take_own(message)
+            elif own_lane is Lane.CONTROL:
+                control.append(message)
+            else:
+                others.append(message)
+        self._incoming.push(Lane.CONTROL, control, len(payload) if lane is Lane.CONTROL else 0)
+        self._incoming.push(lane, others, len(payload))
+        if self._arrival:
+            self._arrival.unpark()
+
+    def _take_own(self, message: LinkMessage) -> None:
+        """Take a message about the link itself."""
+        match message:
+            case Ping(serial):
+                self._push_control(Pong(serial))
+            case Pong(serial):
+                self._take_pong(serial)
+            case Credit():
+                self._outgoing.give_back(message)
+                self._work.unpark()
 
     async def _write(self) -> None:
         try:

@@ -2,7 +2,7 @@
 
 Decides: which connections become links, and when a peer is up or down.
 Keeps true: I9 (connections that have not proved anything, links, targets, time for a handshake); for each peer `on_link_up` and `on_link_down` strictly
-alternate and every `on_message` falls in between; an error of a peer ends its own link, never the listener. An error of the host's own handler ends the mesh and with
+alternate and every `on_messages` falls in between; an error of a peer ends its own link, never the listener. An error of the host's own handler ends the mesh and with
 it the node, which restarts from its store (crash-only).
 In and out: a `MeshHost` is called; `connect`, `stop_dialling`, `disconnect` and the links themselves are used by the host, from the same trio run.
 """
@@ -10,7 +10,7 @@ In and out: a `MeshHost` is called; `connect`, `stop_dialling`, `disconnect` and
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -51,8 +51,8 @@ class MeshHost(Protocol):
     async def on_link_down(self, peer: NodeId, reason: str) -> None:
         """Take note that a link has ended; nothing of it follows."""
 
-    async def on_message(self, peer: NodeId, message: Message) -> None:
-        """Take a message. Cancelled when the link ends; an error that is raised ends the mesh."""
+    async def on_messages(self, peer: NodeId, messages: Sequence[Message]) -> None:
+        """Take messages. Cancelled when the link ends; an error that is raised ends the mesh."""
 
 
 class Mesh:
@@ -320,8 +320,12 @@ class Mesh:
         await self._host.on_link_down(peer, reason)
 
     async def _hand_over(self, session: Session) -> None:
-        async for message in session.link:
-            await self._host.on_message(session.peer.node, message)
+        while True:
+            try:
+                messages = await session.link.receive()
+            except LinkClosed:
+                return
+            await self._host.on_messages(session.peer.node, messages)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ peer's answer for as long as it takes, and leaves the socket open when the peer 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final, cast
 
 import structlog
@@ -27,6 +28,7 @@ from wsproto.utilities import ProtocolError
 
 from kvp2p.errors import LinkClosed, RemoteProtocolError
 from kvp2p.limits import MESH_MESSAGE_BYTES_MAX
+from kvp2p.net.stream import QuickStream
 
 RECEIVE_BYTES: Final = (
     64 * 1024
@@ -43,13 +45,14 @@ _log = structlog.get_logger("kvp2p.mesh")
 
 
 class Transport:
-    """An open websocket. One task may send while another receives."""
+    """An open websocket. One task may send while another receives, by `receive` during the handshake, by `receive_into` after it."""
 
     def __init__(self, websocket: WebSocketConnection, stream: trio.abc.Stream, reader: _GuardedReader) -> None:
         self._websocket = websocket
         self._stream = stream
         self._reader = reader
         self._is_sending = False
+        self._failure: Exception | None = None
 
     async def send(self, payload: bytes) -> None:
         """Send one payload; returns when the kernel has taken all but the last NOT_SENT_BYTES_MAX of it."""
@@ -66,12 +69,39 @@ class Transport:
         try:
             payload = await self._websocket.get_message()
         except ConnectionClosed as error:
+            if self._failure is not None:
+                raise self._failure from None
             if self._websocket.closed is not None and self._websocket.closed.code == _CODE_TOO_BIG:
                 raise RemoteProtocolError(f"a websocket message has over {MESH_MESSAGE_BYTES_MAX} bytes") from error
             raise LinkClosed(self._ending()) from error
-        if not isinstance(payload, bytes):
-            raise RemoteProtocolError("a websocket message holds text; binary is spoken here")
-        return payload
+        return _binary(payload)
+
+    async def receive_into(self, take: Callable[[bytes], None]) -> None:
+        """Hand each payload to `take` as soon as it is there, until the connection ends: raises what `receive` does, or what `take` raised.
+
+        The library's reader task itself calls `take`: its memory channel in between costs two task switches a payload, and a payload is
+        often one small message.
+        """
+
+        def take_or_fail(payload: bytes | str) -> None:
+            if self._failure is None:
+                try:
+                    take(_binary(payload))
+                except Exception as error:  # noqa: BLE001  not the reader's to judge: raised by `receive` below
+                    self._failure = error
+                    receiver.close()
+
+        receiver = self._websocket._recv_channel  # noqa: SLF001  there is no public way past the channel
+        self._websocket._send_channel = cast(  # noqa: SLF001
+            "trio.MemorySendChannel[bytes | str]",
+            _DirectChannel(self._websocket._send_channel, take_or_fail),  # noqa: SLF001
+        )
+        # What came before, also what the reader task waits with.
+        with suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
+            while True:
+                take_or_fail(receiver.receive_nowait())
+        await self.receive()  # no payload comes this way any more: it waits for the end
+        raise AssertionError("the library found a second way to hand over a payload")
 
     async def close(self, code: int = CODE_NORMAL, reason: str = "") -> None:
         """End the connection: by the closing handshake if the peer takes part in it soon, else by force. Has to be called once."""
@@ -96,47 +126,72 @@ class Transport:
         return f"the peer closed it: {told}" if told else "the peer closed it"
 
 
+class _DirectChannel:
+    """Stands in for the sending end of the library's memory channel."""
+
+    def __init__(self, replaced: trio.MemorySendChannel[bytes | str], take: Callable[[bytes | str], None]) -> None:
+        self._replaced = replaced
+        self._take = take
+
+    async def send(self, payload: bytes | str) -> None:
+        self._take(payload)
+
+    async def aclose(self) -> None:
+        await self._replaced.aclose()  # wakes who waits in `receive`
+
+
+def _binary(payload: bytes | str) -> bytes:
+    if not isinstance(payload, bytes):
+        raise RemoteProtocolError("a websocket message holds text; binary is spoken here")
+    return payload
+
+
 async def upgrade_client(nursery: trio.Nursery, stream: trio.abc.Stream, host: str) -> Transport:
     """Make a websocket of a stream that this end has opened. Raises LinkClosed when the other end does not agree."""
-    # The library only reads and writes the stream, whatever its annotation says.
-    tcp_stream = cast("trio.SocketStream", stream)
+    tuned = _tuned(stream)
 
     async def wrap(reader: trio.Nursery) -> WebSocketConnection:
         return await wrap_client_stream(
             reader,
-            tcp_stream,
+            cast("trio.SocketStream", tuned),  # the library only reads and writes it, whatever its annotation says
             host,
             "/",
             max_message_size=MESH_MESSAGE_BYTES_MAX,
             receive_buffer_size=RECEIVE_BYTES,
         )
 
-    return await _upgrade(nursery, stream, wrap)
+    return await _upgrade(nursery, tuned, wrap)
 
 
 async def upgrade_server(nursery: trio.Nursery, stream: trio.abc.Stream) -> Transport:
     """Make a websocket of a stream that was accepted. Raises LinkClosed when the other end hangs up or speaks no websocket."""
+    tuned = _tuned(stream)
 
     async def wrap(reader: trio.Nursery) -> WebSocketConnection:
         request = await wrap_server_stream(
             reader,
-            stream,
+            tuned,
             max_message_size=MESH_MESSAGE_BYTES_MAX,
             receive_buffer_size=RECEIVE_BYTES,
         )
         return await request.accept()
 
-    return await _upgrade(nursery, stream, wrap)
+    return await _upgrade(nursery, tuned, wrap)
+
+
+def _tuned(stream: trio.abc.Stream) -> trio.abc.Stream:
+    if not isinstance(stream, trio.SocketStream):
+        return stream
+    # trio sets both by itself; links rely on them, so they are said here too.
+    stream.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
+    stream.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NOTSENT_LOWAT, NOT_SENT_BYTES_MAX)
+    return QuickStream(stream)
 
 
 async def _upgrade(
     nursery: trio.Nursery, stream: trio.abc.Stream, wrap: Callable[[trio.Nursery], Awaitable[WebSocketConnection]]
 ) -> Transport:
     """Run an upgrade until it is done or the library's reader task, without which it never will be, has ended."""
-    if isinstance(stream, trio.SocketStream):
-        # trio sets both by itself; links rely on them, so they are said here too.
-        stream.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
-        stream.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NOTSENT_LOWAT, NOT_SENT_BYTES_MAX)
     transport: Transport | None = None
     with trio.CancelScope() as scope:
         reader = _GuardedReader(nursery, scope)

@@ -14,7 +14,7 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import structlog
@@ -138,9 +138,11 @@ class ReplicaDriver:
         """Let go of a link."""
         await self.post(PeerDown(peer, reason))
 
-    async def on_message(self, peer: NodeId, message: Message) -> None:
-        """Take a peer's message; the link's credit comes back when there was room for it."""
-        await self.post(Received(peer, message))
+    async def on_messages(self, peer: NodeId, messages: Sequence[Message]) -> None:
+        """Take a peer's messages; the link's credit comes back when there was room for all of them."""
+        for message in messages:
+            await self._wait_for_room()
+            self._post(Received(peer, message))
 
     async def stop(self, patience_s: float) -> None:
         """Refuse new writes and wait until what is in hand is durable and told, forwarded writes and holds included."""

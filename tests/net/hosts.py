@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 
@@ -70,12 +70,13 @@ class RecordingHost:
         self.up.remove(peer)
         self._note("down", peer)
 
-    async def on_message(self, peer: NodeId, message: Message) -> None:
+    async def on_messages(self, peer: NodeId, messages: Sequence[Message]) -> None:
         assert peer in self.up
         if self.gate is not None:
             await self.gate.wait()
-        self.messages.append(message)
-        self._note("message", peer)
+        for message in messages:
+            self.messages.append(message)
+            self._note("message", peer)
 
     def _note(self, word: str, peer: NodeId) -> None:
         self.story.append((word, peer))

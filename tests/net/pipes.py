@@ -1,10 +1,14 @@
-"""Two ends of a connection in memory, for links without sockets."""
+"""Two ends of a connection in memory, for links without sockets, and a consumer of what a link gives out."""
 
 import math
+from collections import deque
+from collections.abc import Callable
 
 import trio
 
+from kvp2p.core.messages import Message
 from kvp2p.errors import LinkClosed
+from kvp2p.net.link import Link
 from kvp2p.net.transport import CODE_NORMAL
 
 
@@ -33,6 +37,10 @@ class MemoryPipe:
         except trio.EndOfChannel as error:
             raise LinkClosed("the connection was lost") from error
 
+    async def receive_into(self, take: Callable[[bytes], None]) -> None:
+        while True:
+            take(await self.receive())
+
     async def close(self, code: int = CODE_NORMAL, reason: str = "") -> None:  # async by protocol: Pipe
         self.closed_with = (code, reason)
         self._outgoing.close()
@@ -48,3 +56,16 @@ def pipe_pair() -> tuple[MemoryPipe, MemoryPipe]:
     there_send, there_receive = trio.open_memory_channel[bytes](math.inf)
     back_send, back_receive = trio.open_memory_channel[bytes](math.inf)
     return MemoryPipe(there_send, back_receive), MemoryPipe(back_send, there_receive)
+
+
+class Consumer:
+    """Takes the messages of a link one by one; asks for more when it has none left."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._waiting: deque[Message] = deque()
+
+    async def receive(self) -> Message:
+        if not self._waiting:
+            self._waiting.extend(await self._link.receive())
+        return self._waiting.popleft()

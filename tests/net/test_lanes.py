@@ -13,7 +13,7 @@ from kvp2p.limits import (
     DATA_QUEUE_BYTES_MAX,
     MESH_MESSAGE_BYTES_MAX,
 )
-from kvp2p.net.lanes import CREDIT_STEP_BYTES, QUEUE_BYTES_MAX, ReceiveLanes, SendLanes, lane_of
+from kvp2p.net.lanes import CREDIT_STEP_BYTES, QUEUE_BYTES_MAX, SHARED_BYTES_MAX, ReceiveLanes, SendLanes, lane_of
 from kvp2p.wire.link_messages import Credit, Ping
 from kvp2p.wire.mesh import ELEMENT_BYTES_MAX
 
@@ -29,13 +29,37 @@ def test_lanes_are_those_of_the_core_and_link_messages_are_control() -> None:
 def test_control_goes_before_data_before_chunks() -> None:
     lanes = SendLanes()
     for lane in (Lane.CHUNKS, Lane.DATA, Lane.CONTROL, Lane.CHUNKS, Lane.DATA, Lane.CONTROL):
-        assert lanes.push(lane, b"\x01")
-    assert [lanes.next_payload() for _ in range(4)] == [
-        (Lane.CONTROL, 2, b"\x82\x01\x01"),
-        (Lane.DATA, 2, b"\x82\x01\x01"),
-        (Lane.CHUNKS, 2, b"\x82\x01\x01"),
+        assert lanes.push(lane, bytes([lane]))
+    assert [lanes.next_payload() for _ in range(3)] == [
+        (Lane.DATA, 4, b"\x84\x00\x00\x01\x01"),
+        (Lane.CHUNKS, 2, b"\x82\x02\x02"),
         None,
     ]
+
+
+def test_a_big_message_does_not_go_along_with_control() -> None:
+    lanes = SendLanes()
+    assert lanes.push(Lane.DATA, bytes(SHARED_BYTES_MAX))
+    assert lanes.push(Lane.CONTROL, b"\x01")
+    assert lanes.next_payload() == (Lane.CONTROL, 1, b"\x81\x01")
+    following = lanes.next_payload()
+    assert following is not None
+    assert following[:2] == (Lane.DATA, 1)
+
+
+def test_data_that_goes_along_with_control_needs_credit_for_the_whole_payload() -> None:
+    lanes = SendLanes()
+    while lanes.in_flight_bytes(Lane.DATA) <= DATA_CREDIT_BYTES_MAX - 250_000:
+        lanes.push(Lane.DATA, bytes(200_000))
+        lanes.next_payload()
+    left = DATA_CREDIT_BYTES_MAX - lanes.in_flight_bytes(Lane.DATA)
+    lanes.push(Lane.DATA, bytes(left - 1_000))
+    lanes.next_payload()
+    lanes.push(Lane.DATA, bytes(900))
+    lanes.push(Lane.CONTROL, bytes(200))
+    following = lanes.next_payload()
+    assert following is not None
+    assert following[:2] == (Lane.CONTROL, 1)
 
 
 @given(st.lists(st.integers(1, ELEMENT_BYTES_MAX), max_size=30))
@@ -91,18 +115,17 @@ def test_a_receiver_hands_out_control_first_and_keeps_order() -> None:
     lanes.push(Lane.DATA, [DATA, DATA], 100)
     lanes.push(Lane.CONTROL, [CONTROL], 10)
     lanes.push(Lane.CONTROL, [], 10)
-    assert [lanes.pop() for _ in range(4)] == [CONTROL, DATA, DATA, None]
+    assert [lanes.take() for _ in range(2)] == [[CONTROL, DATA, DATA], []]
 
 
-def test_credit_goes_back_in_steps_once_whole_payloads_are_taken() -> None:
+def test_credit_goes_back_in_steps_once_the_consumer_asks_for_more() -> None:
     lanes = ReceiveLanes()
     half = CREDIT_STEP_BYTES // 2
-    lanes.push(Lane.DATA, [DATA, DATA], half)
-    lanes.push(Lane.DATA, [DATA, DATA], half)
-    for _ in range(3):
-        lanes.pop()
+    for _ in range(2):
+        lanes.push(Lane.DATA, [DATA, DATA], half)
+        assert lanes.take() == [DATA, DATA]
         assert lanes.credit_due() == []
-    lanes.pop()
+    assert lanes.take() == []
     assert lanes.credit_due() == [Credit(Lane.DATA, 2 * half)]
     assert lanes.credit_due() == []
 
@@ -110,10 +133,23 @@ def test_credit_goes_back_in_steps_once_whole_payloads_are_taken() -> None:
 def test_a_peer_beyond_its_credit_is_refused() -> None:
     lanes = ReceiveLanes()
     lanes.push(Lane.DATA, [DATA], DATA_CREDIT_BYTES_MAX)
-    lanes.pop()  # handed out, but the credit has not gone back yet
+    lanes.take()  # handed out
+    lanes.take()  # and taken in, but the credit has not gone back yet
     with pytest.raises(RemoteProtocolError, match="data wait"):
         lanes.push(Lane.DATA, [DATA], 1)
     assert lanes.credit_due() == [Credit(Lane.DATA, DATA_CREDIT_BYTES_MAX)]
+
+
+def test_control_in_the_hands_of_a_consumer_still_counts() -> None:
+    lanes = ReceiveLanes()
+    lanes.push(Lane.CONTROL, [CONTROL], CONTROL_QUEUE_BYTES_MAX // 2)
+    lanes.take()
+    with pytest.raises(RemoteProtocolError, match="control wait"):
+        lanes.push(Lane.CONTROL, [CONTROL], CONTROL_QUEUE_BYTES_MAX // 2)
+    lanes = ReceiveLanes()
+    for _ in range(4):
+        lanes.push(Lane.CONTROL, [CONTROL], CONTROL_QUEUE_BYTES_MAX // 4)
+        assert lanes.take() == [CONTROL]
 
 
 def test_control_that_nobody_takes_is_refused_at_its_limit() -> None:
@@ -130,7 +166,8 @@ def test_sender_and_receiver_never_stall_while_the_consumer_takes(sizes: list[in
         assert sender.push(Lane.DATA, bytes(size))
         while (following := sender.next_payload()) is not None:
             receiver.push(Lane.DATA, [DATA] * following[1], len(following[2]))
-            while receiver.pop() is not None:
-                for credit in receiver.credit_due():
-                    sender.give_back(credit)
+            for _ in range(2):  # hands out, then learns that it is taken in
+                receiver.take()
+            for credit in receiver.credit_due():
+                sender.give_back(credit)
         assert sender.waiting_bytes(Lane.DATA) == 0

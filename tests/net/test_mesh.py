@@ -1,6 +1,6 @@
 """Meshes over real loopback sockets: who is linked with whom, through dials at once, restarts, dead wires and strangers."""
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from random import Random
 from typing import Any
 
@@ -326,7 +326,7 @@ async def test_a_message_that_waits_for_the_host_dies_with_its_link() -> None:
 class FailingHost(RecordingHost):
     """A host with a bug."""
 
-    async def on_message(self, peer: NodeId, message: Message) -> None:
+    async def on_messages(self, peer: NodeId, messages: Sequence[Message]) -> None:
         await trio.lowlevel.checkpoint()
         raise ZeroDivisionError
 

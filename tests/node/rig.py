@@ -296,7 +296,7 @@ class FakeMesh:
 
     async def _deliver(self, end: _End) -> None:
         async for message in end.receiver:
-            await end.target.driver.on_message(end.source.node, message)
+            await end.target.driver.on_messages(end.source.node, [message])
             self.delivered.append((end.source.node, end.target.node, message))
 
 

@@ -154,7 +154,7 @@ async def test_a_full_inbox_makes_those_outside_wait_until_there_is_room(followe
     posted = trio.Event()
 
     async def post_one_more() -> None:
-        await driver.on_message(PEER, Roster(()))
+        await driver.on_messages(PEER, [Roster(())])
         posted.set()
 
     async with trio.open_nursery() as nursery:
@@ -212,7 +212,7 @@ async def test_a_forward_is_answered_as_the_leader_says(follower_store: GatedSto
         assert expires_ns is not None
         assert 0 < expires_ns - time.monotonic_ns() <= forward.deadline_ms * MS
         assert link.expiries_ns.count(None) == len(link.sent) - 1, "only a write can come too late"
-        await driver.on_message(PEER, ForwardOutcome(forward.request, answer))
+        await driver.on_messages(PEER, [ForwardOutcome(forward.request, answer)])
         await until(lambda: bool(outcomes))
     assert outcomes == [answer]
 
@@ -239,7 +239,7 @@ async def test_a_frame_that_finds_no_room_is_dropped_and_counted_and_the_write_i
     async with running(driver):
         await make_namespace(driver)
         await driver.on_link_up(PEER, link)
-        await driver.on_message(PEER, a_digest(NODE))
+        await driver.on_messages(PEER, [a_digest(NODE)])
         assert driver.frames_dropped == 0
         outcome = await write(driver, a_put(b"k"))
     assert outcome.ending is Ending.ACKED
@@ -286,7 +286,7 @@ async def test_a_pull_is_answered_from_the_store(leader_store: GatedStore) -> No
         assert outcome.version is not None
         issuer = version_issuer(outcome.version)
         await driver.on_link_up(PEER, link)
-        await driver.on_message(PEER, Pull(issuer, Stamp(0), 1_000_000))
+        await driver.on_messages(PEER, [Pull(issuer, Stamp(0), 1_000_000)])
         await until(lambda: bool(link.sent_of(PullEnd)))
         frame, end = [message for message in link.sent if isinstance(message, Frame | PullEnd)]
     assert isinstance(frame, Frame)
@@ -302,13 +302,13 @@ async def test_a_peer_that_asks_for_more_than_the_protocol_allows_is_disconnecte
     allowed = 1 + 2 * PULLS_MAX + 1
     async with running(driver):
         await driver.on_link_up(PEER, link)
-        await driver.on_message(PEER, pull)
+        await driver.on_messages(PEER, [pull])
         await until(lambda: PEER in driver._serving and not driver._serving[PEER])
         for _ in range(allowed - 1):
-            await driver.on_message(PEER, pull)
+            await driver.on_messages(PEER, [pull])
         await until(lambda: not driver._inbox)
         assert dialler.disconnected == []
-        await driver.on_message(PEER, pull)
+        await driver.on_messages(PEER, [pull])
         await until(lambda: bool(dialler.disconnected))
         link.room.set()
         await until(lambda: len(link.sent_of(PullEnd)) == allowed)
@@ -322,13 +322,13 @@ async def test_a_link_that_ends_under_an_answer_costs_the_answer_only(leader_sto
     pull = Pull(ISSUER, Stamp(0), 1_000)
     async with running(driver):
         await driver.on_link_up(PEER, first)
-        await driver.on_message(PEER, pull)
+        await driver.on_messages(PEER, [pull])
         await until(lambda: PEER in driver._serving)
         first.is_closed = True
         first.room.set()
         await driver.on_link_down(PEER, "cut")
         await driver.on_link_up(PEER, second)
-        await driver.on_message(PEER, pull)
+        await driver.on_messages(PEER, [pull])
         await until(lambda: bool(second.sent_of(PullEnd)))
     assert first.sent_of(PullEnd) == []
 
@@ -394,7 +394,7 @@ async def test_stop_waits_for_the_answer_to_a_write_that_was_sent_on(follower_st
         assert len(nursery.child_tasks) == 1, "it waits"
         forward = link.sent_of(Forward)[0]
         assert isinstance(forward, Forward)
-        await driver.on_message(PEER, ForwardOutcome(forward.request, answer))
+        await driver.on_messages(PEER, [ForwardOutcome(forward.request, answer)])
     assert outcomes == [answer]
 
 
