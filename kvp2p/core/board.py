@@ -173,11 +173,12 @@ class Board:
 
 
 class Deadlines:
-    """Requests that end at a time, behind one timer. What has ended otherwise is skipped when its time comes."""
+    """Requests that end at a time, behind one timer. What has ended otherwise (`is_open` says so) is skipped, and wakes nobody."""
 
-    def __init__(self, board: Board, name: str) -> None:
+    def __init__(self, board: Board, name: str, is_open: Callable[[int], bool]) -> None:
         self._board = board
         self._name = name
+        self._is_open = is_open
         self._heap: list[tuple[int, int]] = []
 
     def add(self, at_ns: int, request: int) -> None:
@@ -187,12 +188,18 @@ class Deadlines:
             self._arm()
 
     def take_due(self) -> list[int]:
-        """Return the requests whose time has come, after the timer fired."""
+        """Return the open requests whose time has come, after the timer fired."""
         due = []
-        while self._heap and self._heap[0][0] <= self._board.now.mono_ns:
-            due.append(heapq.heappop(self._heap)[1])
-        if self._heap:
-            self._arm()
+        while self._heap:
+            at_ns, request = self._heap[0]
+            is_open = self._is_open(request)
+            if is_open and at_ns > self._board.now.mono_ns:
+                # Armed for one that is still open: most have ended long before their time, and each would cost a wake-up.
+                self._arm()
+                break
+            heapq.heappop(self._heap)
+            if is_open:
+                due.append(request)
         return due
 
     def _arm(self) -> None:

@@ -175,19 +175,22 @@ class Holds:
     def __init__(self, board: Board) -> None:
         self.board = board
         self._by_issuer: dict[Issuer, list[tuple[Stamp, int]]] = {}
-        self._waiting: dict[int, tuple[Outcome, Outcome]] = {}  # when covered, when out of time
+        self._waiting: dict[int, tuple[Outcome, Outcome | None]] = {}  # when covered, when out of time
         self._ended = 0  # requests out of time that still stand in `_by_issuer`
-        self._deadlines = Deadlines(board, "hold")
+        self._deadlines = Deadlines(board, "hold", self._waiting.__contains__)
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def hold(self, request: int, version: Version, covered: Outcome, late: Outcome, deadline_ns: int) -> None:
-        """Reply `covered` as soon as the durable vector covers the version, `late` when time runs out."""
+    def hold(self, request: int, version: Version, covered: Outcome, late: Outcome | None, deadline_ns: int) -> None:
+        """Reply `covered` as soon as the durable vector covers the version, `late` when time runs out.
+
+        `late` None: the same as `covered`, but not visible here. Made when it is needed, which is hardly ever.
+        """
         if self.board.vector.covers(version):
             self.board.emit(Reply(request, covered))
         elif len(self._waiting) >= max(HOLDS_MAX, WAITERS_MAX):
-            self.board.emit(Reply(request, late))
+            self.board.emit(Reply(request, late or replace(covered, visible=False)))
         else:
             self._waiting[request] = (covered, late)
             heap = self._by_issuer.setdefault(version_issuer(version), [])
@@ -211,10 +214,9 @@ class Holds:
     def on_timer(self) -> None:
         """End what has run out of time."""
         for request in self._deadlines.take_due():
-            waiting = self._waiting.pop(request, None)
-            if waiting is not None:
-                self.board.emit(Reply(request, waiting[1]))
-                self._ended += 1
+            covered, late = self._waiting.pop(request)
+            self.board.emit(Reply(request, late or replace(covered, visible=False)))
+            self._ended += 1
         if self._ended > len(self._waiting) + _ENDED_MAX:
             self._forget_ended()
 
@@ -242,7 +244,7 @@ class Forwarder:
         self.board = board
         self.holds = holds
         self._sent: dict[int, _Forwarded] = {}
-        self._deadlines = Deadlines(board, "forward")
+        self._deadlines = Deadlines(board, "forward", self._sent.__contains__)
 
     def submit(self, write: Write) -> None:
         """Forward a write, or refuse it when there is nobody to send it to or no time left."""
@@ -287,7 +289,7 @@ class Forwarder:
         settings = self.board.settings
         hold_ms = settings.hold_ms + settings.hold_ms_per_mib * sent.bytes_used // _MIB
         deadline_ns = self.board.now.mono_ns + hold_ms * MS
-        self.holds.hold(answer.request, outcome.version, outcome, replace(outcome, visible=False), deadline_ns)
+        self.holds.hold(answer.request, outcome.version, outcome, None, deadline_ns)
 
     def on_peer_down(self, peer: NodeId) -> None:
         """End what was sent on a link that has closed [I10]."""
@@ -300,8 +302,8 @@ class Forwarder:
     def on_timer(self) -> None:
         """End what has had no answer by its deadline [I10]."""
         for request in self._deadlines.take_due():
-            if self._sent.pop(request, None) is not None:
-                self.board.emit(Reply(request, unknown("the leader did not answer in time; the write may be applied")))
+            del self._sent[request]
+            self.board.emit(Reply(request, unknown("the leader did not answer in time; the write may be applied")))
 
     def _refuse(self, request: int, code: str, message: str) -> None:
         self.board.emit(Reply(request, refused(code, message)))

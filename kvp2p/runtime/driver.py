@@ -182,7 +182,7 @@ class ReplicaDriver:
             await nursery.start(self.writer.run)
             with self.store.read() as txn:
                 summary = summarize(txn)
-            self._handle(Start(summary, self._me, self._seeds))
+            self._handle(Start(summary, self._me, self._seeds), self.now())
             task_status.started()
             nursery.start_soon(self._keep_time)
             while True:
@@ -190,8 +190,10 @@ class ReplicaDriver:
                     await trio.lowlevel.checkpoint()
                 else:
                     await self._arrivals.park()
+                # One reading for all: whatever an event in the inbox tells of happened before it.
+                now = self.now()
                 for _ in range(min(len(self._inbox), _EVENTS_PER_TURN)):
-                    self._handle(self._inbox.popleft())
+                    self._handle(self._inbox.popleft(), now)
                 self._room.unpark_all()
                 self.on_handled()
 
@@ -204,7 +206,7 @@ class ReplicaDriver:
             with trio.move_on_after(max(0.0, due_s)):
                 await self._timer_set.park()
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: Event, now: Now) -> None:
         match event:
             case PeerUp(peer=peer):
                 self._links[peer] = self._opened.popleft()
@@ -214,7 +216,7 @@ class ReplicaDriver:
                 self._serving.pop(peer, None)
             case _:
                 pass
-        for effect in self.machine.handle(event, self.now()):
+        for effect in self.machine.handle(event, now):
             self._perform(effect)
 
     def _perform(self, effect: Effect) -> None:

@@ -246,6 +246,21 @@ def test_a_forward_ends_unknown_with_its_deadline() -> None:
     assert len(a.sent_to("z", Forward)) == 3, "nobody resends"
 
 
+def test_forwards_that_were_answered_wake_nobody_at_their_deadlines() -> None:
+    a = following()
+    answered = [a.write(put(b"k"), deadline_ms=100 + n) for n in range(50)]
+    last = a.write(put(b"k"), deadline_ms=300)
+    for request in answered[1:]:
+        a.hears("z", ForwardOutcome(request, Outcome(Ending.REFUSED, "overloaded")))
+    a.cluster.pass_ms(100)
+    assert a.replies[answered[0]].ending == Ending.UNKNOWN
+    before = a.machine.board._next_token
+    a.cluster.pass_ms(150)
+    assert a.machine.board._next_token - before < 10, "not one timer for each of the 49"
+    a.cluster.pass_ms(50)
+    assert a.replies[last].ending == Ending.UNKNOWN
+
+
 def test_a_forward_that_found_no_room_was_not_sent() -> None:
     a = following()
     request = a.write(put(b"k"))
