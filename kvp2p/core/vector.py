@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from kvp2p.errors import RemoteProtocolError
-from kvp2p.ids import ISSUER_BYTES, VERSION_BYTES, VERSION_ZERO, Issuer, Stamp, Version, version_issuer, version_stamp
+from kvp2p.ids import ISSUER_BYTES, VERSION_BYTES, VERSION_ZERO, Issuer, Stamp, Version, version_position, version_stamp
 from kvp2p.limits import VECTOR_ISSUERS_MAX
 
 _ROW_BYTES = ISSUER_BYTES + 8
+_NO_STAMP = Stamp(0)
 
 
 class VersionVector:
@@ -26,6 +27,14 @@ class VersionVector:
     def __init__(self, stamps: Mapping[Issuer, Stamp] | None = None, fence: Version = VERSION_ZERO) -> None:
         self._stamps: dict[Issuer, Stamp] = dict(sorted(stamps.items())) if stamps else {}
         self.fence = fence
+
+    @classmethod
+    def _of_sorted(cls, stamps: dict[Issuer, Stamp], fence: Version) -> VersionVector:
+        """Return a vector that keeps `stamps`, which are in order already."""
+        made = cls.__new__(cls)
+        made._stamps = stamps  # noqa: SLF001  the same class
+        made.fence = fence
+        return made
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, VersionVector) and self._stamps == other._stamps and self.fence == other.fence
@@ -46,28 +55,41 @@ class VersionVector:
 
     def stamp_of(self, issuer: Issuer) -> Stamp:
         """Return the stamp up to which `issuer` is covered by its own row, 0 when it has none."""
-        return self._stamps.get(issuer, Stamp(0))
+        return self._stamps.get(issuer, _NO_STAMP)
 
     def covers(self, version: Version) -> bool:
         """Tell whether everything up to `version` of its issuer is known."""
-        return version < self.fence or version_stamp(version) <= self.stamp_of(version_issuer(version))
+        stamp, issuer = version_position(version)
+        return stamp <= self._stamps.get(issuer, _NO_STAMP) or version < self.fence
 
     def covers_vector(self, other: VersionVector) -> bool:
         """Tell whether this vector covers whatever `other` covers."""
-        return self.fence >= other.fence and all(self.stamp_of(issuer) >= stamp for issuer, stamp in other.items())
+        if self is other:
+            return True
+        stamps = self._stamps
+        for issuer, stamp in other._stamps.items():
+            if stamps.get(issuer, _NO_STAMP) < stamp:
+                return False
+        return self.fence >= other.fence
 
     def raised(self, issuer: Issuer, stamp: Stamp) -> VersionVector:
         """Return this vector with `issuer` covered at least up to `stamp`."""
-        if stamp <= self.stamp_of(issuer):
+        stamps = self._stamps
+        if stamp <= stamps.get(issuer, _NO_STAMP):
             return self
-        return VersionVector({**self._stamps, issuer: stamp}, self.fence)
+        raised = {**stamps, issuer: stamp}
+        # A known issuer keeps its place; only a new one, which is rare, has to be put in order.
+        return self._of_sorted(raised, self.fence) if issuer in stamps else VersionVector(raised, self.fence)
 
     def join(self, other: VersionVector) -> VersionVector:
         """Return the least vector that covers both."""
-        stamps = dict(self._stamps)
-        for issuer, stamp in other.items():
-            stamps[issuer] = max(stamp, stamps.get(issuer, stamp))
-        return VersionVector(stamps, max(self.fence, other.fence))
+        stamps = self._stamps
+        higher = {issuer: stamp for issuer, stamp in other._stamps.items() if stamp > stamps.get(issuer, -1)}
+        fence = max(self.fence, other.fence)
+        if not higher and fence == self.fence:
+            return self
+        joined = {**stamps, **higher}
+        return self._of_sorted(joined, fence) if len(joined) == len(stamps) else VersionVector(joined, fence)
 
     def latest_stamp(self) -> Stamp:
         """Return the greatest stamp in the vector, the fence's included, 0 when there is none."""
@@ -75,7 +97,7 @@ class VersionVector:
 
     def encode(self) -> bytes:
         """Return fence (20 bytes) ‖ issuer ‖ stamp (16 bytes each)."""
-        return self.fence + b"".join(issuer + stamp.to_bytes(8, "big") for issuer, stamp in self.items())
+        return self.fence + b"".join([issuer + stamp.to_bytes(8, "big") for issuer, stamp in self._stamps.items()])
 
     @classmethod
     def decode(cls, data: bytes) -> VersionVector:
@@ -94,7 +116,7 @@ class VersionVector:
                 raise RemoteProtocolError("the issuers of a version vector are not in order")
             stamps[issuer] = Stamp(int.from_bytes(rows[at + ISSUER_BYTES : at + _ROW_BYTES], "big"))
             before = issuer
-        return cls(stamps, Version(data[:VERSION_BYTES]))
+        return cls._of_sorted(stamps, Version(data[:VERSION_BYTES]))
 
 
 EMPTY_VECTOR = VersionVector()
