@@ -13,6 +13,7 @@ Source: DESIGN.md §2 and §3; last-writer-wins registers after Shapiro et al. (
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import assert_never
 
 from kvp2p.core import system_rows
@@ -28,16 +29,15 @@ from kvp2p.core.batches import (
     WriteGroup,
 )
 from kvp2p.core.entry import (
-    STATE_HASH_MASK,
     Kind,
     decode_row,
     encode_row,
-    join_rows,
+    is_tombstone,
     row_expires_at,
     row_kind,
-    row_state_hash,
     row_version,
 )
+from kvp2p.core.joining import Joining
 from kvp2p.core.messages import Frame, KeyedRow, RowKey, WalkPart
 from kvp2p.core.operations import (
     Condition,
@@ -50,13 +50,12 @@ from kvp2p.core.operations import (
     Put,
     refused,
 )
-from kvp2p.core.port import NamespaceTotals, ReadTransaction, WriteTransaction
+from kvp2p.core.port import ReadTransaction, WriteTransaction
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.errors import RemoteProtocolError
 from kvp2p.ids import (
     SYSTEM_NAMESPACE,
     AccountId,
-    Issuer,
     NamespaceId,
     Stamp,
     Version,
@@ -65,8 +64,6 @@ from kvp2p.ids import (
     version_stamp,
 )
 from kvp2p.limits import NAMESPACES_PER_ACCOUNT_MAX
-
-_NO_TOTALS = NamespaceTotals(0, 0, 0)
 
 
 def apply_batch(txn: WriteTransaction, batch: Batch) -> BatchResult:
@@ -96,7 +93,7 @@ def summarize(txn: ReadTransaction) -> StoreSummary:
         vector=txn.vector,
         floor=txn.floor,
         above=txn.above,
-        state_hash=sum(totals.state_hash for _, totals in txn.all_totals()) & STATE_HASH_MASK,
+        state_hash=txn.state_hash,
         complete=txn.complete,
         designation=txn.designation,
         identity=txn.identity,
@@ -111,7 +108,7 @@ def is_namespace_deleted(txn: ReadTransaction, namespace: NamespaceId) -> bool:
     if namespace == SYSTEM_NAMESPACE:
         return False
     row = txn.row(SYSTEM_NAMESPACE, system_rows.namespace_key(namespace))
-    return row is not None and row_kind(row) == Kind.TOMBSTONE
+    return row is not None and is_tombstone(row)
 
 
 def state_hash_seed(txn: ReadTransaction) -> int:
@@ -132,7 +129,7 @@ def _dead_namespaces_with_rows(txn: ReadTransaction) -> tuple[NamespaceId, ...]:
         if not key.startswith(system_rows.NAMESPACE_PREFIX):
             break
         namespace = system_rows.namespace_of_key(key)
-        if namespace is not None and row_kind(row) == Kind.TOMBSTONE and next(txn.rows(namespace), None) is not None:
+        if namespace is not None and is_tombstone(row) and next(txn.rows(namespace), None) is not None:
             dead.append(namespace)
     return tuple(dead)
 
@@ -142,27 +139,24 @@ class _Application:
 
     def __init__(self, txn: WriteTransaction) -> None:
         self.txn = txn
-        self.seed = state_hash_seed(txn)
-        self.rows_changed = 0
-        self.newly_dead: list[NamespaceId] = []
-        self.candidates_changed = False
-        self._deleted: dict[NamespaceId, bool] = {}
+        self.rows = Joining(txn, state_hash_seed(txn))
 
     def result(self, outcomes: tuple[Outcome, ...], frame: Frame | None) -> BatchResult:
-        txn = self.txn
+        txn, rows = self.txn, self.rows
+        rows.finish()
         if len(txn.above) and txn.vector.covers_vector(txn.above):
             txn.set_above(EMPTY_VECTOR)
         return BatchResult(
             vector=txn.vector,
             floor=txn.floor,
             above=txn.above,
-            state_hash=sum(totals.state_hash for _, totals in txn.all_totals()) & STATE_HASH_MASK,
+            state_hash=txn.state_hash,
             complete=txn.complete,
             outcomes=outcomes,
             frame=frame,
-            namespaces_to_sweep=tuple(self.newly_dead),
-            candidates=_candidates(txn) if self.candidates_changed else None,
-            rows_changed=self.rows_changed,
+            namespaces_to_sweep=tuple(rows.newly_dead),
+            candidates=_candidates(txn) if rows.candidates_changed else None,
+            rows_changed=rows.rows_changed,
         )
 
     # --- the leader's own writes
@@ -176,6 +170,7 @@ class _Application:
         if not positions:
             return outcomes, None
         upto = positions[-1][0]
+        self.txn.put_positions(group.issuer, positions)
         self.txn.set_vector(self.txn.vector.raised(group.issuer, upto))
         return outcomes, Frame(group.issuer, after, upto, *self._rows_at(positions))
 
@@ -195,11 +190,11 @@ class _Application:
     def _refusal(self, operation: Operation, wall_ms: int) -> Outcome | None:
         match operation:
             case Put() | Delete():
-                if not self._is_namespace_live(operation.namespace):
+                if not self.rows.is_live(operation.namespace):
                     return refused("namespace_not_found", f"there is no namespace {operation.namespace.hex()}")
                 return self._condition_refusal(operation, wall_ms)
             case DeleteNamespace(namespace=namespace):
-                if namespace == SYSTEM_NAMESPACE or not self._is_namespace_live(namespace):
+                if namespace == SYSTEM_NAMESPACE or not self.rows.is_live(namespace):
                     return refused("namespace_not_found", f"there is no namespace {namespace.hex()}")
                 return None
             case CreateNamespace(namespace=namespace, account=account, title=title):
@@ -261,8 +256,7 @@ class _Application:
                 row = encode_row(Kind.VALUE, text, None, 0, version)
             case _:
                 assert_never(operation)
-        self._join(namespace, key, row)
-        self.txn.put_position(group.issuer, stamp, (namespace, key))
+        self.rows.join(namespace, key, row)
         positions.append((stamp, (namespace, key)))
         if isinstance(operation, CreateNamespace):
             return Outcome(Ending.ACKED, version=version, namespace=operation.namespace, created=created)
@@ -276,7 +270,7 @@ class _Application:
         rows: list[KeyedRow] = []
         indexed: list[tuple[Stamp, int]] = []
         for stamp, row_key in positions:
-            served = key_served_for(self.txn, row_key)
+            served = key_served_for(row_key, self.rows.is_dead)
             index = index_of.get(served)
             if index is None:
                 row = self.txn.row(*served)
@@ -305,18 +299,26 @@ class _Application:
     # --- what peers send
 
     def frame(self, frame: Frame) -> None:
-        vector = self.txn.vector
-        if vector.stamp_of(frame.issuer) < frame.after:
+        issuer = frame.issuer
+        vector, above = self.txn.vector, self.txn.above
+        covered = vector.stamp_of(issuer)
+        if covered < frame.after:
             return  # a gap: nothing is applied, the log is pulled first [I3]
+        raised = vector.raised(issuer, frame.upto)
         for namespace, key, row in frame.rows:
-            if not vector.covers(row_version(row)):  # [I1]
-                self._join(namespace, key, row)
-        for stamp, index in frame.positions:
-            if stamp > vector.stamp_of(frame.issuer):
-                namespace, key, _ = frame.rows[index]
-                self.txn.put_position(frame.issuer, stamp, (namespace, key))
-        self._note_rows_above(frame.rows, vector.raised(frame.issuer, frame.upto))
-        self.txn.set_vector(vector.raised(frame.issuer, frame.upto))
+            version = row_version(row)
+            if vector.covers(version):
+                continue  # [I1]
+            self.rows.join(namespace, key, row)
+            if not raised.covers(version):  # of another issuer, or later: it came along as the newer row of a key
+                above = above.raised(version_issuer(version), version_stamp(version))
+        rows = frame.rows
+        self.txn.put_positions(
+            issuer, [(stamp, rows[index][:2]) for stamp, index in frame.positions if stamp > covered]
+        )
+        if above is not self.txn.above:
+            self.txn.set_above(above)
+        self.txn.set_vector(raised)
 
     def walk_part(self, part: WalkPart, end: VersionVector | None) -> None:
         vector = self.txn.vector
@@ -328,10 +330,10 @@ class _Application:
             if (namespace, key) not in sent and part.vector.covers(row_version(row)):
                 gone.append((namespace, key, row))
         for namespace, key, row in gone:  # removed there, and its absence is information [I6]
-            self._remove(namespace, key, row)
+            self.rows.remove(namespace, key, row)
         for namespace, key, row in part.rows:
             if not vector.covers(row_version(row)):  # [I1]
-                self._join(namespace, key, row)
+                self.rows.join(namespace, key, row)
         # Until the vector covers what the peer covered when it read this part, rows may stand above the vector.
         self.txn.set_above(self.txn.above.join(part.vector))
         if end is not None:
@@ -342,16 +344,6 @@ class _Application:
             self.txn.set_floor(floor)
             self.txn.set_vector(vector.join(end))
             self.txn.set_complete(True)
-
-    def _note_rows_above(self, rows: tuple[KeyedRow, ...], vector: VersionVector) -> None:
-        """Remember versions of other issuers that came along as the newer row of a key."""
-        above = self.txn.above
-        for _, _, row in rows:
-            version = row_version(row)
-            if not vector.covers(version):
-                above = above.raised(*_position(version))
-        if above is not self.txn.above:
-            self.txn.set_above(above)
 
     # --- what a node keeps for itself
 
@@ -364,84 +356,23 @@ class _Application:
             self.txn.set_complete(batch.complete)
 
     def sweep(self, namespace: NamespaceId, rows_max: int) -> None:
-        if not is_namespace_deleted(self.txn, namespace):
+        if not self.rows.is_dead(namespace):
             return
         keys = [key for _, (key, _) in zip(range(rows_max + 1), self.txn.rows(namespace), strict=False)]
         for key in keys[:rows_max]:
             self.txn.delete_row(namespace, key)
-        self.rows_changed += len(keys[:rows_max])
+        self.rows.rows_changed += len(keys[:rows_max])
         if len(keys) > rows_max:
-            self.newly_dead.append(namespace)
-
-    # --- rows
-
-    def _is_namespace_live(self, namespace: NamespaceId) -> bool:
-        if namespace == SYSTEM_NAMESPACE:
-            return True
-        row = self.txn.row(SYSTEM_NAMESPACE, system_rows.namespace_key(namespace))
-        return row is not None and row_kind(row) == Kind.VALUE
-
-    def _join(self, namespace: NamespaceId, key: bytes, row: bytes) -> None:
-        deleted = self._deleted.get(namespace)
-        if deleted is None:
-            deleted = self._deleted[namespace] = is_namespace_deleted(self.txn, namespace)
-        if deleted:
-            return  # the namespace's tombstone beats it, whatever its version [I7]
-        mine = self.txn.row(namespace, key)
-        if mine is not None and self._stays(namespace, key, mine, row):
-            return
-        self._replace(namespace, key, mine, row)
-
-    def _stays(self, namespace: NamespaceId, key: bytes, mine: bytes, row: bytes) -> bool:
-        if namespace == SYSTEM_NAMESPACE and system_rows.namespace_of_key(key) is not None:
-            dead, dying = row_kind(mine) == Kind.TOMBSTONE, row_kind(row) == Kind.TOMBSTONE
-            if dead != dying:
-                return dead  # a namespace's tombstone beats every version of its row too [I7]
-        return join_rows(mine, row) is mine
-
-    def _replace(self, namespace: NamespaceId, key: bytes, mine: bytes | None, row: bytes) -> None:
-        totals = self.txn.totals(namespace) or _NO_TOTALS
-        state_hash = totals.state_hash + row_state_hash(namespace, key, row, self.seed)
-        rows, live = totals.rows + 1, totals.live + (row_kind(row) != Kind.TOMBSTONE)
-        if mine is not None:
-            state_hash -= row_state_hash(namespace, key, mine, self.seed)
-            rows, live = rows - 1, live - (row_kind(mine) != Kind.TOMBSTONE)
-        self.txn.put_row(namespace, key, row)
-        self.txn.set_totals(namespace, NamespaceTotals(state_hash & STATE_HASH_MASK, rows, live))
-        self.rows_changed += 1
-        if namespace == SYSTEM_NAMESPACE:
-            self._system_row_changed(key, row)
-
-    def _remove(self, namespace: NamespaceId, key: bytes, row: bytes) -> None:
-        self.txn.delete_row(namespace, key)
-        totals = self.txn.totals(namespace)
-        if totals is not None:
-            state_hash = (totals.state_hash - row_state_hash(namespace, key, row, self.seed)) & STATE_HASH_MASK
-            live = totals.live - (row_kind(row) != Kind.TOMBSTONE)
-            self.txn.set_totals(namespace, NamespaceTotals(state_hash, totals.rows - 1, live))
-        self.rows_changed += 1
-
-    def _system_row_changed(self, key: bytes, row: bytes) -> None:
-        self.candidates_changed |= key == system_rows.CANDIDATES_KEY
-        namespace = system_rows.namespace_of_key(key)
-        if namespace is not None and row_kind(row) == Kind.TOMBSTONE:
-            self._deleted[namespace] = True
-            self.txn.set_totals(namespace, None)  # hidden and out of H at once [I7]
-            self.newly_dead.append(namespace)
+            self.rows.newly_dead.append(namespace)
 
 
-def key_served_for(txn: ReadTransaction, row_key: RowKey) -> RowKey:
+def key_served_for(row_key: RowKey, is_dead: Callable[[NamespaceId], bool]) -> RowKey:
     """Return the key whose row is sent for a position: a deleted namespace's positions are served as its tombstone [I7]."""
-    if is_namespace_deleted(txn, row_key[0]):
-        return (SYSTEM_NAMESPACE, system_rows.namespace_key(row_key[0]))
-    return row_key
+    namespace = row_key[0]
+    return (SYSTEM_NAMESPACE, system_rows.namespace_key(namespace)) if is_dead(namespace) else row_key
 
 
 def _is_visible(row: bytes, wall_ms: int) -> bool:
     """Tell whether a condition sees the row: a reader of this moment would [I7]."""
     expires_at = row_expires_at(row)
-    return row_kind(row) != Kind.TOMBSTONE and (expires_at == 0 or expires_at * 1000 > wall_ms)
-
-
-def _position(version: Version) -> tuple[Issuer, Stamp]:
-    return version_issuer(version), version_stamp(version)
+    return not is_tombstone(row) and (expires_at == 0 or expires_at * 1000 > wall_ms)

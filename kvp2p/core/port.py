@@ -7,7 +7,7 @@ In and out: logical keys (namespace, key of 1..512 bytes in exact byte order) an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -93,6 +93,11 @@ class ReadTransaction(Protocol):
 
     def all_totals(self) -> Iterator[tuple[NamespaceId, NamespaceTotals]]: ...
 
+    @property
+    def state_hash(self) -> int:
+        """H: the sum of the state hashes of all totals, below 2**128."""
+        ...
+
 
 class WriteTransaction(ReadTransaction, Protocol):
     """The one open write transaction of a store."""
@@ -105,7 +110,9 @@ class WriteTransaction(ReadTransaction, Protocol):
         """Remove a row if it is there, with its expiry index; keeps not the totals."""
         ...
 
-    def put_position(self, issuer: Issuer, stamp: Stamp, key: RowKey) -> None: ...
+    def put_positions(self, issuer: Issuer, positions: Iterable[tuple[Stamp, RowKey]]) -> None:
+        """Add positions to an issuer's log."""
+        ...
 
     def set_vector(self, vector: VersionVector) -> None: ...
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kvp2p.core.apply import is_namespace_deleted
+from kvp2p.core.apply import is_namespace_deleted, key_served_for
 from kvp2p.core.entry import row_digest_holds
 from kvp2p.core.messages import Frame, KeyedRow, Message, Pull, PullEnd, RowKey, WalkPart, WalkRequest
 from kvp2p.core.port import ReadTransaction
-from kvp2p.core.system_rows import namespace_key
-from kvp2p.ids import SYSTEM_NAMESPACE, Issuer, NamespaceId, Stamp
+from kvp2p.ids import Issuer, NamespaceId, Stamp
 from kvp2p.limits import FRAME_BYTES_MAX, FRAME_POSITIONS_MAX
 
 _POSITION_BYTES = 12  # a stamp and an index in CBOR
@@ -101,7 +100,7 @@ def _serve_pull(txn: ReadTransaction, pull: Pull) -> Iterator[Message]:
     dead = _DeadNamespaces(txn)
     trimmed = False
     for stamp, row_key in txn.positions(pull.issuer, pull.after):
-        key = (SYSTEM_NAMESPACE, namespace_key(row_key[0])) if dead.has(row_key[0]) else row_key
+        key = key_served_for(row_key, dead.has)
         row = txn.row(*key)
         if row is None or not row_digest_holds(row):
             trimmed = True  # gone, or damaged: neither can be served

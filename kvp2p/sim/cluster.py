@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from kvp2p.core import system_rows
 from kvp2p.core.apply import apply_batch, is_namespace_deleted, key_served_for, state_hash_seed
@@ -314,6 +315,8 @@ def _log(txn: ReadTransaction) -> list[StandingPosition]:
     positions = []
     for issuer in dict(txn.vector.items()):
         for stamp, row_key in txn.positions(issuer, Stamp(0)):
-            namespace, key = key_served_for(txn, row_key)  # a deleted namespace's: its tombstone [I7]
+            namespace, key = key_served_for(
+                row_key, partial(is_namespace_deleted, txn)
+            )  # a deleted namespace's: its tombstone [I7]
             positions.append(StandingPosition(issuer.hex(), stamp, namespace.hex(), key.hex()))
     return positions

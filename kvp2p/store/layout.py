@@ -28,10 +28,11 @@ before its 511th byte sorts before a marker exactly when it sorts before the key
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Any, Final, TypeVar
 
+from kvp2p.core.entry import STATE_HASH_MASK
 from kvp2p.core.messages import Designation, KeyedRow, Member, RowKey
 from kvp2p.core.port import Identity, NamespaceTotals
 from kvp2p.core.vector import VersionVector
@@ -81,6 +82,10 @@ def decode_totals(raw: bytes) -> NamespaceTotals:
     return NamespaceTotals(
         int.from_bytes(raw[:16], "big"), int.from_bytes(raw[16:24], "big"), int.from_bytes(raw[24:], "big")
     )
+
+
+def _sum_hashes(totals: Iterable[NamespaceTotals]) -> int:
+    return sum(one.state_hash for one in totals) & STATE_HASH_MASK
 
 
 def _split(full_key: bytes) -> RowKey:
@@ -148,9 +153,12 @@ class LayoutReader:
         return self._fact(meta.MEMBERS)
 
     def row(self, namespace: NamespaceId, key: bytes) -> bytes | None:
-        if len(key) < LONG_KEY_BYTES_MIN:
-            return self._tables.get(ROWS, namespace + key)
-        return self._tables.get(TAILS, tail_key(namespace + key))
+        return self._row_at(namespace + key)
+
+    def _row_at(self, full_key: bytes) -> bytes | None:
+        if len(full_key) < MARKER_BYTES:
+            return self._tables.get(ROWS, full_key)
+        return self._tables.get(TAILS, tail_key(full_key))
 
     def rows(
         self, namespace: NamespaceId, start: bytes = b"", after: bytes | None = None
@@ -189,6 +197,10 @@ class LayoutReader:
         for namespace, raw in self._tables.scan(HASHES):
             yield NamespaceId(namespace), decode_totals(raw)
 
+    @property
+    def state_hash(self) -> int:
+        return _sum_hashes(totals for _, totals in self.all_totals())
+
 
 class Carried:
     """What one write transaction leaves in memory for the next, so that a commit decodes nothing.
@@ -196,11 +208,12 @@ class Carried:
     It is true only of the state that its transaction committed: a store drops it when a transaction fails.
     """
 
-    __slots__ = ("facts", "totals")
+    __slots__ = ("facts", "state_hash", "totals")
 
     def __init__(self) -> None:
         self.facts: dict[bytes, Any] = {}
         self.totals: dict[NamespaceId, NamespaceTotals] | None = None  # in byte order
+        self.state_hash = 0  # the sum of those of the totals
 
 
 class LayoutWriter(LayoutReader):
@@ -232,16 +245,16 @@ class LayoutWriter(LayoutReader):
         totals = self._carried.totals
         if totals is None:
             totals = self._carried.totals = dict(super().all_totals())
+            self._carried.state_hash = _sum_hashes(totals.values())
         return totals
 
-    def row(self, namespace: NamespaceId, key: bytes) -> bytes | None:
-        full_key = namespace + key
+    def _row_at(self, full_key: bytes) -> bytes | None:
         rows = self._rows
         if full_key in rows:
             return rows[full_key]
         if len(rows) >= REMEMBERED_ROWS_MAX:
             rows.clear()
-        row = rows[full_key] = super().row(namespace, key)
+        row = rows[full_key] = super()._row_at(full_key)
         return row
 
     def put_row(self, namespace: NamespaceId, key: bytes, row: bytes) -> None:
@@ -249,8 +262,8 @@ class LayoutWriter(LayoutReader):
         assert 1 <= len(key) <= KEY_BYTES_MAX
         assert row
         full_key = namespace + key
-        before = self.row(namespace, key)
-        if len(key) < LONG_KEY_BYTES_MIN:
+        before = self._row_at(full_key)
+        if len(full_key) < MARKER_BYTES:
             self._tables.put(ROWS, full_key, row)
         else:
             if before is None:
@@ -261,10 +274,10 @@ class LayoutWriter(LayoutReader):
 
     def delete_row(self, namespace: NamespaceId, key: bytes) -> None:
         full_key = namespace + key
-        before = self.row(namespace, key)
+        before = self._row_at(full_key)
         if before is None:
             return
-        if len(key) < LONG_KEY_BYTES_MIN:
+        if len(full_key) < MARKER_BYTES:
             self._tables.delete(ROWS, full_key)
         else:
             self._delete_tail(full_key)
@@ -288,8 +301,10 @@ class LayoutWriter(LayoutReader):
         if new != _NEVER:
             self._tables.put(EXPIRY, new + short_hash(full_key), full_key)
 
-    def put_position(self, issuer: Issuer, stamp: Stamp, key: RowKey) -> None:
-        self._tables.put(LOG, issuer + stamp.to_bytes(8, "big"), key[0] + key[1])
+    def put_positions(self, issuer: Issuer, positions: Iterable[tuple[Stamp, RowKey]]) -> None:
+        self._tables.put_many(
+            LOG, [(issuer + stamp.to_bytes(8, "big"), namespace + key) for stamp, (namespace, key) in positions]
+        )
 
     def set_identity(self, identity: Identity) -> None:
         """Say whose store this is: once, when it is made."""
@@ -319,15 +334,22 @@ class LayoutWriter(LayoutReader):
     def all_totals(self) -> Iterator[tuple[NamespaceId, NamespaceTotals]]:
         return iter(self._all_totals().items())
 
+    @property
+    def state_hash(self) -> int:
+        self._all_totals()
+        return self._carried.state_hash
+
     def set_totals(self, namespace: NamespaceId, totals: NamespaceTotals | None) -> None:
-        everything = self._all_totals()
+        carried, everything = self._carried, self._all_totals()
+        before = everything.get(namespace)
+        difference = (totals.state_hash if totals else 0) - (before.state_hash if before else 0)
+        carried.state_hash = (carried.state_hash + difference) & STATE_HASH_MASK
         if totals is None:
             everything.pop(namespace, None)
-        elif namespace in everything:
-            everything[namespace] = totals
         else:
             everything[namespace] = totals
-            self._carried.totals = dict(sorted(everything.items()))
+            if before is None:
+                carried.totals = dict(sorted(everything.items()))
         self._changed_totals[namespace] = None
 
     def flush(self) -> Carried:

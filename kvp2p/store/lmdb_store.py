@@ -13,7 +13,7 @@ any thread. A reader process that is killed inside one pins pages until somebody
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -65,7 +65,11 @@ class LmdbTables:
         return self._transaction.stat(self._handles[table])["entries"]
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
-        self._transaction.put(key, value, db=self._handles[table])
+        # dupdata, overwrite, append: by position, because naming `db` alone costs as much as a third of the call.
+        self._transaction.put(key, value, True, True, False, self._handles[table])
+
+    def put_many(self, table: str, items: Sequence[tuple[bytes, bytes]]) -> None:
+        self._transaction.cursor(self._handles[table]).putmulti(items)
 
     def delete(self, table: str, key: bytes) -> None:
         self._transaction.delete(key, db=self._handles[table])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from kvp2p.core.messages import Designation
@@ -120,6 +120,10 @@ class _Changes(_Tables):
     def put(self, table: str, key: bytes, value: bytes) -> None:
         assert 1 <= len(key) <= TABLE_KEY_BYTES_MAX, "LMDB would refuse this key"
         self.changes[table][key] = value
+
+    def put_many(self, table: str, items: Sequence[tuple[bytes, bytes]]) -> None:
+        for key, value in items:
+            self.put(table, key, value)
 
     def delete(self, table: str, key: bytes) -> None:
         self.changes[table][key] = None

@@ -97,6 +97,22 @@ def test_forgotten_totals_are_gone(store: Store) -> None:
         assert list(reader.all_totals()) == [(SECOND, NamespaceTotals(2, 2, 2))]
 
 
+def test_state_hash_is_the_sum_of_all_totals_at_any_moment(store: Store) -> None:
+    """A writer keeps a running sum, from one transaction to the next; a reader adds up."""
+    most = 2**128 - 1
+    first = [(FIRST, most), (LAST, most), (FIRST, 5)], 4
+    second = [(SECOND, most), (LAST, None), (SECOND, 1), (LAST, None)], 6
+    for changes, expected in (first, second):
+        with store.write() as writer:
+            for namespace, state_hash in changes:
+                writer.set_totals(namespace, None if state_hash is None else NamespaceTotals(state_hash, 1, 1))
+                assert writer.state_hash == sum(one.state_hash for _, one in writer.all_totals()) % 2**128
+        with store.read() as reader:
+            assert reader.state_hash == expected
+        with store.write() as writer:
+            assert writer.state_hash == expected
+
+
 def test_rows_of_every_key_are_read_back_in_byte_order(store: Store, make_row: MakeRow) -> None:
     rows = {key: make_row(key) for key in KEYS}
     with store.write() as writer:
@@ -168,8 +184,8 @@ def test_expiry_index_has_one_entry_for_each_row_that_expires(store: Store, make
 def test_log_is_read_in_order_of_stamps_issuer_by_issuer(store: Store) -> None:
     with store.write() as writer:
         for stamp in (300, 1, 2, 2**64 - 1):
-            writer.put_position(ISSUER, Stamp(stamp), (FIRST, b"key-%d" % stamp))
-        writer.put_position(OTHER, Stamp(2), (SECOND, b"\xff" * 512))
+            writer.put_positions(ISSUER, [(Stamp(stamp), (FIRST, b"key-%d" % stamp))])
+        writer.put_positions(OTHER, [(Stamp(2), (SECOND, b"\xff" * 512))])
     with store.read() as reader:
         assert [stamp for stamp, _ in reader.positions(ISSUER, Stamp(0))] == [1, 2, 300, 2**64 - 1]
         assert list(reader.positions(ISSUER, Stamp(300))) == [(2**64 - 1, (FIRST, b"key-%d" % (2**64 - 1)))]
@@ -188,7 +204,7 @@ def test_write_that_raises_leaves_no_trace(store: Store, make_row: MakeRow) -> N
         writer.put_row(FIRST, b"kept", make_row(b"lost", expires_at=9))
         writer.put_row(FIRST, b"k" * 512, make_row(b"lost"))
         writer.delete_row(FIRST, b"kept")
-        writer.put_position(ISSUER, Stamp(2), (FIRST, b"kept"))
+        writer.put_positions(ISSUER, [(Stamp(2), (FIRST, b"kept"))])
         writer.set_vector(VersionVector({ISSUER: Stamp(2)}))
         writer.set_totals(FIRST, NamespaceTotals(2, 2, 2))
         writer.set_totals(SECOND, NamespaceTotals(2, 2, 2))
@@ -200,6 +216,7 @@ def test_write_that_raises_leaves_no_trace(store: Store, make_row: MakeRow) -> N
             assert transaction.position(ISSUER, Stamp(2)) is None
             assert transaction.vector == VersionVector({ISSUER: Stamp(1)})
             assert list(transaction.all_totals()) == [(FIRST, NamespaceTotals(1, 1, 1))]
+            assert transaction.state_hash == 1
 
 
 def test_reader_sees_the_state_it_began_with(store: Store, make_row: MakeRow) -> None:

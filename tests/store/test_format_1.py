@@ -79,8 +79,8 @@ def write_contents(writer: LayoutWriter) -> None:
     """Put one of everything that format 1 can hold into a new store."""
     for number, (namespace, key, row) in enumerate(_rows(), 1):
         writer.put_row(namespace, key, row)
-        writer.put_position(FIRST, Stamp(number), (namespace, key))
-    writer.put_position(SECOND, Stamp(2**63), (SPACE, "ключ".encode()))
+        writer.put_positions(FIRST, [(Stamp(number), (namespace, key))])
+    writer.put_positions(SECOND, [(Stamp(2**63), (SPACE, "ключ".encode()))])
     for namespace in (SYSTEM_NAMESPACE, SPACE):
         writer.set_totals(namespace, _totals(namespace))
     writer.set_vector(VECTOR)
