@@ -55,6 +55,7 @@ from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.errors import RemoteProtocolError
 from kvp2p.ids import (
     SYSTEM_NAMESPACE,
+    VERSION_ZERO,
     AccountId,
     NamespaceId,
     Stamp,
@@ -180,12 +181,21 @@ class _Application:
             refusal = self._refusal(operation, group.wall_ms)
             if refusal is not None:
                 return refusal
-        outcome = Outcome(Ending.ACKED)
-        for offset, operation in enumerate(write.operations):
-            stamp = Stamp(write.first_stamp + offset)
-            version = make_version(group.term, stamp, group.issuer)
-            outcome = self._operate(operation, version, stamp, group, positions)
-        return outcome
+        greatest = VERSION_ZERO
+        namespace, created = None, False  # of the last CreateNamespace
+        for stamp, operation in enumerate(write.operations, write.first_stamp):
+            version = make_version(group.term, Stamp(stamp), group.issuer)
+            if isinstance(operation, CreateNamespace):
+                standing = self._namespaces_of(operation.account).get(operation.title)
+                created = standing is None
+                namespace = operation.namespace if standing is None else standing[0]
+                if standing is not None:
+                    greatest = max(greatest, standing[1])
+                    continue
+            row_key = self._store(operation, version, group.wall_ms)
+            positions.append((Stamp(stamp), row_key))
+            greatest = max(greatest, version)
+        return Outcome(Ending.ACKED, version=greatest, namespace=namespace, created=created)
 
     def _refusal(self, operation: Operation, wall_ms: int) -> Outcome | None:
         match operation:
@@ -228,39 +238,27 @@ class _Application:
         what = f"the key stands at version {standing.hex()}" if standing else "the key does not exist"
         return refused("precondition_failed", f"the condition does not hold: {what}", standing)
 
-    def _operate(
-        self,
-        operation: Operation,
-        version: Version,
-        stamp: Stamp,
-        group: WriteGroup,
-        positions: list[tuple[Stamp, RowKey]],
-    ) -> Outcome:
-        created = False
+    def _store(self, operation: Operation, version: Version, wall_ms: int) -> RowKey:
+        """Join the row of an operation; return its key."""
+        namespace = SYSTEM_NAMESPACE
         match operation:
-            case Put(namespace=namespace, key=key, value=value, metadata=metadata, expires_at=expires_at):
-                row = encode_row(Kind.VALUE, value, metadata, expires_at, version)
-            case Delete(namespace=namespace, key=key):
+            case Put():
+                namespace, key = operation.namespace, operation.key
+                row = encode_row(Kind.VALUE, operation.value, operation.metadata, operation.expires_at, version)
+            case Delete():
+                namespace, key = operation.namespace, operation.key
                 row = encode_row(Kind.TOMBSTONE, b"", None, 0, version)
-            case DeleteNamespace(namespace=deleted):
-                namespace, key = SYSTEM_NAMESPACE, system_rows.namespace_key(deleted)
+            case DeleteNamespace():
+                key = system_rows.namespace_key(operation.namespace)
                 row = encode_row(Kind.TOMBSTONE, b"", None, 0, version)
-            case CreateNamespace(namespace=new, account=account, title=title):
-                existing = self._namespaces_of(account).get(title)
-                if existing is not None:
-                    return Outcome(Ending.ACKED, version=existing[1], namespace=existing[0])
-                created = True
-                made = system_rows.Namespace(new, account, title, group.wall_ms)
-                namespace = SYSTEM_NAMESPACE
+            case CreateNamespace():
+                made = system_rows.Namespace(operation.namespace, operation.account, operation.title, wall_ms)
                 key, text = system_rows.encode_namespace(made)
                 row = encode_row(Kind.VALUE, text, None, 0, version)
             case _:
                 assert_never(operation)
         self.rows.join(namespace, key, row)
-        positions.append((stamp, (namespace, key)))
-        if isinstance(operation, CreateNamespace):
-            return Outcome(Ending.ACKED, version=version, namespace=operation.namespace, created=created)
-        return Outcome(Ending.ACKED, version=version)
+        return namespace, key
 
     def _rows_at(
         self, positions: list[tuple[Stamp, RowKey]]

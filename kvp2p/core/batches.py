@@ -8,6 +8,7 @@ In and out: `Persist(ticket, batch)` out of a machine, `Persisted(ticket, result
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvp2p.core.messages import Designation, Frame, Member, WalkPart
 from kvp2p.core.operations import Operation, Outcome
@@ -16,8 +17,7 @@ from kvp2p.core.vector import VersionVector
 from kvp2p.ids import Issuer, NamespaceId, Stamp
 
 
-@dataclass(frozen=True, slots=True)
-class StampedWrite:
+class StampedWrite(NamedTuple):
     """One write of a group. Its n-th operation stands at position `first_stamp` + n of the issuer's log."""
 
     first_stamp: Stamp
@@ -86,8 +86,7 @@ class StoreSummary:
     namespaces_to_sweep: tuple[NamespaceId, ...]  # deleted, rows still to be freed
 
 
-@dataclass(frozen=True, slots=True)
-class BatchResult:
+class BatchResult(NamedTuple):
     """What a batch did. `outcomes` and `frame` answer a WriteGroup (frame None: nothing was applied)."""
 
     vector: VersionVector

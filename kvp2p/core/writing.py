@@ -190,7 +190,7 @@ class Holds:
         if self.board.vector.covers(version):
             self.board.emit(Reply(request, covered))
         elif len(self._waiting) >= max(HOLDS_MAX, WAITERS_MAX):
-            self.board.emit(Reply(request, late or replace(covered, visible=False)))
+            self.board.emit(Reply(request, late or covered._replace(visible=False)))
         else:
             self._waiting[request] = (covered, late)
             heap = self._by_issuer.setdefault(version_issuer(version), [])
@@ -215,7 +215,7 @@ class Holds:
         """End what has run out of time."""
         for request in self._deadlines.take_due():
             covered, late = self._waiting.pop(request)
-            self.board.emit(Reply(request, late or replace(covered, visible=False)))
+            self.board.emit(Reply(request, late or covered._replace(visible=False)))
             self._ended += 1
         if self._ended > len(self._waiting) + _ENDED_MAX:
             self._forget_ended()

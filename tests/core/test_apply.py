@@ -83,9 +83,8 @@ def part(
 
 keys = st.sampled_from([b"a", b"b", b"c"])
 operations = st.one_of(
-    st.builds(Put, st.just(SPACE), keys, st.binary(max_size=2)),
-    st.builds(Delete, st.just(SPACE), keys),
-    st.builds(Put, st.just(OTHER), keys, st.binary(max_size=2)),
+    st.builds(put, keys, st.binary(max_size=2), st.sampled_from([SPACE, OTHER])),
+    keys.map(lambda key: Delete(SPACE, key)),
 )
 
 
@@ -244,6 +243,17 @@ def test_two_creations_of_one_title_in_one_write_give_one_namespace() -> None:
     assert outcome.namespace == SPACE
 
 
+def test_a_write_reports_the_greatest_version_that_it_wrote_or_met() -> None:
+    """A reader that waits for it sees all of the write."""
+    writer = Writer().with_namespace()
+    outcome = writer.write(put(b"a"), put(b"b"), CreateNamespace(OTHER, ACCOUNT, "t"))
+    assert (outcome.version, outcome.namespace, outcome.created) == (version(3), SPACE, False)
+    outcome = writer.write(CreateNamespace(OTHER, ACCOUNT, "u"), put(b"c"))
+    assert (outcome.version, outcome.namespace, outcome.created) == (version(6), OTHER, True)
+    follower = Writer("y", writer.store, term=0)
+    assert follower.write(CreateNamespace(OTHER, ACCOUNT, "t")).version == version(1), "it stands at a higher term"
+
+
 def test_an_id_is_never_used_again() -> None:
     writer = Writer().with_namespace()
     writer.write(DeleteNamespace(SPACE))
@@ -353,6 +363,12 @@ def test_candidates_are_told_when_their_row_changes() -> None:
     assert writer.group((row,)).candidates == (b"a" * 16,)
     assert writer.group((put(b"k"),)).candidates is None
     assert writer.group((Delete(SYSTEM_NAMESPACE, system_rows.CANDIDATES_KEY),)).candidates == ()
+
+
+def test_candidates_are_told_when_a_walk_takes_their_row_away() -> None:
+    writer = Writer()
+    writer.write(put(system_rows.CANDIDATES_KEY, system_rows.encode_candidates((b"a" * 16,))))
+    assert apply(writer.store, WalkBatch(part((), vector(x=9)), None)).candidates == ()
 
 
 # --- walks
