@@ -7,13 +7,46 @@ In and out: `configure` once per process; everywhere else `structlog.get_logger(
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
-from typing import TextIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING, TextIO
 
-import structlog
-from structlog.typing import EventDict, Processor
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, Processor
 
+
+class _Deferred(ModuleType):
+    """Stands for a module until something of it is used."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+@contextmanager
+def _without_what_no_log_needs() -> Iterator[None]:
+    """Keep rich and asyncio from being imported meanwhile: they cost more than all of structlog, at each start of a node.
+
+    structlog takes rich for coloured tracebacks when it is installed, as it is for the command line; ours are plain. asyncio
+    is for its loggers that wait, which nobody calls here. Whoever imports either one later gets it.
+    """
+    kept_out: dict[str, ModuleType | None] = {"rich": None, "asyncio": _Deferred("asyncio")}
+    kept_out = {name: module for name, module in kept_out.items() if name not in sys.modules}
+    sys.modules.update(kept_out)  # type: ignore[arg-type]  # None: it cannot be imported (the import system, 5.3.1)
+    try:
+        yield
+    finally:
+        for name in kept_out:
+            del sys.modules[name]
+
+
+with _without_what_no_log_needs():
+    import structlog
+
+get_logger = structlog.get_logger
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
