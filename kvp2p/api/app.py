@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -27,7 +26,6 @@ from starlette.routing import Route
 from kvp2p import __version__
 from kvp2p.api.access import ApiAccess
 from kvp2p.api.answers import Endpoints, json_response
-from kvp2p.api.metrics import exposition
 from kvp2p.api.tokens import Tokens
 from kvp2p.core.messages import Designation, Member
 from kvp2p.core.system_rows import Permission
@@ -87,6 +85,10 @@ class Api:
 
     async def metrics(self, request: Request) -> Response:
         """Answer the samples of all processes of this node."""
+        from prometheus_client import CONTENT_TYPE_LATEST  # when it is first asked for: many nodes are never scraped
+
+        from kvp2p.api.metrics import exposition
+
         self._access.require(request, Permission.READ)
         samples = await self._ask("metrics")
         try:

@@ -1,14 +1,14 @@
-"""The api process: hypercorn on trio, beside the connection to the node.
+"""What the api process does: hypercorn on trio, beside the connection to the node.
 
-Decides: the life of the process.
+Decides: how the API port is served, and what is told to the node.
 Keeps true: it drains within 4 s of SIGTERM; a store that was replaced under it ends it, and the supervisor starts it anew.
-In and out: `run` is called by the supervisor in a child; the working directory is the data directory, so that the node's socket
-    has a short path.
+In and out: a listening socket in; HTTP there, counters to the node each second.
 """
 
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 
@@ -17,9 +17,8 @@ import trio
 from hypercorn.config import Config
 
 from kvp2p.api.app import Api
-from kvp2p.config import SOCKET_FILE, NodeConfig
+from kvp2p.config import NodeConfig
 from kvp2p.limits import HTTP_HEADER_BYTES_MAX
-from kvp2p.runtime.child import ChildLife
 from kvp2p.runtime.node_port import NodePort
 from kvp2p.store.reader import Replica
 
@@ -30,21 +29,15 @@ REPORT_INTERVAL_S: Final = 1.0
 DRAIN_S: Final = 3.0  # of the 4 s that a child has
 
 
-def run(config: NodeConfig, life: ChildLife) -> None:
-    """Serve the API port until the supervisor asks to drain."""
-    trio.run(_run, config, life)
-
-
-async def _run(config: NodeConfig, life: ChildLife) -> None:
-    async with life.supervised() as drain:
-        with Replica(config.directory) as replica:
-            await serve(config, replica, SOCKET_FILE, life.announce_ready, drain.requested)
-
-
 async def serve(
-    config: NodeConfig, replica: Replica, socket_path: str, announce_ready: Callable[[], None], stop: trio.Event
+    config: NodeConfig,
+    replica: Replica,
+    socket_path: str,
+    listener: socket.socket,
+    announce_ready: Callable[[], None],
+    stop: trio.Event,
 ) -> None:
-    """Serve until `stop` is set. `announce_ready` is called once the port listens."""
+    """Serve until `stop` is set; `listener` is closed then. `announce_ready` is called once connections are taken."""
     port = NodePort(socket_path, "api")
     api = Api(replica, port, config.api_url)
     async with trio.open_nursery() as nursery:
@@ -54,7 +47,7 @@ async def serve(
         async def serve_http(task_status: trio.TaskStatus[list[str]]) -> None:
             await hypercorn.trio.serve(
                 cast("ASGIFramework", api.application()),
-                _hypercorn_config(config),
+                _hypercorn_config(config, listener),
                 shutdown_trigger=stop.wait,
                 task_status=task_status,
                 mode="asgi",
@@ -73,10 +66,9 @@ async def _report(api: Api, port: NodePort, replica: Replica) -> None:
         await trio.sleep(REPORT_INTERVAL_S)
 
 
-def _hypercorn_config(config: NodeConfig) -> Config:
+def _hypercorn_config(config: NodeConfig, listener: socket.socket) -> Config:
     settings = Config()
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    settings.bind = [f"{host}:{config.api_port}"]
+    settings.bind = [f"fd://{listener.detach()}"]  # hypercorn makes its own socket of it, and closes that
     settings.errorlog = logging.getLogger("kvp2p.api.hypercorn")  # from warning up it goes to our own log
     settings.include_server_header = False
     settings.graceful_timeout = DRAIN_S

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
-
-from kvp2p.config import CONFIG_FILE, load_config
-from kvp2p.errors import KvError
-from kvp2p.supervisor.main import serve
 
 
 def main() -> int:
@@ -15,6 +12,11 @@ def main() -> int:
     if len(sys.argv) != 2:
         sys.stderr.write("usage: python -m kvp2p.supervisor DIRECTORY\n")
         return 2
+    gc.disable()  # until the first fork has been prepared, see `supervisor/main.py`
+    from kvp2p.config import CONFIG_FILE, load_config
+    from kvp2p.errors import KvError
+    from kvp2p.supervisor.main import serve
+
     try:
         return serve(load_config(Path(sys.argv[1]) / CONFIG_FILE))
     except KvError as error:

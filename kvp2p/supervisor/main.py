@@ -10,11 +10,9 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import sys
 import threading
 from pathlib import Path
-from typing import Any
-
-import structlog
 
 from kvp2p.config import LOCK_FILE, PIDS_FILE, STORE_DIRECTORY, NodeConfig
 from kvp2p.errors import StoreFormatError
@@ -24,8 +22,10 @@ from kvp2p.supervisor.claims import check_ports, lead_process_group, lock_direct
 from kvp2p.supervisor.spawn import ChildSpec
 from kvp2p.supervisor.supervisor import Supervisor
 
-# Imported once before the forks: children start in milliseconds and share the pages. The supervisor itself runs none of it.
-CHILD_MODULES = {"node": "kvp2p.node.main", "api": "kvp2p.api.main", "gateway": "kvp2p.gateway.main"}
+# In the order of their start: the node first, since nobody can write before it serves. The supervisor imports each before it
+# forks, so that children share the pages and one that is restarted is there in milliseconds; it runs none of it. What is
+# heavy in the api's is imported by the api process itself, when the others are already at work.
+CHILD_MODULES = {"node": "kvp2p.node.main", "gateway": "kvp2p.gateway.main", "api": "kvp2p.api.main"}
 
 
 def serve(config: NodeConfig) -> int:
@@ -46,10 +46,7 @@ def serve(config: NodeConfig) -> int:
         check_ports(config)
         open_files = raise_open_files_limit()
         specs = child_specs(config)
-        assert threading.active_count() == 1, "a thread would not survive the forks"
-        gc.collect()
-        gc.freeze()  # a collection in a child then leaves the shared pages alone
-        structlog.get_logger("kvp2p.supervisor").info(
+        logs.get_logger("kvp2p.supervisor").info(
             "serving",
             pid=os.getpid(),
             data_url=config.data_url,
@@ -63,16 +60,26 @@ def serve(config: NodeConfig) -> int:
 
 
 def child_specs(config: NodeConfig) -> list[ChildSpec]:
-    """Import the children's modules and return what there is to run: one node, one api, the gateways."""
-    modules = {role: importlib.import_module(name) for role, name in CHILD_MODULES.items()}
-    specs = [_spec(config, "node", "node", modules["node"]), _spec(config, "api", "api", modules["api"])]
-    numbers = range(1, config.gateways + 1)
-    return specs + [_spec(config, f"gateway-{number}", "gateway", modules["gateway"], number) for number in numbers]
+    """Return what there is to run: one node, the gateways, one api."""
+    gateways = [_spec(config, f"gateway-{number}", "gateway", number) for number in range(1, config.gateways + 1)]
+    return [_spec(config, "node", "node"), *gateways, _spec(config, "api", "api")]
 
 
-def _spec(config: NodeConfig, name: str, role: str, module: Any, *arguments: int) -> ChildSpec:
+def _spec(config: NodeConfig, name: str, role: str, *arguments: int) -> ChildSpec:
     def run(life: ChildLife) -> None:
         logs.configure(config.log_level, config.log_format, name)
-        module.run(config, life, *arguments)
+        importlib.import_module(CHILD_MODULES[role]).run(config, life, *arguments)
 
-    return ChildSpec(name, role, run)
+    return ChildSpec(name, role, run, prepare=lambda: _import_before_fork(CHILD_MODULES[role]))
+
+
+def _import_before_fork(module: str) -> None:
+    if module in sys.modules:
+        return
+    gc.disable()  # nearly all that an import makes stays: looking for garbage in it is a tenth of its time
+    try:
+        importlib.import_module(module)
+    finally:
+        gc.enable()
+    gc.freeze()  # a collection in a child then leaves the shared pages alone
+    assert threading.active_count() == 1, "a thread would not survive the forks"

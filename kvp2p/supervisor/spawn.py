@@ -15,21 +15,28 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import structlog
-
 from kvp2p.errors import ConfigError, StoreFormatError
+from kvp2p.runtime import logs
 from kvp2p.runtime.child import EXIT_FAILED, EXIT_FATAL, ChildLife
 
 FATAL = (ConfigError, StoreFormatError)
 
 
+def _nothing_to_prepare() -> None:
+    """Leave everything to the child."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """A child to keep running. `role` is node, api or gateway; `run` returns when it was asked to drain and has."""
+    """A child to keep running. `role` is node, api or gateway; `run` returns when it was asked to drain and has.
+
+    `prepare` is called by the supervisor before each fork, to import what several children, or restarts of one, share.
+    """
 
     name: str
     role: str
     run: Callable[[ChildLife], None]
+    prepare: Callable[[], None] = _nothing_to_prepare
 
 
 def fork_child(spec: ChildSpec, parent_fd: int, close_fds: tuple[int, ...]) -> tuple[int, int]:
@@ -59,7 +66,7 @@ def fork_child(spec: ChildSpec, parent_fd: int, close_fds: tuple[int, ...]) -> t
 
 
 def _run(spec: ChildSpec, life: ChildLife, close_fds: tuple[int, ...]) -> int:
-    logger = structlog.get_logger("kvp2p.supervisor")
+    logger = logs.get_logger("kvp2p.supervisor")
     try:
         _leave_supervisor(close_fds)
         life.watch_parent()

@@ -23,8 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
+from kvp2p.runtime import logs
 from kvp2p.runtime.child import EXIT_FATAL
 from kvp2p.supervisor.notify import notify_systemd
 from kvp2p.supervisor.spawn import ChildSpec, fork_child
@@ -55,7 +54,7 @@ class Supervisor:
     def __init__(self, specs: Sequence[ChildSpec], pids_file: Path) -> None:
         self._children = [_Child(spec) for spec in specs]
         self._pids_file = pids_file
-        self._log = structlog.get_logger("kvp2p.supervisor")
+        self._log = logs.get_logger("kvp2p.supervisor")
         self._life_reader, self._life_writer = os.pipe()
         self._wake_reader, self._wake_writer = os.pipe()
         for descriptor in (self._wake_reader, self._wake_writer):
@@ -111,6 +110,7 @@ class Supervisor:
             self._write_pids()
 
     def _start(self, child: _Child) -> None:
+        child.spec.prepare()
         ready_fds = [one.ready_fd for one in self._children if one.ready_fd is not None]
         child.process_id, child.ready_fd = fork_child(
             child.spec, self._life_reader, (self._life_writer, self._wake_reader, self._wake_writer, *ready_fds)

@@ -12,7 +12,7 @@ import httpx
 import trio
 
 import kvp2p
-from kvp2p.api import main
+from kvp2p.api import main, server
 from kvp2p.config import load_config
 from kvp2p.core.apply import apply_batch
 from kvp2p.core.batches import Settle, StampedWrite, WriteGroup
@@ -137,7 +137,8 @@ async def serving_api(directory: Path, port: int, *, member: bool = False) -> As
         stop = trio.Event()
         async with node.serving(), trio.open_nursery() as nursery:
             ready = trio.Event()
-            nursery.start_soon(main.serve, config, replica, str(socket), ready.set, stop)
+            listener = main.open_listener(config.host, config.api_port)
+            nursery.start_soon(server.serve, config, replica, str(socket), listener, ready.set, stop)
             await ready.wait()
             headers = {"Authorization": f"Bearer {token}"}
             async with httpx.AsyncClient(base_url=config.api_url, headers=headers, trust_env=False) as client:
@@ -339,7 +340,8 @@ async def test_without_the_node_process_status_is_503_and_a_write_is_not_applied
     ready, stop = trio.Event(), trio.Event()
     with Replica(created.directory) as replica:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(main.serve, config, replica, str(created.directory / "node.sock"), ready.set, stop)
+            listener, socket = main.open_listener(config.host, config.api_port), created.directory / "node.sock"
+            nursery.start_soon(server.serve, config, replica, str(socket), listener, ready.set, stop)
             await ready.wait()
             headers = {"Authorization": f"Bearer {created.admin_token}"}
             async with httpx.AsyncClient(base_url=config.api_url, headers=headers, trust_env=False) as client:
@@ -361,3 +363,22 @@ async def test_an_account_other_than_the_creators_must_exist(short_tmp_path: Pat
         served.node.apply((Put(SYSTEM_NAMESPACE, b"account/" + other.hex().encode(), b'{"name":"other"}'),))
         answer = await served.client.post("/admin/v1/tokens", json=fields)
         assert (answer.status_code, answer.json()["account"]) == (201, other.hex())
+
+
+async def test_caller_of_a_starting_api_process_waits_and_is_not_refused(
+    short_tmp_path: Path, free_ports: Ports
+) -> None:
+    created = create_cluster(short_tmp_path / "n1", "n1", {"api_port": free_ports(1)[0]})
+    config = load_config(created.directory / "kvp2p.toml")
+    ready, stop = trio.Event(), trio.Event()
+    listener = main.open_listener(config.host, config.api_port)
+    stream = await trio.open_tcp_stream(config.host, config.api_port)
+    await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: n1\r\nConnection: close\r\n\r\n")
+    with Replica(created.directory) as replica:
+        async with trio.open_nursery() as nursery, stream:
+            socket = created.directory / "node.sock"
+            nursery.start_soon(server.serve, config, replica, str(socket), listener, ready.set, stop)
+            answer = b"".join([part async for part in stream])
+            assert answer.startswith(b"HTTP/1.1 200")
+            stop.set()
+    assert listener.fileno() < 0

@@ -74,7 +74,10 @@ PLAYS: dict[str, list[ChildSpec]] = {
         ChildSpec("gateway-2", "gateway", obedient("gateway-2")),
     ],
     "deaf": [ChildSpec("node", "node", obedient("node")), ChildSpec("gateway-1", "gateway", deaf)],
-    "failing": [ChildSpec("node", "node", failing), ChildSpec("gateway-1", "gateway", obedient("gateway-1"))],
+    "failing": [
+        ChildSpec("node", "node", failing, prepare=lambda: tell(f"prepared {os.getpid()}")),
+        ChildSpec("gateway-1", "gateway", obedient("gateway-1")),
+    ],
     "fatal": [ChildSpec("node", "node", of_another_format), ChildSpec("gateway-1", "gateway", obedient("gateway-1"))],
 }
 

@@ -144,6 +144,14 @@ def test_killed_child_is_started_again_and_the_log_names_the_signal(short_tmp_pa
         assert {**now, "gateways": now["gateways"][1:]} == {**pids, "gateways": pids["gateways"][1:]}
 
 
+def test_supervisor_itself_prepares_each_start_of_a_child(short_tmp_path: Path) -> None:
+    with playing(short_tmp_path, "failing") as play:
+        until(lambda: len([line for line in play.story() if line.startswith("failing")]) >= 2)
+        told = [line for line in play.story() if line.startswith(("failing", "prepared"))]
+        assert told[0::2] == [f"prepared {play.process.pid}"] * len(told[0::2])
+        assert all(line.startswith("failing") for line in told[1::2])
+
+
 def test_failing_child_is_started_again_ever_more_slowly(short_tmp_path: Path) -> None:
     with playing(short_tmp_path, "failing") as play:
         until(lambda: len(play.log("child_died")) >= 4)

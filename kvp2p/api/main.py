@@ -1,0 +1,49 @@
+"""The api process: the port at once, what serves it afterwards.
+
+Decides: the life of the process.
+Keeps true: the port listens before the libraries that serve it are imported, which takes longer than all else in a node's start
+    and is done in this process alone: whoever connects meanwhile waits, and is not refused.
+In and out: `run` is called by the supervisor in a child; the working directory is the data directory, so that the node's socket
+    has a short path.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Final
+
+import trio
+
+from kvp2p.config import SOCKET_FILE, NodeConfig
+from kvp2p.runtime.child import ChildLife
+from kvp2p.store.reader import Replica
+
+BACKLOG: Final = 100  # hypercorn's own
+
+
+def run(config: NodeConfig, life: ChildLife) -> None:
+    """Serve the API port until the supervisor asks to drain."""
+    with open_listener(config.host, config.api_port) as listener:
+        trio.run(_run, config, life, listener)
+
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """Bind and listen. Raises OSError."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+async def _run(config: NodeConfig, life: ChildLife, listener: socket.socket) -> None:
+    from kvp2p.api.server import serve
+
+    async with life.supervised() as drain:
+        with Replica(config.directory) as replica:
+            await serve(config, replica, SOCKET_FILE, listener, life.announce_ready, drain.requested)
