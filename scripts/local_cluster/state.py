@@ -1,0 +1,106 @@
+"""What `cluster.json` holds: ports, ids, the admin token, process ids. Only its owner may read it.
+
+Keeps true: one program at a time changes it; it is replaced whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from kvp2p.supervisor.group import read_process
+
+HOST = "127.0.0.1"
+STATE_FILE, STATE_LOCK_FILE = "cluster.json", "cluster.lock"
+
+
+class CannotError(Exception):
+    """What was asked cannot be done; the text says why."""
+
+
+class UsageError(Exception):
+    """The command line asks for something that is not there."""
+
+
+class Node(NamedTuple):
+    """A node as written down. `started` tells its supervisor from a later process of the same id."""
+
+    name: str
+    data_dir: str
+    data_port: int
+    api_port: int
+    mesh_port: int
+    pid: int | None = None
+    started: int | None = None
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.data_dir)
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "log"
+
+    @property
+    def mesh_url(self) -> str:
+        return f"ws://{HOST}:{self.mesh_port}"
+
+    def is_alive(self) -> bool:
+        """Tell whether the supervisor exists, stopped or not."""
+        process = read_process(self.pid) if self.pid else None
+        return process is not None and process.started == self.started
+
+    def is_stopped(self) -> bool:
+        """Tell whether SIGSTOP holds the supervisor."""
+        process = read_process(self.pid) if self.pid else None
+        return process is not None and process.is_stopped
+
+
+class State(NamedTuple):
+    """A cluster as written down."""
+
+    cluster_id: str
+    account_id: str
+    admin_token: str
+    gateways: int
+    nodes: list[Node]
+
+    def node(self, name: str) -> Node:
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise UsageError(f"no node {name!r}; there are {', '.join(node.name for node in self.nodes)}")
+
+    def put(self, node: Node) -> None:
+        self.nodes[self.nodes.index(self.node(node.name))] = node
+
+
+def read_state(directory: Path) -> State:
+    """Read what is known of the cluster in a directory."""
+    try:
+        document = json.loads((directory / STATE_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CannotError(f"{directory} has no cluster; `start --dir {directory}` makes one") from error
+    return State(**{**document, "nodes": [Node(**node) for node in document["nodes"]]})
+
+
+def write_state(directory: Path, state: State) -> None:
+    """Replace what is known."""
+    new = directory / f"{STATE_FILE}.new"
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump({**state._asdict(), "nodes": [node._asdict() for node in state.nodes]}, file, indent=1)
+    new.replace(directory / STATE_FILE)
+
+
+@contextlib.contextmanager
+def changing(directory: Path) -> Iterator[None]:
+    """Let one program at a time change the state; several may kill and restart different nodes at once."""
+    with (directory / STATE_LOCK_FILE).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
