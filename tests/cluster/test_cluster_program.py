@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from kvp2p.supervisor.group import group_members, read_process
+from scripts.local_cluster.starting import wait_until_ready as wait_until_all_are_ready
+from scripts.local_cluster.state import CannotError, read_state
 
 PROGRAM = Path(__file__).resolve().parents[2] / "scripts" / "cluster.py"
 NODE_FIELDS = {"name", "pid", "data_url", "api_url", "mesh_url", "data_dir", "leader"}
@@ -156,6 +158,43 @@ def test_stopped_node_is_alive_and_not_ready_until_it_continues(cluster: Cluster
     cluster.run("kill", "n3", "--signal", "CONT")
     assert not any(process.is_stopped for process in group_members(pid, cluster.directory / "n3"))
     assert wait_until_ready(cluster, "n3")["pid"] == pid
+
+
+def test_start_returns_only_when_nodes_that_ran_already_are_ready_too(cluster: Cluster) -> None:
+    cluster.run("kill", "n3", "--signal", "STOP")
+    try:
+        nodes = read_state(cluster.directory).nodes
+        with pytest.raises(
+            CannotError, match=r"n3 was not ready within 0 s \(SIGSTOP holds it: kill n3 --signal CONT\)"
+        ):
+            wait_until_all_are_ready(nodes, {}, seconds=0.3)
+        starting = subprocess.Popen([sys.executable, str(PROGRAM), "start", "--dir", str(cluster.directory)])
+        with pytest.raises(subprocess.TimeoutExpired):
+            starting.wait(1.5)
+    finally:
+        cluster.run("kill", "n3", "--signal", "CONT")
+    assert starting.wait(20) == 0
+    assert all(node["ready"] for node in cluster.nodes().values())
+
+
+def test_start_names_a_node_that_ends_while_it_waits(cluster: Cluster) -> None:
+    cluster.run("kill", "n3")
+    with pytest.raises(CannotError, match=r"n3 has ended; its log says\n"):
+        wait_until_all_are_ready(read_state(cluster.directory).nodes, {}, seconds=5)
+    assert cluster.document("start")["nodes"][2]["pid"] is not None
+
+
+def test_kill_imports_nothing_that_takes_long(cluster: Cluster) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(PROGRAM), "kill", "--dir", str(cluster.directory), "n9"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert imported >= {"argparse", "json", "scripts.local_cluster.signals"}
+    assert not imported & {"dataclasses", "http.client", "concurrent.futures", "socket", "subprocess", "trio", "typer"}
 
 
 def test_killed_child_is_replaced_and_the_node_is_ready_again(cluster: Cluster) -> None:
