@@ -58,7 +58,8 @@ _ELEMENT_BYTES_MAX = LOCAL_MESSAGE_BYTES_MAX - _PACK_HEAD_BYTES
 def encode_local(messages: Sequence[LocalMessage]) -> bytes:
     """Encode messages for the stream, prefixes included: as few chunks as the limit of a chunk allows, none for no message.
 
-    Raises LocalProtocolError when the other end would have to refuse one.
+    Raises LocalProtocolError when the other end would have to refuse one. Writes and outcomes, of which there are most, are
+    not looked at again: the first were checked by who made them, the second when they came in.
     """
     chunks: list[bytes] = []
     waiting: list[bytes] = []
@@ -113,7 +114,7 @@ def _chunk(elements: list[bytes]) -> bytes:
 
 def _encode_one(message: LocalMessage) -> bytes:
     raw = _to_raw(message)
-    if not isinstance(message, LocalOutcome):  # the machine's own, or checked when the leader's came in
+    if not isinstance(message, (SubmitWrite, LocalOutcome)):
         try:
             _from_raw(raw)
         except RemoteProtocolError as error:
