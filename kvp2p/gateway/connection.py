@@ -249,10 +249,10 @@ class Connection:
         self._pending_bytes -= len(exchange.body or b"")
         self._gateway.routes.start(exchange)
         if exchange.answer is None:
-            exchange.on_end = self._wake
+            exchange.on_end = self._note_answered
 
-    def _wake(self) -> None:
-        self._gateway.resume_soon(self)
+    def _note_answered(self) -> None:
+        self._gateway.note_answered(self)
 
     def _answer(self, exchange: Exchange) -> None:
         answer = exchange.answer

@@ -46,13 +46,14 @@ _PROXY: Final = "/proxy/: this version of kvp2p does not speak the Miniflare rem
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """Answers requests. Reads that wait for a version wait in `nursery`, up to `min_version_wait_ms`."""
+    """Answers requests. Reads that wait for a version wait in `nursery`, up to `min_version_wait_ms`, and then call `resume`."""
 
     reads: Reads
     writes: Writes
     views: Views
     node: NodePort
     nursery: trio.Nursery
+    resume: Callable[[], None]
     api_url: str
     min_version_wait_ms: int
 
@@ -132,6 +133,7 @@ class Routes:
         finally:
             self.views.release()
         exchange.end(answer)
+        self.resume()
 
     def _health(self) -> bytes:
         identity = self.views.current().transaction.identity

@@ -5,8 +5,8 @@ Keeps true: I9, `connections_max`; a connection over it is told 503 and closed. 
     listeners first, then idle connections, then each connection with its last answer.
 In and out: `run` serves until it is cancelled; `drain` makes it stop in good order.
 
-A task a connection, one that accepts, one that resumes connections whose writes have ended (a group commit ends many at
-once: each connection then gets one send), one that ticks.
+A task a connection, one that accepts, one that ticks. Connections whose writes have ended are resumed by the task that read
+the outcomes: a group commit ends many at once, and each connection then gets one send.
 """
 
 from __future__ import annotations
@@ -79,19 +79,27 @@ class Gateway:
         self.views = Views(replica, self.access)
         self.reads = Reads(self.views, self.access)
         self.writes = Writes(self.views, self.access)
-        self.routes = Routes(self.reads, self.writes, self.views, node, nursery, api_url, settings.min_version_wait_ms)
+        self.routes = Routes(
+            self.reads,
+            self.writes,
+            self.views,
+            node,
+            nursery,
+            self.resume_answered,
+            api_url,
+            settings.min_version_wait_ms,
+        )
+        node.on_ended = self.resume_answered
         self.is_draining = False
         self._listeners = list(listeners)
         self._connections: set[Connection] = set()
-        self._to_resume: list[Connection] = []
-        self._wake = trio.Event()
+        self._answered: list[Connection] = []
         self._all_closed = trio.Event()
 
     def start(self) -> None:
         """Begin to serve."""
         for listener in self._listeners:
             self.nursery.start_soon(self._accept, listener)
-        self.nursery.start_soon(self._resume)
         self.nursery.start_soon(self._sweep)
         self.nursery.start_soon(self._tick)
 
@@ -112,10 +120,20 @@ class Gateway:
         _LOG.info("drained", connections_cut=len(self._connections))
         self.node.report(self.counters.samples())
 
-    def resume_soon(self, connection: Connection) -> None:
-        """Let a connection go on whose first request has got its answer."""
-        self._to_resume.append(connection)
-        self._wake.set()
+    def note_answered(self, connection: Connection) -> None:
+        """Keep a connection for `resume_answered`: a request of it has got its answer."""
+        self._answered.append(connection)
+
+    def resume_answered(self) -> None:
+        """Let the connections go on that have got answers. Whoever ends requests calls it when there are no more to end."""
+        if not self._answered:
+            return
+        connections, self._answered = self._answered, []
+        try:
+            for connection in dict.fromkeys(connections):
+                connection.resume()
+        finally:
+            self.views.release()
 
     # --- tasks
 
@@ -169,17 +187,6 @@ class Gateway:
             self.counters.connections_open = len(self._connections)
             if not self._connections:
                 self._all_closed.set()
-
-    async def _resume(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake = trio.Event()
-            connections, self._to_resume = self._to_resume, []
-            try:
-                for connection in dict.fromkeys(connections):
-                    connection.resume()
-            finally:
-                self.views.release()
 
     async def _sweep(self) -> None:
         settings = self.settings

@@ -21,6 +21,7 @@ from kvp2p.core.operations import Outcome
 from kvp2p.errors import RemoteProtocolError
 from kvp2p.node.status import Counters
 from kvp2p.runtime.driver import MS, ReplicaDriver
+from kvp2p.runtime.local_stream import LocalStream
 from kvp2p.wire.local import LocalDecoder, encode_local
 from kvp2p.wire.local_messages import (
     AwaitVersion,
@@ -35,7 +36,6 @@ from kvp2p.wire.local_messages import (
 )
 from kvp2p.wire.operations import WRITE_TIMEOUT_MS_MAX
 
-_RECEIVE_BYTES = 256 * 1024
 _ANSWERS_MAX = 65_536  # guess: more than a gateway may have in flight, so only one that reads nothing gets here
 log = structlog.get_logger("kvp2p.node")
 
@@ -43,19 +43,29 @@ log = structlog.get_logger("kvp2p.node")
 class _Connection:
     """One local process."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, connected: socket.socket) -> None:
         self.number = number
-        self.answers: list[LocalMessage] = []
-        self.has_answers = trio.Event()
+        self.stream = LocalStream(connected, self._take)
         self.cancel_scope = trio.CancelScope()
+        self._answers: list[LocalMessage] = []
 
     def queue(self, message: LocalMessage) -> None:
-        """Queue a message; the writer task sends all that queued up together."""
-        if len(self.answers) >= _ANSWERS_MAX:
+        """Queue a message; all that queued up leaves together with the next `send_answers`."""
+        if len(self._answers) >= _ANSWERS_MAX:
             self.cancel_scope.cancel()
             return
-        self.answers.append(message)
-        self.has_answers.set()
+        self._answers.append(message)
+
+    def send_answers(self) -> None:
+        """Send what is queued."""
+        if self._answers:
+            self.stream.flush()
+
+    def _take(self) -> bytes:
+        if not self._answers:
+            return b""
+        answers, self._answers = self._answers, []
+        return encode_local(answers)
 
 
 class LocalServer:
@@ -76,12 +86,14 @@ class LocalServer:
         self._next = 1
         self._readiness = Readiness(ready=False, reason="the node is starting")
 
-    def publish_readiness(self, is_ready: bool, reason: str) -> None:
-        """Push readiness to every local process when it changed."""
+    def end_turn(self, is_ready: bool, reason: str) -> None:
+        """Send the answers of a turn of the driver, and its readiness if that changed. To be called after each turn."""
         if (self._readiness.ready, self._readiness.reason) != (is_ready, reason):
             self._readiness = Readiness(is_ready, reason)
             for connection in self._connections.values():
                 connection.queue(self._readiness)
+        for connection in self._connections.values():
+            connection.send_answers()
 
     async def run(self, path: str, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen on a unix socket at `path` (relative: DESIGN §6 on long paths) until cancelled."""
@@ -90,18 +102,19 @@ class LocalServer:
             task_status.started()
             await trio.serve_listeners(self._serve, [trio.SocketListener(listener)])
 
-    async def _serve(self, stream: trio.SocketStream) -> None:
-        connection = _Connection(self._next)
+    async def _serve(self, accepted: trio.SocketStream) -> None:
+        connection = _Connection(self._next, socket.socket(fileno=accepted.socket.detach()))
         self._next += 1
         self._connections[connection.number] = connection
         connection.queue(self._readiness)
         try:
-            with connection.cancel_scope:
-                async with stream, trio.open_nursery() as nursery:
-                    nursery.start_soon(self._send_answers, stream, connection)
-                    await self._receive(stream, connection)
+            with connection.stream as stream, connection.cancel_scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(stream.push)
+                    connection.send_answers()
+                    await self._receive(connection)
                     nursery.cancel_scope.cancel()
-        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+        except* OSError:
             pass  # the process went away; its requests end, their answers find nobody
         except* RemoteProtocolError as errors:
             log.error("local_protocol_error", reason=str(errors.exceptions[0]))
@@ -110,11 +123,12 @@ class LocalServer:
             self._counters.end(connection.number)
             self._on_process_gone()
 
-    async def _receive(self, stream: trio.SocketStream, connection: _Connection) -> None:
+    async def _receive(self, connection: _Connection) -> None:
         decoder = LocalDecoder()
-        while data := await stream.receive_some(_RECEIVE_BYTES):
-            for message in decoder.feed(bytes(data)):
+        while data := await connection.stream.receive():
+            for message in decoder.feed(data):
                 await self._take(message, connection)
+            connection.send_answers()  # to questions; those to writes come in turns of the driver
 
     async def _take(self, message: LocalMessage, connection: _Connection) -> None:
         match message:
@@ -133,13 +147,6 @@ class LocalServer:
                 log.debug("process_connected", role=role, pid=process_id)
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} is not for the node to receive")
-
-    async def _send_answers(self, stream: trio.SocketStream, connection: _Connection) -> None:
-        while True:
-            await connection.has_answers.wait()
-            connection.has_answers = trio.Event()
-            answers, connection.answers = connection.answers, []
-            await stream.send_all(encode_local(answers))
 
 
 def _listen(path: str) -> trio.socket.SocketType:

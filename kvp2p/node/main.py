@@ -74,7 +74,7 @@ async def _serve(
         "metrics": lambda: _sum(counters.sums(), own_counters(driver)),
     }
     server = LocalServer(driver, counters, documents, on_process_gone=lambda: _check_readers(store))
-    driver.on_handled = lambda: server.publish_readiness(*readiness(driver, config.ready_lag_ms_max))
+    driver.on_handled = lambda: server.end_turn(*readiness(driver, config.ready_lag_ms_max))
     async with life.supervised() as drain, trio.open_nursery() as nursery:
         await nursery.start(mesh.run, config.host, config.mesh_port)
         await nursery.start(driver.run)

@@ -168,8 +168,7 @@ async def test_drain_does_not_wait_for_ever(short_tmp_path: Path) -> None:
 
 
 async def counted(r: Rig) -> dict[str, int]:
-    before = len(r.node.reports)
-    await until(lambda: len(r.node.reports) >= before + 2)
+    await until(lambda: bool(r.node.reports) and dict(r.node.reports[-1].counters) == r.gateway.counters.samples())
     return dict(r.node.reports[-1].counters)
 
 

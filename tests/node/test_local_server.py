@@ -119,7 +119,7 @@ async def serving(store: GatedStore, path: Path) -> AsyncIterator[Rig]:
         "metrics": lambda: {**counters.sums(), **own_counters(driver)},
     }
     server = LocalServer(driver, counters, documents, on_process_gone=lambda: gone.append(None))
-    driver.on_handled = lambda: server.publish_readiness(*readiness(driver, None))
+    driver.on_handled = lambda: server.end_turn(*readiness(driver, None))
     await trio.Path(path).write_bytes(b"left by an earlier life")
     async with trio.open_nursery() as nursery:
         await nursery.start(driver.run)
@@ -240,13 +240,13 @@ async def test_metrics_are_the_sum_over_processes_and_keep_what_an_ended_one_cou
 async def test_readiness_is_told_at_connect_and_pushed_when_it_changes(store: GatedStore, short_tmp_path: Path) -> None:
     async with serving(store, short_tmp_path / "node.sock") as rig:
         rig.driver.on_handled = lambda: None
-        rig.server.publish_readiness(False, "held back")
+        rig.server.end_turn(False, "held back")
         async with await trio.open_unix_socket(str(rig.path)) as stream:
             process = LocalProcess(stream)
             assert await process.receive() == Readiness(False, "held back")
-            rig.server.publish_readiness(True, "")
-            rig.server.publish_readiness(True, "")
-            rig.server.publish_readiness(False, "it lags")
+            rig.server.end_turn(True, "")
+            rig.server.end_turn(True, "")
+            rig.server.end_turn(False, "it lags")
             assert await process.receive() == Readiness(True, "")
             assert await process.receive() == Readiness(False, "it lags")
 

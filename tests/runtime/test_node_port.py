@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from kvp2p import limits
 from kvp2p.core.operations import Ending, Outcome, Put, refused
 from kvp2p.errors import NodeUnavailable
 from kvp2p.ids import NamespaceId, Version
-from kvp2p.runtime.node_port import NodePort
+from kvp2p.runtime.node_port import SHARING_MIN, NodePort
 from kvp2p.wire.local import LocalDecoder, encode_local
 from kvp2p.wire.local_messages import (
     AwaitVersion,
@@ -41,7 +42,8 @@ class FakeNode:
         self.path = path
         self.answer = answer
         self.received: list[LocalMessage] = []
-        self.chunks = 0
+        self.sends = 0  # as the length prefixes tell
+        self.streams: list[trio.abc.Stream] = []
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -58,10 +60,12 @@ class FakeNode:
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
         decoder = LocalDecoder()
+        self.streams.append(stream)
         async with stream:
             await stream.send_all(encode_local([Readiness(True, "")]))
             try:
                 while data := await stream.receive_some(65_536):
+                    self.sends += count_chunks(bytes(data))
                     for message in decoder.feed(bytes(data)):
                         self.received.append(message)
                         answer = self.answer(message)
@@ -72,6 +76,15 @@ class FakeNode:
 
     def of_type(self, kind: type[LocalMessage]) -> list[LocalMessage]:
         return [message for message in self.received if isinstance(message, kind)]
+
+
+def count_chunks(data: bytes) -> int:
+    """Count the chunks of a piece of the stream in which none is cut."""
+    count = 0
+    while data:
+        data = data[4 + int.from_bytes(data[:4], "big") :]
+        count += 1
+    return count
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -187,7 +200,8 @@ async def test_a_queue_that_is_full_refuses_as_overloaded(short_tmp_path: Path) 
     async with node.serving(), running_port(node.path) as port:
         await port.wait_connected()
         value = b"x" * limits.VALUE_BYTES_MAX
-        taken_max = math.ceil(limits.LOCAL_QUEUE_BYTES_MAX / len(value))
+        # Those that leave at once are not in the queue any more.
+        taken_max = math.ceil(limits.LOCAL_QUEUE_BYTES_MAX / len(value)) + SHARING_MIN
         for _ in range(taken_max):
             port.submit_nowait(a_put(b"k", value), 5_000, outcomes.append)
         assert outcomes
@@ -234,6 +248,101 @@ async def test_a_write_that_the_node_does_not_take_is_refused_at_its_deadline_an
     listener.close()
 
 
+class CountTaskSteps(trio.abc.Instrument):
+    """Counts what wakes up."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.steps += 1
+
+
+async def test_an_idle_port_does_not_wake_up(short_tmp_path: Path) -> None:
+    node = FakeNode(short_tmp_path / "node.sock", acknowledge)
+    async with node.serving(), running_port(node.path) as port:
+        await port.wait_connected()
+        await port.submit(a_put(), 60_000)
+        await trio.testing.wait_all_tasks_blocked()
+        counter = CountTaskSteps()
+        trio.lowlevel.add_instrument(counter)
+        await trio.sleep(0.35)
+        trio.lowlevel.remove_instrument(counter)
+        assert counter.steps == 1, "only this test has woken up"
+
+
+async def test_a_write_whose_time_is_up_is_refused_and_never_leaves(short_tmp_path: Path) -> None:
+    node = FakeNode(short_tmp_path / "node.sock", acknowledge)
+    async with node.serving(), running_port(node.path) as port:
+        await port.wait_connected()
+        outcome = await port.submit(a_put(b"late"), -1)
+        assert (outcome.ending, outcome.code) == (Ending.REFUSED, "deadline_passed")
+        assert await port.submit(a_put(b"next"), 5_000) == ACKED
+    writes = [write for write in node.received if isinstance(write, SubmitWrite)]
+    assert [write.operations for write in writes] == [a_put(b"next")]
+
+
+async def test_a_write_too_large_for_the_node_is_refused_here(short_tmp_path: Path) -> None:
+    node = FakeNode(short_tmp_path / "node.sock", acknowledge)
+    async with node.serving(), running_port(node.path) as port:
+        await port.wait_connected()
+        outcome = await port.submit(2 * a_put(b"k", b"x" * limits.VALUE_BYTES_MAX), 5_000)
+        assert (outcome.ending, outcome.code) == (Ending.REFUSED, "bad_request")
+        assert port.connected
+
+
+async def test_counters_are_sent_when_they_changed_and_to_each_new_node(short_tmp_path: Path) -> None:
+    first = FakeNode(short_tmp_path / "node.sock", acknowledge)
+    second = FakeNode(short_tmp_path / "node.sock", acknowledge)
+    async with running_port(first.path) as port:
+        async with first.serving():
+            await port.wait_connected()
+            for count in (1, 1, 2, 2):
+                port.report({"requests_total": count})
+                await port.query("status")
+        await until(lambda: not port.connected)
+        async with second.serving():
+            await port.wait_connected()
+            port.report({"requests_total": 2})
+            await port.query("status")
+    assert first.of_type(Report) == [Report((("requests_total", 1),)), Report((("requests_total", 2),))]
+    assert second.of_type(Report) == [Report((("requests_total", 2),))]
+
+
+async def test_outcomes_that_come_together_are_acted_on_together(short_tmp_path: Path) -> None:
+    held: list[LocalMessage] = []
+
+    def answer_the_last(message: LocalMessage) -> LocalMessage | None:
+        held.append(message)
+        return None
+
+    node = FakeNode(short_tmp_path / "node.sock", answer_the_last)
+    outcomes: list[Outcome] = []
+    ended: list[int] = []
+    async with node.serving(), running_port(node.path) as port:
+        await until(lambda: port.readiness.ready)
+        port.on_ended = lambda: ended.append(len(outcomes))
+        for number in range(3 * SHARING_MIN):
+            port.submit_nowait(a_put(b"%d" % number), 5_000, outcomes.append)
+        await until(lambda: len(node.of_type(SubmitWrite)) == 3 * SHARING_MIN)
+        answers = [LocalOutcome(one.request, ACKED) for one in held if isinstance(one, SubmitWrite)]
+        await node.streams[0].send_all(encode_local(answers))
+        await until(lambda: bool(outcomes))
+    assert ended[0] == len(outcomes) == 3 * SHARING_MIN
+
+
+async def test_writes_of_one_turn_share_a_send_when_there_are_many(short_tmp_path: Path) -> None:
+    node = FakeNode(short_tmp_path / "node.sock", stay_silent)
+    async with node.serving(), running_port(node.path) as port:
+        await port.wait_connected()
+        await until(lambda: bool(node.received))
+        for number in range(10 * SHARING_MIN):
+            port.submit_nowait(a_put(b"%d" % number), 5_000, lambda _: None)
+        await until(lambda: len(node.of_type(SubmitWrite)) == 10 * SHARING_MIN)
+    # The hello, those that had nobody to share with, and all others.
+    assert node.sends == 1 + SHARING_MIN - 1 + 1
+
+
 async def test_a_cancelled_write_that_has_not_left_never_leaves(short_tmp_path: Path) -> None:
     node = FakeNode(short_tmp_path / "node.sock", acknowledge)
     async with node.serving(), running_port(node.path) as port:
@@ -245,6 +354,30 @@ async def test_a_cancelled_write_that_has_not_left_never_leaves(short_tmp_path: 
         assert await port.submit(a_put(b"next"), 5_000) == ACKED
     writes = [write for write in node.received if isinstance(write, SubmitWrite)]
     assert [write.operations for write in writes] == [a_put(b"next")]
+
+
+async def test_a_write_cancelled_while_the_node_does_not_read_never_leaves(short_tmp_path: Path) -> None:
+    path = short_tmp_path / "node.sock"
+    listener = trio.socket.socket(trio.socket.AF_UNIX)
+    await listener.bind(str(path))
+    listener.listen()
+    async with running_port(path) as port:
+        accepted, _ = await listener.accept()  # and reads nothing: the kernel's buffer fills, then the queue
+        await port.wait_connected()
+        for _ in range(8):
+            port.submit_nowait(a_put(b"filler", b"x" * limits.VALUE_BYTES_MAX), 60_000, lambda _: None)
+        with trio.move_on_after(0.05) as scope:
+            await port.submit(a_put(b"abandoned"), 60_000)
+        assert scope.cancelled_caught
+        port.submit_nowait(a_put(b"last"), 60_000, lambda _: None)
+        decoder = LocalDecoder()
+        keys: list[bytes] = []
+        while b"last" not in keys:
+            writes = [one for one in decoder.feed(await accepted.recv(1 << 20)) if isinstance(one, SubmitWrite)]
+            keys += [one.key for write in writes for one in write.operations if isinstance(one, Put)]
+        assert keys == [b"filler"] * 8 + [b"last"]
+        accepted.close()
+    listener.close()
 
 
 async def test_a_node_that_sends_nonsense_is_left_and_dialled_again(short_tmp_path: Path) -> None:
