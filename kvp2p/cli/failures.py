@@ -1,7 +1,8 @@
 """How a command fails: one sentence on stderr, what to do about it, an exit code.
 
 Decides: the exit code and the advice of each failure.
-Keeps true: I10, code 4 if and only if nobody knows whether a write was applied; nothing of ours shows a traceback.
+Keeps true: I10, code 4 if and only if nobody knows whether a write was applied, also when it is Ctrl-C that ended the waiting for
+    its answer (130 then says that nothing was sent, or only reads were); nothing of ours shows a traceback.
 In and out: exceptions and outcomes in, `Failure` out; `main` prints it.
 """
 
@@ -55,6 +56,16 @@ def refused(code: str, message: str) -> Failure:
 def unknown(reason: str) -> Failure:
     """Return the failure for a write whose outcome nobody knows."""
     return Failure(UNKNOWN, "outcome_unknown", f"nobody knows whether the write was applied: {reason}")
+
+
+def interrupted() -> Failure:
+    """Return the failure for Ctrl-C before a write was sent."""
+    return Failure(INTERRUPTED, "interrupted", "interrupted", "")
+
+
+def interrupted_write() -> Failure:
+    """Return the failure for Ctrl-C after a write was, or may have been, sent."""
+    return unknown("interrupted before an answer came")
 
 
 def usage(message: str) -> NoReturn:

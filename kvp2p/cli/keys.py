@@ -1,8 +1,8 @@
 """`kvp2p get`, `put`, `delete`, `list`: single keys.
 
 Decides: what is printed where: a value goes to stdout byte for byte, remarks go to stderr.
-Keeps true: I10, a write is sent once and its outcome is the exit code. Keys travel raw: `..x`, `a//b`, `%` and bytes that are
-    no UTF-8 mean what they say.
+Keeps true: I10, a write is sent once and its outcome is the exit code. A key is taken as it stands: `..x`, `a//b` and `%41` mean what
+    they say, unless --encoded is given. Bytes that are no UTF-8 are sent as they are, and the node refuses them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import unquote_to_bytes
 
 import typer
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from kvp2p.client import Client, Found, KeyInfo, KeyPage, WriteOutcome
 
 Namespace = Annotated[str, typer.Argument(help="Namespace: its title or its id.", show_default=False)]
-Key = Annotated[str, typer.Argument(help="Key, up to 512 bytes.", show_default=False)]
+Key = Annotated[str, typer.Argument(help="Key, 1 to 512 bytes of UTF-8, as it is; see --encoded.", show_default=False)]
+Encoded = Annotated[bool, typer.Option("--encoded", help="KEY is percent-encoded, as in a URL: a%20b, %00.")]
 IfMatch = Annotated[
     str | None,
     typer.Option("--if-match", help="Only if this version stands there.", metavar="VERSION", show_default=False),
@@ -42,6 +44,7 @@ def get(
         str | None,
         typer.Option(help="Wait until the node has this version.", metavar="VERSION", show_default=False),
     ] = None,
+    encoded: Encoded = False,
     url: Url = None,
     token: Token = None,
     as_json: Json = False,
@@ -52,12 +55,16 @@ def get(
       kvp2p get settings theme
       kvp2p get images logo.png > logo.png
       kvp2p get settings theme --json     value, metadata and version
+      kvp2p get notes 'shopping list'     the key as it is: %20 would be three characters
+      kvp2p get notes --encoded shopping%20list%0A
+      kvp2p get notes -- -draft           a key that begins with a dash
     """
     session = session_of(context, url, token, as_json)
     _check_version("--min-version", min_version)
+    key_bytes = _key_bytes(key, encoded=encoded)
 
     async def read(client: Client) -> Found | None:
-        return await client.get(namespace, os.fsencode(key), min_version=min_version)
+        return await client.get(namespace, key_bytes, min_version=min_version)
 
     found = session.run(read)
     if found is None:
@@ -89,6 +96,7 @@ def put(
     ] = None,
     if_match: IfMatch = None,
     if_absent: Annotated[bool, typer.Option("--if-absent", help="Only if the key has no value.")] = False,
+    encoded: Encoded = False,
     url: Url = None,
     token: Token = None,
     as_json: Json = False,
@@ -107,13 +115,14 @@ def put(
     if if_match is not None and if_absent:
         usage("give --if-match or --if-absent, not both")
     _check_version("--if-match", if_match)
+    key_bytes = _key_bytes(key, encoded=encoded)
     parsed = _parse_metadata(metadata)
     body = os.fsencode(value) if value is not None else _read(file)
 
     async def write(client: Client) -> WriteOutcome:
-        return await client.put(namespace, os.fsencode(key), body, parsed, if_match=if_match, if_none_match=if_absent)
+        return await client.put(namespace, key_bytes, body, parsed, if_match=if_match, if_none_match=if_absent)
 
-    _print_outcome(session, session.run(write))
+    _print_outcome(session, session.run(write, writes=True))
 
 
 def delete(
@@ -121,6 +130,7 @@ def delete(
     namespace: Namespace,
     key: Key,
     if_match: IfMatch = None,
+    encoded: Encoded = False,
     url: Url = None,
     token: Token = None,
     as_json: Json = False,
@@ -133,11 +143,12 @@ def delete(
     """
     session = session_of(context, url, token, as_json)
     _check_version("--if-match", if_match)
+    key_bytes = _key_bytes(key, encoded=encoded)
 
     async def write(client: Client) -> WriteOutcome:
-        return await client.delete(namespace, os.fsencode(key), if_match=if_match)
+        return await client.delete(namespace, key_bytes, if_match=if_match)
 
-    _print_outcome(session, session.run(write))
+    _print_outcome(session, session.run(write, writes=True))
 
 
 def list_keys(
@@ -223,6 +234,10 @@ def _print_outcome(session: Session, outcome: WriteOutcome) -> None:
     sys.stdout.write(outcome.version + "\n")
     if not outcome.is_visible:
         say("The write is durable, but this node does not show it yet; read with --min-version to wait for it.")
+
+
+def _key_bytes(key: str, *, encoded: bool) -> bytes:
+    return unquote_to_bytes(os.fsencode(key)) if encoded else os.fsencode(key)
 
 
 def _parse_metadata(text: str | None) -> Any:

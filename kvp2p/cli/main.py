@@ -26,7 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="An open, self-hosted Workers KV: write anywhere, read everywhere from the local disk.",
-    epilog="Exit codes: 0 done, 1 not found, 2 usage, 3 refused (nothing was applied), 4 unknown.",
+    epilog="Exit codes: 0 done, 1 not found, 2 usage, 3 refused (nothing was applied), 4 unknown (a write was sent, and "
+    "nothing tells whether it was applied; after Ctrl-C, too), 130 interrupted before a write was sent.",
 )
 
 add_command(app, "init", nodes.init)

@@ -40,7 +40,7 @@ def create(
 
     from kvp2p.client import Namespace
 
-    outcome = session.run(write)
+    outcome = session.run(write, writes=True)
     if not isinstance(outcome, Namespace):
         raise failed(outcome)
     if session.as_json:
@@ -91,7 +91,7 @@ def delete(
 
     from kvp2p.client import Acked
 
-    outcome = session.run(write)
+    outcome = session.run(write, writes=True)
     if not isinstance(outcome, Acked):
         raise failed(outcome)
     if session.as_json:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from kvp2p.cli.failures import INTERRUPTED, REFUSED, Failure, refused, unknown, usage
+from kvp2p.cli.failures import REFUSED, Failure, interrupted, interrupted_write, refused, unknown, usage
 
 if TYPE_CHECKING:
     import httpx
@@ -47,14 +47,21 @@ class Session:
     token: str | None
     as_json: bool
 
-    def run(self, work: Callable[[Client], Awaitable[T]], connections: int = 1) -> T:
-        """Run `work` on a client that is open for its length."""
+    def run(self, work: Callable[[Client], Awaitable[T]], connections: int = 1, *, writes: bool = False) -> T:
+        """Run `work` on a client that is open for its length.
+
+        `writes`: from its first step on `work` may have sent a write, so that an interruption leaves an unknown outcome.
+        """
         import trio
 
         from kvp2p.client import ClientConfig, ClientError, NotSent, ReadRefused, open_client
 
+        has_begun = False
+
         async def run() -> T:
+            nonlocal has_begun
             async with open_client(self.url, self.token, config=ClientConfig(connections=connections)) as client:
+                has_begun = True
                 return await work(client)
 
         try:
@@ -67,8 +74,11 @@ class Session:
             raise Failure(
                 REFUSED, "connection_lost", f"the connection to {self.url} was lost: {error}", "Try again."
             ) from error
-        except KeyboardInterrupt as error:
-            raise Failure(INTERRUPTED, "interrupted", "interrupted", "") from error
+        except (KeyboardInterrupt, BaseExceptionGroup) as error:
+            # Ctrl-C that hits a task comes in the group of its nursery.
+            if isinstance(error, BaseExceptionGroup) and error.split(KeyboardInterrupt)[0] is None:
+                raise
+            raise (interrupted_write() if writes and has_begun else interrupted()) from error
 
     @cached_property
     def health(self) -> dict[str, Any]:
@@ -92,6 +102,8 @@ class Session:
             if method == "GET":
                 raise Failure(REFUSED, "connection_lost", f"no answer from {url}: {error}", "Try again.") from error
             raise unknown(f"{url} gave no answer: {error}") from error
+        except KeyboardInterrupt as error:
+            raise (interrupted() if method == "GET" else interrupted_write()) from error
         return _document(method, url, answer)
 
 
@@ -105,16 +117,19 @@ def _document(method: str, url: str, answer: httpx.Response) -> Any:
     if answer.is_success and isinstance(document, dict):
         return document
     error = document.get("error") if isinstance(document, dict) else None
-    if not isinstance(error, dict):
+    told = error if isinstance(error, dict) else {}
+    # A proxy's 502 or 504 says nothing of what the node behind it did with a write, and neither does its error page with 200.
+    is_certain = told.get("applied") == "no" or ("applied" not in told and 300 <= answer.status_code < 500)
+    if method != "GET" and not is_certain:
+        raise unknown(str(told.get("message") or f"{url} answered {answer.status_code} and not as a kvp2p node does"))
+    if not told:
         raise Failure(
             REFUSED,
             "not_a_node",
             f"{url} answered {answer.status_code} and not as a kvp2p node does",
             "Check the address.",
         )
-    if error.get("applied") == "unknown" and method != "GET":
-        raise unknown(str(error.get("message")))
-    raise refused(str(error.get("code")), str(error.get("message")))
+    raise refused(str(told.get("code")), str(told.get("message")))
 
 
 def session_of(context: typer.Context, url: str | None, token: str | None, as_json: bool) -> Session:

@@ -2,7 +2,8 @@
 
 Decides: the format, a JSON array of {"key", "value", "metadata"?, "expiration"?, "base64"?}, and how much goes on at once.
 Keeps true: I9, so many writes are under way and no more. I10, each is sent once; after some failures no more are begun, and the
-    report says how many were acknowledged, refused, unknown and not begun. The whole file is checked before the first write.
+    report, which an import that is interrupted gives as well, says how many were acknowledged, refused, unknown and not begun.
+    The whole file is checked before the first write.
 Source: shared Cloudflare API, bulk write of Workers KV.
 """
 
@@ -46,16 +47,22 @@ class Item:
 
 @dataclass(slots=True)
 class Tally:
-    """How the writes of an import ended."""
+    """How the writes of an import ended. `last_key` is that of the write that was begun last, in the order of the file."""
 
+    begun: int = 0
     acked: int = 0
     refused: int = 0
     unknown: int = 0
+    last_key: str | None = None
     failures: list[str] = field(default_factory=list)
 
     @property
     def failed(self) -> int:
         return self.refused + self.unknown
+
+    def end(self) -> None:
+        """Count what was begun and has no answer: nobody will hear of it any more."""
+        self.unknown = self.begun - self.acked - self.refused
 
 
 def import_file(
@@ -99,14 +106,21 @@ def import_file(
                 for _ in range(min(parallel, len(items))):
                     nursery.start_soon(work)
 
+        cut_short: Failure | None = None
         if items:
-            session.run(load, connections=min(4, parallel))
-    _report(tally, len(items), as_json=session.as_json)
+            try:
+                session.run(load, connections=min(4, parallel))
+            except Failure as failure:
+                cut_short = failure
+    tally.end()
+    _report(tally, len(items), cut_short, as_json=session.as_json)
 
 
 async def _write(client: Client, namespace: str, item: Item, tally: Tally) -> None:
     from kvp2p.client import Acked, Refused
 
+    tally.begun += 1
+    tally.last_key = item.key
     outcome = await client.put(
         namespace, item.key, item.value, item.metadata, expires_in_s=item.expires_in_s, expires_at=item.expires_at
     )
@@ -121,23 +135,33 @@ async def _write(client: Client, namespace: str, item: Item, tally: Tally) -> No
             tally.failures.append(f"{shown(item.key)}: unknown, {outcome.reason}")
 
 
-def _report(tally: Tally, total: int, *, as_json: bool) -> None:
+def _report(tally: Tally, total: int, cut_short: Failure | None, *, as_json: bool) -> None:
+    """Say how it went; raises Failure unless all was acknowledged. `cut_short` is what ended the import before its end."""
     document: dict[str, object] = {
         "total": total,
         "acked": tally.acked,
         "refused": tally.refused,
         "unknown": tally.unknown,
-        "not_begun": total - tally.acked - tally.failed,
+        "not_begun": total - tally.begun,
+        "last_key": tally.last_key,
     }
     say("{acked} of {total} written, {refused} refused, {unknown} unknown, {not_begun} not begun".format(**document))
-    if not tally.failed:
+    if cut_short is None and not tally.failed:
         if as_json:
             print_json(document)
         return
+    if tally.last_key is not None:
+        say(f"The last key that was begun, in the order of the file: {shown(tally.last_key)}")
     for one in tally.failures[:FAILURES_MAX]:
         say(f"  {one}")
+    if cut_short is not None and not tally.begun:
+        raise Failure(cut_short.status, cut_short.code, cut_short.message, cut_short.advice, document)
+    code, message = ("incomplete", "the import is not complete")
+    status = REFUSED
+    if cut_short is not None:
+        code, message, status = cut_short.code, f"{message}: {cut_short.message}", cut_short.status
     advice = "Importing a file again writes all its keys again."
-    raise Failure(UNKNOWN if tally.unknown else REFUSED, "incomplete", "the import is not complete", advice, document)
+    raise Failure(UNKNOWN if tally.unknown else status, code, message, advice, document)
 
 
 def export(
@@ -238,6 +262,8 @@ def _parse_item(number: int, entry: Mapping[str, Any]) -> Item:
     key, value = entry.get("key"), entry.get("value")
     if not isinstance(key, str) or not key or not isinstance(value, str):
         usage(f"{where} needs a key (a string, not empty) and a value (a string)")
+    if any("\ud800" <= one <= "\udfff" for one in key):
+        usage(f"{where}, key {shown(key)!r}: half of a surrogate pair is no character")
     if entry.get("base64"):
         try:
             raw = base64.b64decode(value, validate=True)

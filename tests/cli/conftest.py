@@ -21,12 +21,19 @@ NAMESPACE_ID = "0123456789abcdef0123456789abcdef"
 
 @dataclass
 class FakeNode:
-    """What the node holds and was asked. `refusal` answers every write, `cuts_writes` ends the connection instead."""
+    """What the node holds and was asked. `refusal` answers every write, `cuts_writes` ends the connection instead.
+
+    `page` answers every write as a proxy does whose node is gone. After `writes_answered_max` writes no more are answered.
+    """
 
     values: dict[bytes, tuple[bytes, str | None]] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     refusal: tuple[int, str, str] | None = None
     cuts_writes: bool = False
+    page: tuple[int, bytes] | None = None
+    writes_answered_max: int | None = None
+    is_silent: threading.Event = field(default_factory=threading.Event)
+    is_over: threading.Event = field(default_factory=threading.Event)
     page_keys_max: int = 1000
     members: list[dict[str, Any]] = field(default_factory=list)
     created_tokens: list[dict[str, Any]] = field(default_factory=list)
@@ -77,6 +84,12 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {"name": "n1", "api_url": node.url, "cluster_id": "c" * 32})
         elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self.error(401, "unauthorized")
+        elif self.command != "GET" and node.writes_answered_max is not None and self.is_one_too_many():
+            node.is_silent.set()
+            node.is_over.wait(30)
+            self.close_connection = True
+        elif self.command != "GET" and node.page is not None:
+            self.answer(node.page[0], body=node.page[1])
         elif self.command != "GET" and node.cuts_writes:
             self.close_connection = True
         elif self.command != "GET" and node.refusal is not None:
@@ -93,6 +106,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.key(unquote_to_bytes(raw_key), body)
             else:
                 self.namespace(parse_qs(parts.query))
+
+    def is_one_too_many(self) -> bool:
+        return len(self.node.writes()) > (self.node.writes_answered_max or 0)
 
     do_GET = do_PUT = do_DELETE = do_POST = handle_one  # noqa: N815  http.server names them
 
@@ -185,6 +201,7 @@ def node() -> Iterator[FakeNode]:
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield fake
+    fake.is_over.set()
     server.shutdown()
     server.server_close()
     thread.join()

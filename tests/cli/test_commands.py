@@ -44,6 +44,15 @@ def test_awkward_keys_travel_raw_and_come_back(kvp2p: Run, node: Node, key: str)
     assert list(node.values) == [b"x"]
 
 
+def test_an_encoded_key_is_the_one_of_a_url(kvp2p: Run, node: Node) -> None:
+    assert kvp2p("put", "settings", "--encoded", "a%20b/%00%C3%A9+", "v").status == 0
+    assert list(node.values) == ["a b/\0é+".encode()]
+    assert kvp2p("get", "settings", "--encoded", "a%20b%2F%00%C3%A9%2B").out == b"v"
+    assert kvp2p("get", "settings", "a%20b").status == 1
+    assert kvp2p("delete", "settings", "--encoded", "a%20b/%00%C3%A9+").status == 0
+    assert node.values == {}
+
+
 def test_get_adds_nothing_to_the_value_and_writes_files(kvp2p: Run, node: Node, tmp_path: Path) -> None:
     value = bytes(range(256)) * 10
     node.values[b"k"] = (value, '{"a":1}')

@@ -45,7 +45,14 @@ def test_export_of_a_prefix_and_of_nothing_is_an_array(kvp2p: Run, node: Node) -
 def test_of_a_key_that_stands_there_twice_the_last_counts(kvp2p: Run, node: Node, tmp_path: Path) -> None:
     entries = [{"key": "k", "value": "first"}, {"key": "k", "value": "bGFzdA==", "base64": True}]
     result = kvp2p("import", "settings", bulk_file(tmp_path, entries), "--json")
-    assert result.document == {"total": 1, "acked": 1, "refused": 0, "unknown": 0, "not_begun": 0}
+    assert result.document == {
+        "total": 1,
+        "acked": 1,
+        "refused": 0,
+        "unknown": 0,
+        "not_begun": 0,
+        "last_key": "k",
+    }
     assert node.values == {b"k": (b"last", None)}
 
 
@@ -62,6 +69,7 @@ def test_stdin_is_read_where_a_dash_stands(kvp2p: Run, node: Node) -> None:
         [{"key": "k"}],
         [{"key": "", "value": "v"}],
         [{"key": 1, "value": "v"}],
+        [{"key": "half \ud800", "value": "v"}],
         [{"key": "k", "value": 1}],
         [{"key": "k", "value": "***", "base64": True}],
         [{"key": "k", "value": "v", "expiration": "soon"}],

@@ -1,0 +1,118 @@
+"""Ctrl-C, and proxies: what is said of a write whose answer will not be heard."""
+
+import array
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., Any]
+Node = Any
+TOKEN = "kv_secret"
+
+
+def interrupted(
+    node: Node, *arguments: str, stdin: int = subprocess.DEVNULL, is_due: Callable[[], bool] | None = None
+) -> tuple[int, bytes, str]:
+    """Run a command, press Ctrl-C when the node has fallen silent, and return exit code, stdout and stderr."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from kvp2p.cli.main import main; main()", *arguments],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "KVP2P_URL": node.url, "KVP2P_TOKEN": TOKEN},
+    )
+    deadline = time.monotonic() + 20
+    while not (node.is_silent.is_set() if is_due is None else is_due()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    return process.returncode, out, err.decode()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("put", "settings", "k", "v"),
+        ("delete", "settings", "k"),
+        ("namespace", "create", "settings"),
+        ("namespace", "delete", "settings", "--yes"),
+        ("token", "create", "web", "-p", "read"),
+        ("token", "revoke", "3f2a9c0d11e84b57"),
+    ],
+    ids=" ".join,
+)
+def test_a_write_that_is_interrupted_after_it_was_sent_ends_with_4(node: Node, arguments: tuple[str, ...]) -> None:
+    node.writes_answered_max = 0
+    status, out, err = interrupted(node, *arguments)
+    assert (status, out) == (4, b"")
+    assert "nobody knows whether the write was applied: interrupted before an answer came" in err
+    assert "Read the key before you repeat the write" in err
+
+
+def test_an_interruption_before_a_write_is_sent_ends_with_130(node: Node) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"half of a value")
+
+    def has_read() -> bool:
+        left = array.array("i", [0])
+        fcntl.ioctl(reader, termios.FIONREAD, left)
+        return left[0] == 0
+
+    status, out, err = interrupted(node, "put", "settings", "k", stdin=reader, is_due=has_read)
+    os.close(reader)
+    os.close(writer)
+    assert (status, out) == (130, b"")
+    assert "Traceback" not in err
+    assert node.writes() == []
+
+
+@pytest.mark.parametrize("parallel", [1, 5])
+def test_an_import_that_is_interrupted_says_how_far_it_came(node: Node, tmp_path: Path, parallel: int) -> None:
+    node.writes_answered_max = 20
+    file = tmp_path / "bulk.json"
+    file.write_text(json.dumps([{"key": f"k{number:03}", "value": "v"} for number in range(100)]))
+    status, out, err = interrupted(node, "import", "settings", str(file), "--parallel", str(parallel), "--json")
+    assert status == 4
+    told = json.loads(out)
+    assert (told["total"], told["acked"], told["refused"]) == (100, 20, 0)
+    assert 1 <= told["unknown"] <= parallel
+    assert told["not_begun"] == 80 - told["unknown"]
+    assert told["last_key"] == f"k{19 + told['unknown']:03}"
+    assert told["error"]["code"] == "interrupted"
+    assert f"20 of 100 written, 0 refused, {told['unknown']} unknown" in err
+    assert f"in the order of the file: {told['last_key']}" in err
+
+
+@pytest.mark.parametrize("status", [200, 500, 502, 503, 504])
+def test_an_answer_that_is_not_a_nodes_leaves_a_write_unknown(kvp2p: Run, node: Node, status: int) -> None:
+    node.page = (status, b"<html>Bad Gateway</html>")
+    for arguments in (("token", "create", "web", "-p", "read"), ("token", "revoke", "3f2a9c0d11e84b57")):
+        result = kvp2p(*arguments)
+        assert (result.status, result.out) == (4, b"")
+        assert f"answered {status} and not as a kvp2p node does" in result.err
+
+
+@pytest.mark.parametrize("status", [502, 504])
+def test_a_proxys_error_page_leaves_the_write_of_a_key_unknown(kvp2p: Run, node: Node, status: int) -> None:
+    node.page = (status, b"<html>Bad Gateway</html>")
+    assert kvp2p("put", "settings", "k", "v").status == 4
+    assert kvp2p("delete", "settings", "k").status == 4
+    assert kvp2p("namespace", "delete", "settings", "--yes").status == 4
+
+
+def test_a_page_that_refuses_a_request_says_that_nothing_was_applied(kvp2p: Run, node: Node) -> None:
+    node.page = (403, b"<html>Forbidden</html>")
+    result = kvp2p("token", "create", "web", "-p", "read")
+    assert result.status == 3
+    assert "Check the address" in result.err
