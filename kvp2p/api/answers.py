@@ -1,7 +1,7 @@
 """What every route of the API port has in common: JSON answers, errors as on the data port, counting.
 
 Decides: how an error of ours becomes an answer; the codes and statuses are those of `gateway/answers.py`.
-Keeps true: I10, an outcome is told as it came. No error text in the reason phrase: hypercorn sends an empty one.
+Keeps true: I10, an outcome is told as it came, and when our own fault hides it, it is unknown. No error text in the reason phrase: hypercorn sends an empty one.
 In and out: a handler in, an endpoint out; `samples` for the node's sum.
 """
 
@@ -23,6 +23,7 @@ from kvp2p.errors import NodeUnavailable, RequestError, StoreError
 from kvp2p.gateway.answers import CODES, RETRY_AFTER_SECONDS
 
 BODY_BYTES_MAX: Final = 64 * 1024
+_WRITE_SENT: Final = "kvp2p.write_sent"
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -35,19 +36,24 @@ def json_response(document: object, status: int = 200, headers: Mapping[str, str
     return Response(body, status, {"Cache-Control": "no-store", **(headers or {})}, media_type="application/json")
 
 
-def error_response(code: str, message: str, limit: int | None = None) -> Response:
-    """Answer an error of the table in `gateway/answers.py`."""
+def error_response(code: str, message: str, limit: int | None = None, *, applied: str | None = None) -> Response:
+    """Answer an error of the table in `gateway/answers.py`, which says what was applied unless `applied` does."""
     meaning = CODES[code]
     error: dict[str, object] = {"code": code, "message": message}
     if limit is not None:
         error["limit"] = limit
-    error |= {"retryable": meaning.retryable, "applied": meaning.applied}
+    error |= {"retryable": meaning.retryable, "applied": applied or meaning.applied}
     headers = {}
     if meaning.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if meaning.status in {429, 503}:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return json_response({"error": error}, meaning.status, headers)
+
+
+def expect_write(request: Request) -> None:
+    """Note that from here on a write of this request may have left: an internal error must not say that nothing was applied."""
+    request.scope[_WRITE_SENT] = True
 
 
 def outcome_response(outcome: Outcome) -> Response:
@@ -101,14 +107,15 @@ class Endpoints:
 
         return answer
 
-    async def refuse(self, _request: Request, error: Exception) -> Response:  # async by protocol: Starlette
+    async def refuse(self, request: Request, error: Exception) -> Response:  # async by protocol: Starlette
         """Answer what Starlette itself refuses: an unknown route, a method that a route has not."""
         status = error.status_code if isinstance(error, HTTPException) else 500
         code, message = {
             404: ("route_not_found", "the API port has /healthz, /metrics and /admin/v1"),
             405: ("method_not_allowed", "this route does not have that method, see Allow"),
         }.get(status, ("internal_error", "this is a fault of kvp2p; the log of the api process has more"))
-        response = error_response(code, message)
+        applied = "unknown" if code == "internal_error" and request.scope.get(_WRITE_SENT) else None
+        response = error_response(code, message, applied=applied)
         if isinstance(error, HTTPException):
             response.headers.update(error.headers or {})
         self._answered["other", response.status_code] += 1

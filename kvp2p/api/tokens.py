@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kvp2p.api.access import ApiAccess
-from kvp2p.api.answers import json_response, outcome_response, read_object
+from kvp2p.api.answers import expect_write, json_response, outcome_response, read_object
 from kvp2p.core.entry import ROW_HEAD_BYTES, Kind, row_kind
 from kvp2p.core.operations import Condition, Delete, Ending, Put
 from kvp2p.core.system_rows import (
@@ -64,6 +64,7 @@ class Tokens:
             token = _token_of(fields, text, creator, view, self._access)
         key, value = encode_token(token)
         put = Put(SYSTEM_NAMESPACE, key, value, condition=Condition.ABSENT)
+        expect_write(request)
         outcome = await self._port.submit([put], WRITE_DEADLINE_MS)
         if outcome.ending is not Ending.ACKED:
             return outcome_response(outcome)
@@ -78,6 +79,7 @@ class Tokens:
         if not found:
             raise RequestError("token_not_found", f"there is no token with the id {named[:80]!r}")
         deletes = [Delete(SYSTEM_NAMESPACE, token_key(one.token_hash)) for one in found]
+        expect_write(request)
         outcome = await self._port.submit(deletes, WRITE_DEADLINE_MS)
         if outcome.ending is not Ending.ACKED:
             return outcome_response(outcome)
