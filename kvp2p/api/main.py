@@ -2,13 +2,15 @@
 
 Decides: the life of the process.
 Keeps true: the port listens before the libraries that serve it are imported, which takes longer than all else in a node's start
-    and is done in this process alone: whoever connects meanwhile waits, and is not refused.
+    and is done in this process alone: whoever connects meanwhile waits, and is not refused. What it does, that import above all,
+    takes the processor only as far as the node and the gateways leave it.
 In and out: `run` is called by the supervisor in a child; the working directory is the data directory, so that the node's socket
     has a short path.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import Final
 
@@ -19,10 +21,12 @@ from kvp2p.runtime.child import ChildLife
 from kvp2p.store.reader import Replica
 
 BACKLOG: Final = 100  # hypercorn's own
+NICENESS: Final = 5  # a third of the weight of the node and of each gateway, where processors are short; nothing else
 
 
 def run(config: NodeConfig, life: ChildLife) -> None:
     """Serve the API port until the supervisor asks to drain."""
+    os.nice(NICENESS)
     with open_listener(config.host, config.api_port) as listener:
         trio.run(_run, config, life, listener)
 

@@ -124,6 +124,13 @@ def test_status_tells_of_each_node(cluster: Cluster) -> None:
     assert len({node["state_hash"] for node in nodes.values()}) == 1
 
 
+def test_api_process_leaves_the_processor_to_the_others(cluster: Cluster) -> None:
+    pids = cluster.nodes()["n1"]["pids"]
+    others = {os.getpriority(os.PRIO_PROCESS, pid) for pid in (pids["node"], *pids["gateways"])}
+    assert others == {os.getpriority(os.PRIO_PROCESS, 0)}
+    assert {os.getpriority(os.PRIO_PROCESS, pids["api"])} == {min(19, one + 5) for one in others}
+
+
 def test_killed_node_is_gone_whole_and_comes_back_where_it_was(cluster: Cluster) -> None:
     before = cluster.nodes()["n2"]
     cluster.run("kill", "n2")
