@@ -64,4 +64,5 @@ WAITERS_MAX: Final = 16_384  # readers waiting for KV-Min-Version
 LOCAL_MESSAGE_BYTES_MAX: Final = 1024 * 1024  # one message on the unix socket
 LOCAL_QUEUE_BYTES_MAX: Final = 8 * 1024 * 1024
 INBOX_EVENTS_MAX: Final = 8_192
+WALK_ROWS_LOOKED_AT_MAX: Final = 4_096  # guess: own rows compared with a walk's part in one transaction
 NAMESPACE_SWEEP_ROWS_MAX: Final = 512  # rows of a deleted namespace freed in one transaction

@@ -264,7 +264,10 @@ class AntiEntropy:
         self._bytes_in_flight += batch_bytes
         self._parts_in_flight += parts
 
-        def done(_: BatchResult) -> None:
+        def done(result: BatchResult) -> None:
+            if result.walk_rest is not None:
+                self.board.persist(result.walk_rest, done, failed)
+                return
             self._bytes_in_flight -= batch_bytes
             self._parts_in_flight -= parts
             if parts:

@@ -7,6 +7,7 @@ Keeps true
 * I4: the caller commits everything this module did, or nothing of it.
 * I6: a row that a walk's part lacks was removed there if the part's vector covers it; the vector rises at the walk's end only.
 * I7: a namespace's tombstone beats every entry of that id; its rows leave H at once, its space is freed in slices.
+* I9: a walk's part is looked through in slices, since any number of rows may stand here where it has none.
 In and out: a `Batch` in, a `BatchResult` out. Conditions of writes are checked here, against the rows as they stand.
 Source: DESIGN.md §2 and §3; last-writer-wins registers after Shapiro et al. (2011).
 """
@@ -38,7 +39,7 @@ from kvp2p.core.entry import (
     row_version,
 )
 from kvp2p.core.joining import Joining
-from kvp2p.core.messages import Frame, KeyedRow, RowKey, WalkPart
+from kvp2p.core.messages import Frame, KeyedRow, RowKey
 from kvp2p.core.operations import (
     Condition,
     CreateNamespace,
@@ -51,7 +52,7 @@ from kvp2p.core.operations import (
     refused,
 )
 from kvp2p.core.port import ReadTransaction, WriteTransaction
-from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
+from kvp2p.core.vector import EMPTY_VECTOR
 from kvp2p.errors import RemoteProtocolError
 from kvp2p.ids import (
     SYSTEM_NAMESPACE,
@@ -64,7 +65,7 @@ from kvp2p.ids import (
     version_issuer,
     version_stamp,
 )
-from kvp2p.limits import NAMESPACES_PER_ACCOUNT_MAX
+from kvp2p.limits import NAMESPACES_PER_ACCOUNT_MAX, WALK_ROWS_LOOKED_AT_MAX
 
 
 def apply_batch(txn: WriteTransaction, batch: Batch) -> BatchResult:
@@ -77,8 +78,8 @@ def apply_batch(txn: WriteTransaction, batch: Batch) -> BatchResult:
             outcomes, frame = application.write_group(batch)
         case FrameBatch(frame=received):
             application.frame(received)
-        case WalkBatch(part=part, end=end):
-            application.walk_part(part, end)
+        case WalkBatch():
+            application.walk(batch)
         case Settle():
             application.settle(batch)
         case NamespaceSweep(namespace=namespace, rows_max=rows_max):
@@ -141,6 +142,7 @@ class _Application:
     def __init__(self, txn: WriteTransaction) -> None:
         self.txn = txn
         self.rows = Joining(txn, state_hash_seed(txn))
+        self.walk_rest: WalkBatch | None = None
 
     def result(self, outcomes: tuple[Outcome, ...], frame: Frame | None) -> BatchResult:
         txn, rows = self.txn, self.rows
@@ -158,6 +160,7 @@ class _Application:
             namespaces_to_sweep=tuple(rows.newly_dead),
             candidates=_candidates(txn) if rows.candidates_changed else None,
             rows_changed=rows.rows_changed,
+            walk_rest=self.walk_rest,
         )
 
     # --- the leader's own writes
@@ -318,30 +321,43 @@ class _Application:
             self.txn.set_above(above)
         self.txn.set_vector(raised)
 
-    def walk_part(self, part: WalkPart, end: VersionVector | None) -> None:
-        vector = self.txn.vector
-        sent = {(namespace, key) for namespace, key, _ in part.rows}
-        gone = []
-        for namespace, key, row in self.txn.all_rows(after=part.after):
-            if part.upto is not None and (namespace, key) > part.upto:
-                break
-            if (namespace, key) not in sent and part.vector.covers(row_version(row)):
-                gone.append((namespace, key, row))
-        for namespace, key, row in gone:  # removed there, and its absence is information [I6]
-            self.rows.remove(namespace, key, row)
+    def walk(self, batch: WalkBatch) -> None:
+        part, vector = batch.part, self.txn.vector
+        # Until the vector covers what the peer covered when it read this part, rows may stand above the vector, and others
+        # may be gone that it still covers.
+        self.txn.set_above(self.txn.above.join(part.vector))
+        if not self._remove_what_is_gone(batch):
+            return  # the next slice stores the rest
         for namespace, key, row in part.rows:
             if not vector.covers(row_version(row)):  # [I1]
                 self.rows.join(namespace, key, row)
-        # Until the vector covers what the peer covered when it read this part, rows may stand above the vector.
-        self.txn.set_above(self.txn.above.join(part.vector))
-        if end is not None:
+        if batch.end is not None:
             floor = self.txn.floor
-            for issuer, stamp in end.items():
+            for issuer, stamp in batch.end.items():
                 if stamp > vector.stamp_of(issuer):
                     floor = floor.raised(issuer, stamp)  # these positions came without a log
             self.txn.set_floor(floor)
-            self.txn.set_vector(vector.join(end))
+            self.txn.set_vector(vector.join(batch.end))
             self.txn.set_complete(True)
+
+    def _remove_what_is_gone(self, batch: WalkBatch) -> bool:
+        """Remove what the peer has removed, as its absence tells [I6]; tell whether all of the part was looked at."""
+        part = batch.part
+        sent = {(namespace, key) for namespace, key, _ in part.rows}
+        gone = []
+        start = part.after if batch.looked_upto is None else batch.looked_upto
+        for looked_at, (namespace, key, row) in enumerate(self.txn.all_rows(after=start), 1):
+            row_key = (namespace, key)
+            if part.upto is not None and row_key > part.upto:
+                break
+            if row_key not in sent and part.vector.covers(row_version(row)):
+                gone.append((namespace, key, row))
+            if looked_at == WALK_ROWS_LOOKED_AT_MAX:
+                self.walk_rest = WalkBatch(part, batch.end, row_key)
+                break
+        for namespace, key, row in gone:
+            self.rows.remove(namespace, key, row)
+        return self.walk_rest is None
 
     # --- what a node keeps for itself
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kvp2p.core.messages import Designation, Frame, Member, WalkPart
+from kvp2p.core.messages import Designation, Frame, Member, RowKey, WalkPart
 from kvp2p.core.operations import Operation, Outcome
 from kvp2p.core.port import Identity
 from kvp2p.core.vector import VersionVector
@@ -44,10 +44,14 @@ class FrameBatch:
 
 @dataclass(frozen=True, slots=True)
 class WalkBatch:
-    """A part of a walk. `end` is the vector of the walk's first part, given with the last part only [I6]."""
+    """A part of a walk. `end` is the vector of the walk's first part, given with the last part only [I6].
+
+    What was removed at the peer is looked for in slices: `looked_upto` is where the slice before has ended.
+    """
 
     part: WalkPart
     end: VersionVector | None
+    looked_upto: RowKey | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +103,6 @@ class BatchResult(NamedTuple):
     namespaces_to_sweep: tuple[NamespaceId, ...] = ()  # newly deleted, or not yet empty
     candidates: tuple[bytes, ...] | None = None  # when a system row changed them
     rows_changed: int = 0
+    walk_rest: WalkBatch | None = (
+        None  # the next slice of a WalkBatch: nothing of its rows and vectors is stored before it
+    )

@@ -62,7 +62,7 @@ class Joining:
 
     def join(self, namespace: NamespaceId, key: bytes, row: bytes) -> None:
         """Store a row unless what stands at its key, or over its namespace, beats it."""
-        space = self._space(namespace)
+        space = self._spaces.get(namespace) or self._space(namespace)
         if space.is_dead:
             return  # the namespace's tombstone beats it, whatever its version [I7]
         txn = self._txn

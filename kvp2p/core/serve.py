@@ -16,10 +16,11 @@ from kvp2p.core.entry import row_digest_holds
 from kvp2p.core.messages import Frame, KeyedRow, Message, Pull, PullEnd, RowKey, WalkPart, WalkRequest
 from kvp2p.core.port import ReadTransaction
 from kvp2p.ids import Issuer, NamespaceId, Stamp
-from kvp2p.limits import FRAME_BYTES_MAX, FRAME_POSITIONS_MAX
+from kvp2p.limits import FRAME_BYTES_MAX, FRAME_POSITIONS_MAX, KEY_BYTES_MAX
 
 _POSITION_BYTES = 12  # a stamp and an index in CBOR
-_ROW_OVERHEAD_BYTES = 32  # the namespace and the heads of three byte strings
+_ROW_OVERHEAD_BYTES = 32  # the namespace and the heads of three byte strings; the price of a deleted namespace too
+_LAST_KEY = b"\xff" * KEY_BYTES_MAX
 
 
 def serve(txn: ReadTransaction, request: Pull | WalkRequest) -> Iterator[Message]:
@@ -119,21 +120,39 @@ def _serve_pull(txn: ReadTransaction, pull: Pull) -> Iterator[Message]:
 def _serve_walk(txn: ReadTransaction, request: WalkRequest) -> Iterator[Message]:
     rows: list[KeyedRow] = []
     bytes_used = len(txn.vector.encode())  # it travels along
-    upto: RowKey | None = None
-    dead = _DeadNamespaces(txn)
-    for namespace, key, row in txn.all_rows(after=request.after):
-        if dead.has(namespace):
-            continue
-        is_sound = row_digest_holds(row)
-        more = _row_bytes((namespace, key, row))
-        if rows and (not is_sound or bytes_used + more > FRAME_BYTES_MAX):
-            upto = (rows[-1][0], rows[-1][1])
+    reached, upto = request.after, None
+    for row_key, row in _living_rows(txn, request.after):
+        is_sound = row is None or row_digest_holds(row)
+        more = _ROW_OVERHEAD_BYTES if row is None else _row_bytes((*row_key, row))
+        if reached != request.after and (not is_sound or bytes_used + more > FRAME_BYTES_MAX):
+            upto = reached
             break
         if not is_sound:
             return  # damaged: its absence from a part would remove it there [I6]
-        rows.append((namespace, key, row))
+        if row is not None:
+            rows.append((*row_key, row))
         bytes_used += more
+        reached = row_key
     yield WalkPart(request.walk, request.after, upto, tuple(rows), txn.vector)
+
+
+def _living_rows(txn: ReadTransaction, after: RowKey | None) -> Iterator[tuple[RowKey, bytes | None]]:
+    """Iterate over rows; those of a deleted namespace are passed over at one step, told as its last key without a row.
+
+    Not one by one: there may be millions that are not swept yet, and whoever serves is the node's only actor [I9].
+    """
+    dead = _DeadNamespaces(txn)
+    start = after
+    is_ahead = True
+    while is_ahead:
+        is_ahead = False
+        for namespace, key, row in txn.all_rows(after=start):
+            if dead.has(namespace):
+                start = (namespace, _LAST_KEY)
+                is_ahead = True
+                yield start, None
+                break
+            yield (namespace, key), row
 
 
 class _DeadNamespaces:
