@@ -67,15 +67,20 @@ from kvp2p.ids import (
 )
 from kvp2p.limits import NAMESPACES_PER_ACCOUNT_MAX, WALK_ROWS_LOOKED_AT_MAX
 
+_NO_ROOM = refused("disk_full", "the leader's disk is full; nothing was applied. Deleting goes on, and makes room")
 
-def apply_batch(txn: WriteTransaction, batch: Batch) -> BatchResult:
-    """Apply one batch to an open write transaction and say how the store stands after it."""
+
+def apply_batch(txn: WriteTransaction, batch: Batch, *, is_full: bool = False) -> BatchResult:
+    """Apply one batch to an open write transaction and say how the store stands after it.
+
+    With `is_full` there is room for deletions only: the other writes of a group are refused.
+    """
     application = _Application(txn)
     outcomes: tuple[Outcome, ...] = ()
     frame: Frame | None = None
     match batch:
         case WriteGroup():
-            outcomes, frame = application.write_group(batch)
+            outcomes, frame = application.write_group(batch, is_full=is_full)
         case FrameBatch(frame=received):
             application.frame(received)
         case WalkBatch():
@@ -165,12 +170,16 @@ class _Application:
 
     # --- the leader's own writes
 
-    def write_group(self, group: WriteGroup) -> tuple[tuple[Outcome, ...], Frame | None]:
+    def write_group(self, group: WriteGroup, *, is_full: bool) -> tuple[tuple[Outcome, ...], Frame | None]:
         if group.designation is not None:
             self.txn.set_designation(group.designation)
         after = self.txn.vector.stamp_of(group.issuer)
         positions: list[tuple[Stamp, RowKey]] = []
-        outcomes = tuple(self._write(group, write, positions) for write in group.writes)
+        needs_room = is_full and group.designation is None  # a new term is no more than a row or two
+        outcomes = tuple(
+            _NO_ROOM if needs_room and not write.makes_room else self._write(group, write, positions)
+            for write in group.writes
+        )
         if not positions:
             return outcomes, None
         upto = positions[-1][0]

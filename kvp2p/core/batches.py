@@ -1,7 +1,8 @@
 """Batches: everything that a machine asks its store to change, each applied whole in one transaction [I4].
 
 Decides: the vocabulary of changes, and what comes back from each.
-Keeps true: a batch is a value: it names no transaction, so the same one runs on LMDB and in the simulator.
+Keeps true: a batch is a value: it names no transaction, so the same one runs on LMDB and in the simulator. Each says whether it
+`may_use_reserve`: a full disk must be recoverable by deleting, and must not keep a node from knowing who leads.
 In and out: `Persist(ticket, batch)` out of a machine, `Persisted(ticket, result)` back.
 """
 
@@ -10,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from kvp2p.core.entry import is_tombstone
 from kvp2p.core.messages import Designation, Frame, Member, RowKey, WalkPart
-from kvp2p.core.operations import Operation, Outcome
+from kvp2p.core.operations import Delete, DeleteNamespace, Operation, Outcome
 from kvp2p.core.port import Identity
 from kvp2p.core.vector import VersionVector
 from kvp2p.ids import Issuer, NamespaceId, Stamp
@@ -22,6 +24,11 @@ class StampedWrite(NamedTuple):
 
     first_stamp: Stamp
     operations: tuple[Operation, ...]
+
+    @property
+    def makes_room(self) -> bool:
+        """Tell whether the write does nothing but delete: tombstones are small, and what they stand for is freed."""
+        return all(isinstance(operation, Delete | DeleteNamespace) for operation in self.operations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +41,22 @@ class WriteGroup:
     wall_ms: int
     designation: Designation | None = None  # persisted with the group when it is the first of a new term
 
+    @property
+    def may_use_reserve(self) -> bool:
+        """On a full disk those writes go on that only delete; `apply_batch` refuses the others when it is told so."""
+        return self.designation is not None or any(write.makes_room for write in self.writes)
+
 
 @dataclass(frozen=True, slots=True)
 class FrameBatch:
     """A frame received from a peer."""
 
     frame: Frame
+
+    @property
+    def may_use_reserve(self) -> bool:
+        """A frame that only deletes may."""
+        return all(is_tombstone(row) for _, _, row in self.frame.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +70,11 @@ class WalkBatch:
     end: VersionVector | None
     looked_upto: RowKey | None = None
 
+    @property
+    def may_use_reserve(self) -> bool:
+        """A part that only removes may: a row that is sent would stay."""
+        return not self.part.rows
+
 
 @dataclass(frozen=True, slots=True)
 class Settle:
@@ -62,6 +84,8 @@ class Settle:
     members: tuple[Member, ...] | None = None
     complete: bool | None = None
 
+    may_use_reserve = True
+
 
 @dataclass(frozen=True, slots=True)
 class NamespaceSweep:
@@ -69,6 +93,8 @@ class NamespaceSweep:
 
     namespace: NamespaceId
     rows_max: int
+
+    may_use_reserve = True
 
 
 Batch = WriteGroup | FrameBatch | WalkBatch | Settle | NamespaceSweep

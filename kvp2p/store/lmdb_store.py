@@ -183,7 +183,7 @@ class LmdbStore:
         `into_reserve` is for transactions that make room. Raises StoreFull before the block when the disk has no room but the
         reserve, or at its end; StoreError when the disk fails. Nothing is applied then.
         """
-        if not into_reserve and self._free() < RESERVE_BYTES:
+        if not into_reserve and self._has_reserve_only():
             raise StoreFull(f"the disk of {self.directory} has less than {RESERVE_BYTES >> 20} MiB left: make room")
         try:
             transaction = self._handle.begin(write=True)
@@ -204,6 +204,19 @@ class LmdbStore:
                     transaction.abort()
         except lmdb.Error as error:
             raise self.translated(error) from error
+
+    def _has_reserve_only(self) -> bool:
+        """Tell whether neither the disk nor the file has room. LMDB never gives pages back: what deleting frees is in the file."""
+        free = self._free()
+        if free >= RESERVE_BYTES:
+            return False
+        try:
+            with self._handle.begin() as transaction:
+                trees = [transaction.stat(), *(transaction.stat(table) for table in self._environment.tables.values())]
+        except lmdb.Error as error:
+            raise self.translated(error) from error
+        pages = sum(tree["branch_pages"] + tree["leaf_pages"] + tree["overflow_pages"] for tree in trees)
+        return free + self.used_bytes() - pages * trees[0]["psize"] < RESERVE_BYTES
 
     def reader_check(self) -> int:
         """Free the slots of reader processes that are gone; returns how many there were."""

@@ -17,6 +17,7 @@ from kvp2p.core.port import Identity
 from kvp2p.core.vector import VersionVector
 from kvp2p.errors import StoreError, StoreFormatError, StoreFull
 from kvp2p.ids import Issuer, NamespaceId, NodeId, Stamp
+from kvp2p.store import lmdb_store
 from kvp2p.store.environment import DISK_FULL_BYTES, translate
 from kvp2p.store.lmdb_store import RESERVE_BYTES, LmdbStore
 from kvp2p.store.meta import FORMAT_KEY, VECTOR
@@ -306,13 +307,36 @@ def test_full_map_is_told_as_full_and_undone(tmp_path: Path, identity: Identity,
 
 
 def test_reserve_is_kept_for_what_makes_room(directory: Path, make_row: MakeRow) -> None:
-    with LmdbStore.open(directory, free=lambda: RESERVE_BYTES - 1) as store:
+    with LmdbStore.open(directory, free=lambda: RESERVE_BYTES // 2) as store:
         with store.write(into_reserve=True) as writer:
             writer.put_row(SPACE, b"a", make_row(b"a"))
         with pytest.raises(StoreFull, match="32 MiB"), store.write():
             raise AssertionError("wrote into the reserve")
         with store.read() as reader:
             assert reader.row(SPACE, b"a") == make_row(b"a")
+
+
+def test_a_full_disk_is_recovered_by_deleting(
+    directory: Path, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LMDB keeps the pages that deleting frees: the disk stays full, and yet there is room."""
+    monkeypatch.setattr(lmdb_store, "RESERVE_BYTES", 1 << 20)
+    free = GIBIBYTES
+    with LmdbStore.open(directory, free=lambda: free) as store:
+        with store.write() as writer:
+            for number in range(20):
+                writer.put_row(SPACE, b"%d" % number, make_row(b"v" * 100_000))
+        free = 0
+        with pytest.raises(StoreFull), store.write():
+            raise AssertionError("wrote into the reserve")
+        for numbers in (range(15), range(15, 16)):  # pages are used again from the second commit after theirs
+            with store.write(into_reserve=True) as writer:
+                for number in numbers:
+                    writer.put_row(SPACE, b"%d" % number, make_row(None))
+        used = store.used_bytes()
+        with store.write() as writer:
+            writer.put_row(SPACE, b"more", make_row(b"v" * 1_000))
+        assert store.used_bytes() == used, "nothing was asked of the disk"
 
 
 # The limit on file sizes cuts a write short just as a full disk does: LMDB reports EIO, and the free space decides.
