@@ -2,7 +2,8 @@
 
 Decides: which batches share a transaction: all that queued up while the last one was syncing (group commit).
 Keeps true: I4 and I5: a result is told after its transaction was synced, results in the order of the batches. A batch that finds no
-room ends alone in `StoreFull`; any other failure ends the node, which starts again from the store (crash-only).
+room is tried once more in the store's reserve if it may use that, and ends alone in `StoreFull` if not. Any other failure ends the
+node, which starts again from the store (crash-only).
 In and out: `submit` from the trio thread; `tell(ticket, result | StoreFull)` is called back on the trio thread.
 """
 
@@ -86,9 +87,20 @@ class StoreWriter:
                 results = [(ticket, apply_batch(txn, batch)) for ticket, batch in items]
         except StoreFull as full:
             if len(items) == 1:
-                return [(items[0][0], full)]
+                return [self._apply_into_reserve(*items[0], full)]
             return [ending for item in items for ending in self._apply([item])]
         return list(results)
+
+    def _apply_into_reserve(self, ticket: int, batch: Batch, full: StoreFull) -> tuple[int, Ending]:
+        """Try a batch again that found no room: deleting must go on, it makes room."""
+        if not batch.may_use_reserve:
+            return ticket, full
+        try:
+            with self._store.write(into_reserve=True) as txn:
+                result = apply_batch(txn, batch, is_full=True)
+        except StoreFull as still_full:
+            return ticket, still_full
+        return ticket, result
 
     def _tell_all(self, endings: list[tuple[int, Ending]]) -> None:
         for ticket, ending in endings:

@@ -4,12 +4,13 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import trio
 
-from kvp2p.core.batches import Batch, BatchResult, StampedWrite, WriteGroup
-from kvp2p.core.operations import Put
+from kvp2p.core.batches import Batch, BatchResult, Settle, StampedWrite, WriteGroup
+from kvp2p.core.operations import Delete, Put
 from kvp2p.errors import StoreError, StoreFull
 from kvp2p.ids import SYSTEM_NAMESPACE, Issuer, NodeId, Stamp
 from kvp2p.runtime.store_writer import Ending, StoreWriter
@@ -131,6 +132,47 @@ async def test_when_the_disk_is_full_only_the_batch_without_room_fails(store: Ga
     assert told.tickets == [0, 1, 2, 3, 4]
     assert [isinstance(ending, StoreFull) for _, ending in told.endings] == [False, False, True, False, False]
     assert keys_in(store) == [b"key-1000", b"key-1001", b"key-1003", b"key-2000"]
+
+
+async def test_on_a_full_disk_deletes_are_stored_and_puts_of_the_same_group_are_refused(
+    store: GatedStore, disk: Disk
+) -> None:
+    told = Told()
+    writer = StoreWriter(store, told)
+    delete = StampedWrite(Stamp(2_000), (Delete(SYSTEM_NAMESPACE, b"key-1"),))
+    put = StampedWrite(Stamp(2_001), (Put(SYSTEM_NAMESPACE, b"key-2", b"value"),))
+    async with running(writer):
+        writer.submit(0, a_group(1))
+        await until(lambda: len(told.endings) == 1)
+        disk.answers = iter([0] * 3)
+        writer.submit(1, WriteGroup(1, Issuer(b"issuer-1"), (delete, put), 1))
+        await until(lambda: len(told.endings) == 2)
+        writer.submit(2, a_group(3_000))
+        await until(lambda: len(told.endings) == 3)
+        writer.submit(3, Settle(complete=True))
+        await until(lambda: len(told.endings) == 4)
+    result = told.endings[1][1]
+    assert isinstance(result, BatchResult)
+    assert [outcome.code for outcome in result.outcomes] == ["", "disk_full"]
+    assert isinstance(told.endings[2][1], StoreFull)
+    assert isinstance(told.endings[3][1], BatchResult)
+    assert keys_in(store) == [b"key-1"], "its tombstone"
+
+
+async def test_a_disk_without_even_a_reserve_refuses_deletes_too(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Told()
+    writer = StoreWriter(store, told)
+    monkeypatch.setattr(store, "write", _always_full)
+    async with running(writer):
+        writer.submit(0, Settle(complete=True))
+        await until(lambda: len(told.endings) == 1)
+    assert isinstance(told.endings[0][1], StoreFull)
+
+
+def _always_full(*, into_reserve: bool = False) -> NoReturn:
+    raise StoreFull("not a byte is left")
 
 
 async def test_any_other_failure_ends_the_run_and_tells_nothing_of_what_waited(store: GatedStore) -> None:
