@@ -43,7 +43,7 @@ class Disk:
         self.waiting: list[Waiting] = []
         self.on_next_submit: Callable[[], None] | None = None  # called once: for faults that want a batch in flight
         self.syncs = 0
-        self.is_full = False  # while so, a batch fails at its sync and changes nothing
+        self.is_full = False  # while so, a batch that may not use the reserve fails at its sync and changes nothing
         self.failed = 0
         self._is_syncing = False
         self._power = 0  # counts crashes: a sync that was cut short never ends
@@ -71,7 +71,7 @@ class Disk:
             durable, self.waiting = self.waiting[:group], self.waiting[group:]
             self.syncs += 1
             self._is_syncing = False
-            results = [None if self.is_full else self.apply(one.batch) for one in durable]
+            results = [self._result_of(one.batch) for one in durable]
             if self.waiting:
                 self._sync()
             for one, result in zip(durable, results, strict=True):
@@ -88,7 +88,10 @@ class Disk:
     def apply(self, batch: Batch) -> BatchResult:
         """Apply a batch in one transaction of the store."""
         with self.store.write() as txn:
-            return apply_batch(txn, batch)
+            return apply_batch(txn, batch, is_full=self.is_full)
+
+    def _result_of(self, batch: Batch) -> BatchResult | None:
+        return self.apply(batch) if batch.may_use_reserve or not self.is_full else None
 
     def crash(self, share_kept: float) -> tuple[list[Batch], list[Batch]]:
         """End all syncs; of the batches in flight the first ones reach the disk all the same, up to a share (0 none, 1 all).
