@@ -34,8 +34,8 @@ from kvp2p.core.entry import (
     decode_row,
     encode_row,
     is_tombstone,
+    is_value,
     row_expires_at,
-    row_kind,
     row_version,
 )
 from kvp2p.core.joining import Joining
@@ -125,7 +125,7 @@ def state_hash_seed(txn: ReadTransaction) -> int:
 
 def _candidates(txn: ReadTransaction) -> tuple[bytes, ...]:
     row = txn.row(SYSTEM_NAMESPACE, system_rows.CANDIDATES_KEY)
-    if row is None or row_kind(row) != Kind.VALUE:
+    if row is None or not is_value(row):
         return ()
     return system_rows.decode_candidates(decode_row(SYSTEM_NAMESPACE, system_rows.CANDIDATES_KEY, row).value)
 

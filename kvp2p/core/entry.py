@@ -48,7 +48,8 @@ class Kind(IntEnum):
 
 # Looking up an enum's member takes 0.1 us in Python 3.11, as long as a comparison of rows; these are looked at for each row.
 _TOMBSTONE = int(Kind.TOMBSTONE)
-_KINDS = (int(Kind.TOMBSTONE), int(Kind.VALUE))
+_VALUE = int(Kind.VALUE)
+_KINDS = (_TOMBSTONE, _VALUE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,11 @@ def row_kind(row: bytes) -> int:
 def is_tombstone(row: bytes) -> bool:
     """Tell whether a row says that there is nothing."""
     return row[0] == _TOMBSTONE
+
+
+def is_value(row: bytes) -> bool:
+    """Tell whether a row holds its value."""
+    return row[0] == _VALUE
 
 
 def row_version(row: bytes) -> Version:

@@ -11,7 +11,7 @@ In and out: rows in; changed rows, totals, and what the batch's result has to te
 from __future__ import annotations
 
 from kvp2p.core import system_rows
-from kvp2p.core.entry import STATE_HASH_MASK, Kind, is_tombstone, join_rows, row_kind, row_state_hash
+from kvp2p.core.entry import STATE_HASH_MASK, is_tombstone, is_value, join_rows, row_state_hash
 from kvp2p.core.port import NamespaceTotals, WriteTransaction
 from kvp2p.ids import SYSTEM_NAMESPACE, NamespaceId
 
@@ -31,7 +31,7 @@ class _Space:
     def note_row(self, standing: bytes | None) -> None:
         """Take note of the namespace's own row. Without one it is neither dead nor live: its entries may come first."""
         self.is_dead = standing is not None and is_tombstone(standing)
-        self.is_live = standing is not None and row_kind(standing) == Kind.VALUE
+        self.is_live = standing is not None and is_value(standing)
 
     def forget(self) -> None:
         """Hide the namespace: out of H at once, its space is freed later [I7]."""

@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple, Self
 
 import lmdb
 
-from kvp2p.core.entry import FLAG_METADATA, ROW_HEAD_BYTES, Kind, row_digest_holds, row_kind
+from kvp2p.core.entry import FLAG_METADATA, ROW_HEAD_BYTES, Kind, is_tombstone, is_value, row_digest_holds
 from kvp2p.core.port import ReadTransaction
 from kvp2p.core.system_rows import NAMESPACE_PREFIX, Namespace, decode_namespace, namespace_key
 from kvp2p.core.vector import VersionVector
@@ -90,7 +90,7 @@ class _Known:
 
 def is_hidden(row: bytes, now: Callable[[], float]) -> bool:
     """Tell whether a row is hidden from readers: a tombstone, or expired. Asks for the time only when the row expires."""
-    if row_kind(row) == Kind.TOMBSTONE:
+    if is_tombstone(row):
         return True
     expires = row[4:12]
     return expires != _NEVER and int.from_bytes(expires, "big") <= now()
@@ -261,7 +261,7 @@ class Replica:
     def _shown(self, row: bytes) -> Found | None:
         if is_hidden(row, self._now):
             return None
-        if row_kind(row) != Kind.VALUE:
+        if not is_value(row):
             raise StoreFormatError("the value is stored in chunks, which this version of kvp2p does not read")
         value_at = ROW_HEAD_BYTES + int.from_bytes(row[2:4], "big")
         return Found(row[value_at:], _metadata(row), int.from_bytes(row[4:12], "big"), Version(row[12:32]))
@@ -292,18 +292,20 @@ class Replica:
         last = b""
         with self.store.read(views=True) as transaction:
             standing = transaction.row(SYSTEM_NAMESPACE, namespace_key(namespace))
-            if standing is None or row_kind(standing) != Kind.VALUE:  # deleted since it was resolved [I7]
+            if standing is None or not is_value(standing):  # deleted since it was resolved [I7]
                 raise RequestError("namespace_not_found", f"there is no namespace {namespace.hex()!r}")
             for scanned, (key, row) in enumerate(transaction.rows(namespace, prefix, after)):
                 if not key.startswith(prefix):
                     break
                 if scanned >= LIST_ROWS_SCANNED_MAX:
                     return Page(tuple(keys), list_complete=False, cursor=encode_cursor(namespace, last))
-                if not is_hidden(row, self._now):
+                head = bytes(row[:ROW_HEAD_BYTES])  # copied once: each look into a memoryview makes another
+                if not is_hidden(head, self._now):
                     if len(keys) == limit:
                         return Page(tuple(keys), list_complete=False, cursor=encode_cursor(namespace, last))
-                    expires_at = int.from_bytes(row[4:12], "big")
-                    keys.append(ListedKey(key, _metadata(row), expires_at, Version(bytes(row[12:32]))))
+                    expires_at = int.from_bytes(head[4:12], "big")
+                    metadata = _metadata(row) if head[1] & FLAG_METADATA else None
+                    keys.append(ListedKey(key, metadata, expires_at, Version(head[12:32])))
                 last = key
         return Page(tuple(keys), list_complete=True, cursor=None)
 
@@ -359,7 +361,7 @@ class Replica:
         for key, row in transaction.rows(SYSTEM_NAMESPACE, start=NAMESPACE_PREFIX):
             if not key.startswith(NAMESPACE_PREFIX):
                 break
-            if row_kind(row) == Kind.VALUE:
+            if is_value(row):
                 namespaces.append(decode_namespace(key, row[ROW_HEAD_BYTES:]))
         ids: dict[str | bytes, NamespaceId] = {one.title: one.namespace for one in namespaces if one.account == account}
         for one in namespaces:  # after the titles: an id wins
