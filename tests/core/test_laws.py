@@ -16,9 +16,12 @@ from kvp2p.core.entry import (
     check_row,
     decode_row,
     encode_row,
+    is_tombstone,
+    is_value,
     join_rows,
     row_digest_holds,
     row_expires_at,
+    row_kind,
     row_version,
 )
 from kvp2p.core.hlc import HybridClock, stamp_wall_ms
@@ -145,6 +148,8 @@ def test_a_row_that_was_encoded_passes_its_check_and_reads_back(key: bytes, row:
     entry = decode_row(SPACE, key, row)
     assert encode_row(entry.kind, entry.value, entry.metadata, entry.expires_at, entry.version) == row
     assert entry.expires_at == row_expires_at(row)
+    assert entry.kind == row_kind(row)
+    assert (is_tombstone(row), is_value(row)) == (entry.kind == Kind.TOMBSTONE, entry.kind == Kind.VALUE)
 
 
 def _with_head(row: bytes, at: int, replaced: bytes) -> bytes:
