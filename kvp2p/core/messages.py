@@ -115,10 +115,14 @@ class WalkPart:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """A write sent on to the leader, once [I10]. `deadline_ms` is the time it has left when it is sent."""
+    """A write sent on to the leader, once [I10].
+
+    `deadline_ns` is the reading of CLOCK_MONOTONIC at which its sender gives it up: of the sender's clock on the way, of the
+    receiver's once the link has handed it out (never a later moment).
+    """
 
     request: int
-    deadline_ms: int
+    deadline_ns: int
     operations: tuple[Operation, ...]
 
 

@@ -206,8 +206,7 @@ class ReplicaMachine:
             not_leading = refused("no_leader", f"the node asked is {self.leadership.role}; nothing was applied")
             self.board.send(peer, ForwardOutcome(forward.request, not_leading))
         else:
-            deadline_ns = self.board.now.mono_ns + forward.deadline_ms * MS
-            writer.submit(peer, forward.request, forward.operations, deadline_ns)
+            writer.submit(peer, forward.request, forward.operations, forward.deadline_ns)
 
     # --- the store
 

@@ -249,7 +249,6 @@ class Forwarder:
     def submit(self, write: Write) -> None:
         """Forward a write, or refuse it when there is nobody to send it to or no time left."""
         board = self.board
-        deadline_ms = (write.deadline_ns - board.now.mono_ns) // MS
         leader = board.designation.node if board.designation is not None else None
         if board.is_stopping:
             self._refuse(write.request, "no_leader", "this node is stopping; nothing was applied")
@@ -260,7 +259,7 @@ class Forwarder:
             self._refuse(
                 write.request, "overloaded", "too many writes are on their way to the leader; nothing was applied"
             )
-        elif deadline_ms < 1:  # a whole millisecond is the least that a Forward can say
+        elif write.deadline_ns <= board.now.mono_ns:
             self._refuse(
                 write.request,
                 "deadline_passed",
@@ -269,7 +268,7 @@ class Forwarder:
         else:
             self._sent[write.request] = _Forwarded(leader, sum(map(operation_bytes, write.operations)))
             self._deadlines.add(write.deadline_ns, write.request)
-            board.send(leader, Forward(write.request, deadline_ms, write.operations))
+            board.send(leader, Forward(write.request, write.deadline_ns, write.operations))
 
     def on_send_failed(self, forward: Forward) -> None:
         """The link had no room: nothing was sent."""

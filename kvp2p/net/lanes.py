@@ -4,7 +4,7 @@ Decides: control before data before chunks, how messages of one lane are joined 
 Keeps true: I9. Queued bytes of a lane stay under its limit; payload bytes of the data lane (and of the chunk lane, each for itself) that are sent and not yet
 taken in by the peer's consumer stay under DATA_CREDIT_BYTES_MAX, on both sides of the link: the sender does not send beyond it, and a
 receiver closes on one that does.
-I10. A forwarded write whose time ran out while it waited here is never sent; one that is sent carries the time that it has left then.
+I10. A forwarded write whose time ran out while it waited here is never sent.
 In and out: encoded messages and payloads, nothing that waits; `net/link.py` is the tasks around it.
 
 A payload holds messages of the data or of the chunk lane, or of neither. Small ones go along behind control messages: one websocket message costs far more
@@ -18,10 +18,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
-from kvp2p.core.messages import LANE_OF, Forward, Lane, Message
+from kvp2p.core.messages import LANE_OF, Lane, Message
 from kvp2p.errors import RemoteProtocolError
 from kvp2p.limits import (
     CONTROL_QUEUE_BYTES_MAX,
@@ -30,7 +30,7 @@ from kvp2p.limits import (
     MESH_MESSAGE_BYTES_MAX,
 )
 from kvp2p.wire.link_messages import Credit, LinkMessage
-from kvp2p.wire.mesh import PACK_HEAD_BYTES, encode_message, pack
+from kvp2p.wire.mesh import PACK_HEAD_BYTES, pack
 
 QUEUE_BYTES_MAX: Final = {
     Lane.CONTROL: CONTROL_QUEUE_BYTES_MAX,
@@ -42,29 +42,11 @@ CREDIT_STEP_BYTES: Final = DATA_CREDIT_BYTES_MAX // 8
 SHARED_BYTES_MAX: Final = 16 * 1024
 # A small message costs more than its bytes while it waits: a limit in bytes alone would let millions of pings queue up.
 MESSAGE_OVERHEAD_BYTES: Final = 100
-_MS = 1_000_000
 
 
 def lane_of(message: Message | LinkMessage) -> Lane:
     """Return the lane of a message; those about the link itself are control."""
     return LANE_OF.get(type(message), Lane.CONTROL)
-
-
-@dataclass(frozen=True, slots=True)
-class Expiring:
-    """A forwarded write, and when it must not be sent any more, as CLOCK_MONOTONIC tells it."""
-
-    forward: Forward
-    expires_ns: int
-
-    def element_at(self, now_ns: int, element: bytes) -> bytes | None:
-        """Return what is sent now, `element` if that still says the time left; None when it is too late."""
-        if now_ns >= self.expires_ns:
-            return None
-        left_ms = -((now_ns - self.expires_ns) // _MS)  # rounded up: what hardly waited is not encoded again
-        if left_ms >= self.forward.deadline_ms:
-            return element
-        return encode_message(replace(self.forward, deadline_ms=left_ms))
 
 
 class SendLanes:
@@ -73,7 +55,7 @@ class SendLanes:
     __slots__ = ("_in_flight", "_queues", "_waiting")
 
     def __init__(self) -> None:
-        self._queues: dict[Lane, deque[tuple[bytes, Expiring | None]]] = {lane: deque() for lane in Lane}
+        self._queues: dict[Lane, deque[tuple[bytes, int | None]]] = {lane: deque() for lane in Lane}
         self._waiting = dict.fromkeys(Lane, 0)
         self._in_flight = {Lane.DATA: 0, Lane.CHUNKS: 0}
 
@@ -85,12 +67,15 @@ class SendLanes:
         """Return how many payload bytes of a lane the peer has not taken in yet."""
         return self._in_flight[lane]
 
-    def push(self, lane: Lane, element: bytes, expiring: Expiring | None = None) -> bool:
-        """Queue an encoded message; False, and nothing done, when the lane is full."""
+    def push(self, lane: Lane, element: bytes, expires_ns: int | None = None) -> bool:
+        """Queue an encoded message; False, and nothing done, when the lane is full.
+
+        From `expires_ns` of CLOCK_MONOTONIC on it is not sent any more.
+        """
         more = len(element) + MESSAGE_OVERHEAD_BYTES
         if self._waiting[lane] + more > QUEUE_BYTES_MAX[lane]:
             return False
-        self._queues[lane].append((element, expiring))
+        self._queues[lane].append((element, expires_ns))
         self._waiting[lane] += more
         return True
 
@@ -111,14 +96,12 @@ class SendLanes:
         queue = self._queues[lane]
         elements: list[bytes] = []
         while queue:
-            queued, expiring = queue[0]
-            if len(queued) > room:
+            element, expires_ns = queue[0]
+            if len(element) > room:
                 break
             queue.popleft()
-            self._waiting[lane] -= len(queued) + MESSAGE_OVERHEAD_BYTES
-            # Less time left is never a longer number, so it still fits.
-            element = queued if expiring is None else expiring.element_at(time.monotonic_ns(), queued)
-            if element is not None:
+            self._waiting[lane] -= len(element) + MESSAGE_OVERHEAD_BYTES
+            if expires_ns is None or time.monotonic_ns() < expires_ns:
                 room -= len(element)
                 elements.append(element)
         return elements

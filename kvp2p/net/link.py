@@ -14,6 +14,7 @@ ping each interval and ends the link when the peer has been silent for too long.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -24,7 +25,8 @@ from kvp2p.core.messages import Forward, Lane, Message
 from kvp2p.errors import LinkClosed, RemoteProtocolError
 from kvp2p.ids import NodeId
 from kvp2p.limits import MESH_MESSAGE_BYTES_MAX
-from kvp2p.net.lanes import Expiring, ReceiveLanes, SendLanes, lane_of
+from kvp2p.net.clock import PeerClock, Reading, read_clocks
+from kvp2p.net.lanes import ReceiveLanes, SendLanes, lane_of
 from kvp2p.net.settings import MeshSettings
 from kvp2p.net.transport import CLOSE_GRACE_SECONDS, CODE_NORMAL, CODE_PROTOCOL_ERROR
 from kvp2p.wire.link_messages import Credit, LinkMessage, Ping, Pong
@@ -104,7 +106,8 @@ class Link:
         self._arrival = trio.lowlevel.ParkingLot()  # the consumer, until a message is there
         self._written = trio.Event()  # the writer has ended
         self._heard_at = trio.current_time()
-        self._pings: dict[int, float] = {}
+        self._clock = PeerClock()
+        self._pings: dict[int, tuple[float, Reading]] = {}  # when they were made, by trio's clock and by ours
 
     async def run(self) -> None:
         """Serve the link until it ends, then close the connection. Errors of the peer end the link and are not raised."""
@@ -131,17 +134,16 @@ class Link:
             self._room.unpark_all()
             self._arrival.unpark_all()
 
-    def try_send(self, message: Message, expires_ns: int | None = None) -> bool:
+    def try_send(self, message: Message) -> bool:
         """Queue a message if its lane has room, and say whether it had.
 
-        A Forward that is still in its lane at `expires_ns` of CLOCK_MONOTONIC is dropped unsent. False also when the link has ended. A full control lane ends the link: digests and outcomes must not be lost silently.
+        A Forward that is still in its lane at its deadline is dropped unsent. False also when the link has ended. A full control lane ends the link: digests and outcomes must not be lost silently.
         """
         element = self._encoder.encode(message)
         lane = lane_of(message)
         if self.reason is not None:
             return False
-        expiring = Expiring(message, expires_ns) if isinstance(message, Forward) and expires_ns is not None else None
-        if not self._outgoing.push(lane, element, expiring):
+        if not self._outgoing.push(lane, element, message.deadline_ns if isinstance(message, Forward) else None):
             self.traffic[lane].dropped_messages += 1
             if lane is Lane.CONTROL:
                 self.close("the peer takes control messages too slowly")
@@ -166,15 +168,19 @@ class Link:
         """Wait for messages and return all that are there, control first. Raises LinkClosed when the link has ended. For one consumer.
 
         They count as taken in when the consumer asks for the next ones. Waits only when there are none: one task switch for however many.
+        Nothing comes out before the peer's clock is known: the deadlines of Forwards are told by ours [I10].
         """
         while self.reason is None:
-            messages = self._incoming.take()
+            messages = self._incoming.take() if self._clock.is_known else []
             for credit in self._incoming.credit_due():
                 self._push_control(credit)
             if messages:
-                return messages
+                return [self._by_our_clock(one) if isinstance(one, Forward) else one for one in messages]
             await self._arrival.park()
         raise LinkClosed(self.reason)
+
+    def _by_our_clock(self, forward: Forward) -> Forward:
+        return Forward(forward.request, self._clock.to_ours(forward.deadline_ns), forward.operations)
 
     async def _read(self) -> None:
         try:
@@ -213,9 +219,9 @@ class Link:
         """Take a message about the link itself."""
         match message:
             case Ping(serial):
-                self._push_control(Pong(serial))
-            case Pong(serial):
-                self._take_pong(serial)
+                self._push_control(Pong(serial, time.monotonic_ns()))
+            case Pong(serial, clock_ns):
+                self._take_pong(serial, clock_ns)
             case Credit():
                 self._outgoing.give_back(message)
                 self._work.unpark()
@@ -245,6 +251,7 @@ class Link:
         timeout = self._settings.link_timeout_ms / 1_000
         serial = 0
         ping_at = -math.inf
+        answered_by = trio.current_time() + timeout
         while True:
             if trio.current_time() >= ping_at:
                 serial += 1
@@ -259,17 +266,23 @@ class Link:
             elif now - self._heard_at >= timeout:
                 self.close(f"nothing was heard of the peer for {timeout:g} s")
                 return
+            elif now >= answered_by and not self._clock.is_known:
+                self.close(f"the peer answered no ping for {timeout:g} s")
+                return
 
     def _ping(self, serial: int) -> None:
-        self._pings[serial] = trio.current_time()
+        self._pings[serial] = (trio.current_time(), read_clocks())
         # A peer may send data and never answer a ping: the oldest are forgotten.
         self._pings.pop(serial - _PINGS_REMEMBERED, None)
         self._push_control(Ping(serial))
 
-    def _take_pong(self, serial: int) -> None:
-        sent_at = self._pings.pop(serial, None)
-        if sent_at is not None:
+    def _take_pong(self, serial: int, clock_ns: int) -> None:
+        ping = self._pings.pop(serial, None)
+        if ping is not None:
+            sent_at, asked = ping
             self.rtt_ms = (trio.current_time() - sent_at) * 1_000
+            self._clock.learn(asked, clock_ns)
+            self._arrival.unpark()
 
     def _push_control(self, message: LinkMessage) -> None:
         if self._outgoing.push(Lane.CONTROL, encode_message(message)):

@@ -66,8 +66,8 @@ log = structlog.get_logger("kvp2p.replica")
 class Link(Protocol):
     """What the driver needs of a link to a peer."""
 
-    def try_send(self, message: Message, expires_ns: int | None = None) -> bool:
-        """Queue a message; False when its lane has no room. A Forward that is not sent by `expires_ns` never is."""
+    def try_send(self, message: Message) -> bool:
+        """Queue a message; False when its lane has no room. A Forward that is not sent by its deadline never is."""
         ...
 
     async def send(self, message: Message) -> None:
@@ -244,9 +244,7 @@ class ReplicaDriver:
 
     def _send(self, peer: NodeId, message: Message) -> None:
         link = self._links.get(peer)
-        # What waits in a link past its deadline has been told `unknown` by then, and must not surface later [I10].
-        expires_ns = time.monotonic_ns() + message.deadline_ms * MS if isinstance(message, Forward) else None
-        if link is None or link.try_send(message, expires_ns):
+        if link is None or link.try_send(message):
             return  # without a link PeerDown is on its way
         if isinstance(message, Forward):
             self._post(SendFailed(peer, message))

@@ -126,7 +126,12 @@ class Cluster:
         return self.schedule.run_until(self.schedule.now_ns + int(seconds * SECOND), is_over)
 
     def write(
-        self, host: Host, *operations: Operation, session: int = 0, told: Callable[[Outcome | None], None] | None = None
+        self,
+        host: Host,
+        *operations: Operation,
+        session: int = 0,
+        told: Callable[[Outcome | None], None] | None = None,
+        deadline_ms: int = WRITE_DEADLINE_MS,
     ) -> int:
         """Ask a living node for a write and record how it ends; return the write's number in the history."""
         self._writes += 1
@@ -139,7 +144,7 @@ class Cluster:
             if told is not None:
                 told(outcome)
 
-        deadline_ns = host.now().mono_ns + WRITE_DEADLINE_MS * MS
+        deadline_ns = host.now().mono_ns + deadline_ms * MS
         host.request(lambda request: Write(request, operations, deadline_ns), ended)
         return number
 

@@ -181,6 +181,11 @@ class Host:
 
     # --- clocks
 
+    @property
+    def booted_ns(self) -> int:
+        """Return the virtual time at which the monotonic clock of this life read zero."""
+        return self._boot_ns
+
     def now(self) -> Now:
         """Read both clocks of this node: the monotonic one begins anew at each start of the machine."""
         now_ns = self.world.schedule.now_ns

@@ -2,7 +2,7 @@
 
 Decides: when a link comes up, when a message arrives, what is lost when a link ends.
 Keeps true: what `core/events.py` promises of links. `PeerUp` and `PeerDown` of a peer alternate, messages of one lane arrive in order, a
-link that ends loses a suffix of each lane, nothing of it arrives after `PeerDown`. A new link of a pair starts when both ends
+link that ends loses a suffix of each lane, nothing of it arrives after `PeerDown`. Deadlines arrive as readings of the receiver's clock. A new link of a pair starts when both ends
 of the old one are down.
 In and out: wishes to connect and messages in; events at the hosts out. A cut holds back bytes in one direction; when it heals in time they
 arrive late, else the link ends at both sides after `timeout_ms`, as with pings that get no answer.
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Protocol
 
@@ -35,6 +35,11 @@ class Endpoint(Protocol):
     @property
     def is_paused(self) -> bool: ...
 
+    @property
+    def booted_ns(self) -> int:
+        """Return the virtual time at which the monotonic clock of this life read zero."""
+        ...
+
     def deliver(self, event: Event) -> None: ...
 
 
@@ -53,6 +58,7 @@ class NetworkProfile:
 class _End:
     host: Endpoint
     life: int
+    booted_ns: int
     is_up: bool = False  # PeerUp was delivered, PeerDown was not
     up_ns: int = 0
     lost_after_ns: int | None = None  # of a broken link: what would arrive later is lost
@@ -135,7 +141,7 @@ class Network:
             self._dial_later(host, url, 100 + 900 * self.random.random())
             return
         self.counts["links"] += 1
-        link = _Link(self.counts["links"], {one.node: _End(one, one.life) for one in (host, target)})
+        link = _Link(self.counts["links"], {one.node: _End(one, one.life, one.booted_ns) for one in (host, target)})
         self._links[_pair(host.node, target.node)] = link
         handshake_ms = 4 * self.profile.delay_ms
         for end in link.ends.values():
@@ -195,7 +201,8 @@ class Network:
 
     def _transmit(self, link: _Link, to: _End, lane: Lane) -> None:
         """Let the lane's next message arrive after a delay. An arrival takes the front of the queue, so order is kept."""
-        sender = link.other(to.host.node).host.node
+        source = link.other(to.host.node)
+        sender = source.host.node
         if self._cuts.get((sender, to.host.node)):
             self._hold_back(to, lane)
             return
@@ -212,7 +219,7 @@ class Network:
             elif is_cut:
                 self._hold_back(to, lane)  # it was on its way when the cut came
             else:
-                self._arrive(to, sender, to.queues[lane].popleft())
+                self._arrive(to, source, to.queues[lane].popleft())
 
         self.schedule.at(arrival_ns, arrive)
 
@@ -220,13 +227,16 @@ class Network:
         self.counts["held_back"] += 1
         to.held_back[lane] += 1
 
-    def _arrive(self, to: _End, sender: NodeId, payload: Message | bytes) -> None:
+    def _arrive(self, to: _End, source: _End, payload: Message | bytes) -> None:
         self.counts["delivered"] += 1
-        if isinstance(payload, bytes):
-            for message in unpack(payload):
-                to.host.deliver(Received(sender, message))
-        else:
-            to.host.deliver(Received(sender, payload))
+        for message in unpack(payload) if isinstance(payload, bytes) else (payload,):
+            told = self._by_clock_of(to, source, message) if isinstance(message, Forward) else message
+            to.host.deliver(Received(source.host.node, told))
+
+    def _by_clock_of(self, to: _End, source: _End, forward: Forward) -> Forward:
+        """Tell a deadline by the receiver's clock, as links do: early by what their best ping took, never late [I10]."""
+        ahead_ns = source.booted_ns - to.booted_ns - int(self.profile.delay_ms * MS)
+        return replace(forward, deadline_ns=forward.deadline_ns + ahead_ns)
 
     def _deliverer(self, link: _Link, end: _End, event: Event) -> Callable[[], None]:
         def deliver() -> None:

@@ -14,11 +14,13 @@ from kvp2p.core.apply import apply_batch
 from kvp2p.core.batches import Batch, BatchResult, FrameBatch, Settle
 from kvp2p.core.entry import STATE_HASH_MASK, Kind, row_kind, row_state_hash
 from kvp2p.core.events import Event, Received
-from kvp2p.core.messages import Frame
+from kvp2p.core.messages import Forward, Frame
 from kvp2p.core.port import NamespaceTotals
 from kvp2p.core.replica import ReplicaMachine
 from kvp2p.ids import ISSUER_BYTES, SYSTEM_NAMESPACE, Stamp
+from kvp2p.limits import WRITE_DEADLINE_MS
 from kvp2p.sim.host import Host, Machine
+from kvp2p.sim.schedule import MS
 from kvp2p.store.memory import MemoryStore
 
 
@@ -102,6 +104,16 @@ class TombstoneLostAtRestart(Host):
                 txn.delete_row(namespace, key)
                 txn.set_totals(namespace, NamespaceTotals(state_hash, totals.rows - 1, totals.live))
         super().start()
+
+
+class DeadlineFromArrival(Host):
+    """The leader gives a forwarded write its full time from when it arrives, however long it was on its way [I10]."""
+
+    def deliver(self, event: Event) -> None:
+        if isinstance(event, Received) and isinstance(event.message, Forward):
+            deadline_ns = self.now().mono_ns + WRITE_DEADLINE_MS * MS
+            event = replace(event, message=replace(event.message, deadline_ns=deadline_ns))
+        super().deliver(event)
 
 
 class IssuerReused(Host):

@@ -21,9 +21,10 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """Answer a Ping."""
+    """Answer a Ping. `clock_ns` is the answerer's CLOCK_MONOTONIC, read after the Ping came."""
 
     number: int
+    clock_ns: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,16 @@ Decides: for each message the number that names it, its fields and their bounds:
      4  PullEnd         issuer 8, upto, trimmed
      5  WalkRequest     walk, [namespace 16, key] | null
      6  WalkPart        walk, after, upto, [namespace 16, key, row, …], vector
-     7  Forward         request, deadline_ms, [operation, …]
+     7  Forward         request, deadline_ns, [operation, …]
      8  ForwardOutcome  request, outcome
      9  Roster          [[node 16, incarnation, name, mesh_url, data_url, api_url], …]
     32  Ping            number
-    33  Pong            number
+    33  Pong            number, clock_ns
     34  Credit          lane, taken_bytes
 
 The array of a message begins with its number. Vectors are byte strings as `VersionVector.encode` makes them; operations and outcomes
-are laid out in `wire/operations.py`. The positions of a frame are differences, the first one to `after`: at a thousand writes a second
+are laid out in `wire/operations.py`. Times of a clock (`deadline_ns`, `clock_ns`) are readings of the sender's CLOCK_MONOTONIC; the receiving
+link makes its own of them (`net/clock.py`). The positions of a frame are differences, the first one to `after`: at a thousand writes a second
 most take one to five bytes instead of nine, and descending positions cannot even be written down.
 
 Stamps and incarnations are below 2**63: who hears of one goes past it, and a greater one would leave no room for that.
@@ -64,7 +65,6 @@ from kvp2p.wire.cbor import CborValue, array_head, decode, encode
 from kvp2p.wire.fields import COUNTED_ON_MAX, U32_MAX, blob, fixed, flag, items, number, record, text
 from kvp2p.wire.link_messages import Credit, LinkMessage, Ping, Pong
 from kvp2p.wire.operations import (
-    WRITE_TIMEOUT_MS_MAX,
     decode_operations,
     decode_outcome,
     encode_operations,
@@ -146,16 +146,16 @@ def _to_raw(message: Message | LinkMessage) -> CborValue:
         case WalkPart(walk, after_key, upto_key, rows, vector):
             ends = (_encode_row_key(after_key), _encode_row_key(upto_key))
             return [6, walk, *ends, _encode_rows(rows), vector.encode()]
-        case Forward(request, deadline_ms, operations):
-            return [7, request, deadline_ms, encode_operations(operations)]
+        case Forward(request, deadline_ns, operations):
+            return [7, request, deadline_ns, encode_operations(operations)]
         case ForwardOutcome(request, outcome):
             return [8, request, encode_outcome(outcome)]
         case Roster(members):
             return [9, [_encode_member(member) for member in members]]
         case Ping(serial):
             return [32, serial]
-        case Pong(serial):
-            return [33, serial]
+        case Pong(serial, clock_ns):
+            return [33, serial, clock_ns]
         case Credit(lane, taken_bytes):
             return [34, int(lane), taken_bytes]
         case _:
@@ -292,8 +292,8 @@ def _decode_row_key(value: CborValue) -> RowKey | None:
 
 
 def _decode_forward(value: CborValue) -> Forward:
-    _, request, deadline_ms, operations = record(value, "a Forward", _FIELDS[7])
-    deadline = number(deadline_ms, "deadline_ms", WRITE_TIMEOUT_MS_MAX)
+    _, request, deadline_ns, operations = record(value, "a Forward", _FIELDS[7])
+    deadline = number(deadline_ns, "deadline_ns", COUNTED_ON_MAX)
     return Forward(number(request, "request"), deadline, decode_operations(operations))
 
 
@@ -328,7 +328,8 @@ def _decode_ping(value: CborValue) -> Ping:
 
 
 def _decode_pong(value: CborValue) -> Pong:
-    return Pong(number(record(value, "a Pong", _FIELDS[33])[1], "number"))
+    _, serial, clock_ns = record(value, "a Pong", _FIELDS[33])
+    return Pong(number(serial, "number"), number(clock_ns, "clock_ns", COUNTED_ON_MAX))
 
 
 def _decode_credit(value: CborValue) -> Credit:
@@ -361,11 +362,11 @@ _FIELDS: dict[int, tuple[str, ...]] = {
     4: ("4", "issuer", "upto", "trimmed"),
     5: ("5", "walk", "after"),
     6: ("6", "walk", "after", "upto", "rows", "vector"),
-    7: ("7", "request", "deadline_ms", "operations"),
+    7: ("7", "request", "deadline_ns", "operations"),
     8: ("8", "request", "outcome"),
     9: ("9", "members"),
     32: ("32", "number"),
-    33: ("33", "number"),
+    33: ("33", "number", "clock_ns"),
     34: ("34", "lane", "taken_bytes"),
 }
 _MEMBER = ("node", "incarnation", "name", "mesh_url", "data_url", "api_url")

@@ -384,7 +384,7 @@ def test_settled_designations_are_written_down() -> None:
 def test_a_forward_to_a_node_that_does_not_lead_is_refused() -> None:
     a = Cluster().add("a")
     a.meets("b", digest_of())
-    a.hears("b", Forward(1, 100, (put(b"k"),)))
+    a.hears("b", Forward(1, a.cluster.mono_ns + 100_000_000, (put(b"k"),)))
     (answer,) = a.sent_to("b", ForwardOutcome)
     assert answer.outcome.code == "no_leader"
     assert Stamp(0) == a.machine.board.vector.latest_stamp()

@@ -28,8 +28,12 @@ SETTINGS = MeshSettings()
 SLOW_PINGS = MeshSettings(ping_interval_ms=1_000_000, link_timeout_ms=2_000_000)
 
 
-def big(number: int, value_bytes: int = 190_000) -> Forward:
-    return Forward(number, 1_000, (Put(NAMESPACE, b"k", bytes(value_bytes)),))
+def in_ms(milliseconds: int) -> int:
+    return time.monotonic_ns() + milliseconds * 1_000_000
+
+
+def big(number: int, deadline_ns: int | None = None) -> Forward:
+    return Forward(number, deadline_ns or in_ms(60_000), (Put(NAMESPACE, b"k", bytes(190_000)),))
 
 
 @asynccontextmanager
@@ -117,16 +121,13 @@ async def test_a_forward_whose_time_runs_out_in_its_lane_is_never_sent() -> None
         mine.hold()
         assert a.try_send(big(0))  # inside the socket
         await trio.testing.wait_all_tasks_blocked()
-        second_ns = 1_000_000_000
-        assert a.try_send(big(1), time.monotonic_ns() + second_ns // 100)
-        assert a.try_send(Forward(2, 60_000, (DeleteNamespace(NAMESPACE),)), time.monotonic_ns() + 30 * second_ns)
+        assert a.try_send(big(1, in_ms(10)))
+        assert a.try_send(Forward(2, in_ms(30_000), (DeleteNamespace(NAMESPACE),)))
         assert a.try_send(big(3))
         time.sleep(0.02)  # noqa: ASYNC251  the lanes' clock is the machine's, not trio's
         mine.may_send.set()
         received = [await consumer.receive() for _ in range(3)]
     assert [message.request for message in received if isinstance(message, Forward)] == [0, 2, 3]
-    assert isinstance(received[1], Forward)
-    assert 0 < received[1].deadline_ms <= 30_000, "it says the time that is left when it leaves"
 
 
 async def test_room_that_expired_forwards_leave_is_given_to_who_waits_for_it() -> None:
@@ -136,13 +137,16 @@ async def test_room_that_expired_forwards_leave_is_given_to_who_waits_for_it() -
         mine.hold()
         assert a.try_send(CONTROL)  # inside the socket
         await trio.testing.wait_all_tasks_blocked()
-        while a.try_send(big(1), time.monotonic_ns()):
+        while a.try_send(big(1, in_ms(0))):
             pass
         async with trio.open_nursery() as nursery:
             nursery.start_soon(a.send, big(2))
             await trio.testing.wait_all_tasks_blocked()
             mine.may_send.set()
-            assert [await consumer.receive(), await consumer.receive()] == [CONTROL, big(2)]
+            assert await consumer.receive() == CONTROL
+            message = await consumer.receive()
+            assert isinstance(message, Forward)
+            assert message.request == 2
 
 
 async def test_credit_stops_a_sender_whose_receiver_does_not_take() -> None:
@@ -309,7 +313,7 @@ def test_a_silent_peer_is_dead_after_the_timeout() -> None:
     async def main() -> None:
         begin = trio.current_time()
         async with link_and_stranger(SETTINGS) as (link, mine, theirs):
-            await theirs.send(pack([encode_message(Pong(77))]))  # nobody asked; still a sign of life
+            await theirs.send(pack([encode_message(Pong(77, 1))]))  # nobody asked; still a sign of life
             await link.ended.wait()
             assert trio.current_time() - begin == pytest.approx(5.0, abs=0.01)
             assert link.reason == "nothing was heard of the peer for 5 s"
@@ -329,14 +333,52 @@ def test_pings_keep_idle_links_alive_and_measure_the_round_trip() -> None:
     in_mock_time(main)
 
 
-def test_a_peer_that_sends_but_never_answers_pings_is_alive() -> None:
+async def test_a_deadline_is_told_by_the_clock_of_the_receiver_and_not_before_that_is_known() -> None:
+    far_ahead_ns = time.monotonic_ns() + (1 << 60)  # the peer's clock
+    async with link_and_stranger() as (link, _, theirs):
+        await theirs.send(
+            pack([encode_message(Forward(1, far_ahead_ns + 5_000_000_000, (DeleteNamespace(NAMESPACE),)))])
+        )
+        taken: list[list[Message]] = []
+
+        async def take() -> None:
+            taken.append(await link.receive())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take)
+            await trio.testing.wait_all_tasks_blocked()
+            assert taken == []
+            asked_ns = time.monotonic_ns()
+            await theirs.send(pack([encode_message(Pong(1, far_ahead_ns))]))
+        (forward,) = taken[0]
+        assert isinstance(forward, Forward)
+        assert asked_ns + 4_000_000_000 < forward.deadline_ns < asked_ns + 5_000_000_000
+
+
+def test_a_peer_that_never_answers_a_ping_is_left() -> None:
     async def main() -> None:
         async with link_and_stranger(SETTINGS) as (link, _, theirs):
+            for number in range(1, 5):
+                await theirs.send(pack([encode_message(Ping(number))]))
+                await trio.sleep(1)
+            assert link.reason is None
+            await theirs.send(pack([encode_message(Ping(5))]))
+            await trio.sleep(2)
+            assert link.reason == "the peer answered no ping for 5 s"
+
+    in_mock_time(main)
+
+
+def test_a_peer_that_sends_but_answers_only_its_first_ping_is_alive() -> None:
+    async def main() -> None:
+        async with link_and_stranger(SETTINGS) as (link, _, theirs):
+            await trio.sleep(0.5)
+            await theirs.send(pack([encode_message(Pong(1, 1))]))
             for number in range(40):
                 await theirs.send(pack([encode_message(Ping(number))]))
                 await trio.sleep(1)
             assert link.reason is None
-            assert link.rtt_ms is None
+            assert link.rtt_ms == pytest.approx(500.0)
             assert len(link._pings) <= 16
 
     in_mock_time(main)
@@ -346,7 +388,9 @@ def test_a_process_that_stood_still_does_not_blame_its_peer() -> None:
     clock = trio.testing.MockClock()
 
     async def main() -> None:
-        async with link_and_stranger(SETTINGS) as (link, _, _):
+        async with link_and_stranger(SETTINGS) as (link, _, theirs):
+            await trio.testing.wait_all_tasks_blocked()
+            await theirs.send(pack([encode_message(Pong(1, 1))]))
             await trio.testing.wait_all_tasks_blocked()
             clock.jump(60)  # SIGSTOP, then SIGCONT
             await trio.testing.wait_all_tasks_blocked()
@@ -368,9 +412,12 @@ async def test_a_cancelled_link_closes_its_connection() -> None:
 async def test_operations_survive_the_trip() -> None:
     async with links() as (a, b, _, _):
         consumer = Consumer(b)
-        sent = Forward(1, 1_000, (DeleteNamespace(NAMESPACE),))
+        sent = Forward(1, in_ms(1_000), (DeleteNamespace(NAMESPACE),))
         a.try_send(sent)
-        assert await consumer.receive() == sent
+        received = await consumer.receive()
+        assert isinstance(received, Forward)
+        assert (received.request, received.operations) == (1, sent.operations)
+        assert sent.deadline_ns - 500_000_000 < received.deadline_ns <= sent.deadline_ns, "early, never late [I10]"
 
 
 async def test_the_last_word_of_the_handshake_goes_before_everything_else() -> None:

@@ -1,5 +1,6 @@
 """Meshes over real loopback sockets: who is linked with whom, through dials at once, restarts, dead wires and strangers."""
 
+import time
 from collections.abc import Callable, MutableMapping, Sequence
 from random import Random
 from typing import Any
@@ -25,7 +26,7 @@ def warnings(logs: list[MutableMapping[str, Any]]) -> list[tuple[Any, Any]]:
 
 
 def big(number: int) -> Forward:
-    return Forward(number, 1_000, (Put(NamespaceId(b"n" * 16), b"k", bytes(190_000)),))
+    return Forward(number, time.monotonic_ns() + 60_000_000_000, (Put(NamespaceId(b"n" * 16), b"k", bytes(190_000)),))
 
 
 async def test_one_dial_links_both_ways_and_messages_pass() -> None:

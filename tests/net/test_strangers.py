@@ -16,6 +16,7 @@ from kvp2p.net.handshake import Handshake, Identity, Phase
 from kvp2p.net.notices import NOTICE_SECONDS, Notices
 from kvp2p.net.settings import MeshSettings
 from kvp2p.net.transport import NOT_SENT_BYTES_MAX, upgrade_client, upgrade_server
+from kvp2p.wire.link_messages import Pong
 from kvp2p.wire.mesh import encode_message, pack
 from tests.net.hosts import CLUSTER, KEY, Node, node_id, numbered, running, until
 
@@ -169,7 +170,7 @@ async def test_a_member_that_breaks_the_protocol_loses_its_link_alone(message: s
         async with websocket(a) as connection:
             await shake_hands(connection)
             await a.host.until_up(node_id("0"))
-            await connection.send_message(pack([encode_message(numbered(1))]))
+            await connection.send_message(pack([encode_message(Pong(1, 1)), encode_message(numbered(1))]))
             await a.host.until_messages(1)
             await connection.send_message(message)
             await a.host.until_down(node_id("0"))

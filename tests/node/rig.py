@@ -151,16 +151,14 @@ class FakeLink:
     def __init__(self, *refuses: type) -> None:
         self.refuses = refuses
         self.sent: list[Message] = []
-        self.expiries_ns: list[int | None] = []  # of what `try_send` took
         self.is_closed = False
         self.room = trio.Event()
         self.room.set()
 
-    def try_send(self, message: Message, expires_ns: int | None = None) -> bool:
+    def try_send(self, message: Message) -> bool:
         if self.is_closed or isinstance(message, self.refuses):
             return False
         self.sent.append(message)
-        self.expiries_ns.append(expires_ns)
         return True
 
     async def send(self, message: Message) -> None:
@@ -168,7 +166,6 @@ class FakeLink:
         if self.is_closed:
             raise LinkClosed("the link has ended")
         self.sent.append(message)
-        self.expiries_ns.append(None)
 
     def sent_of(self, kind: type) -> list[Message]:
         return [message for message in self.sent if isinstance(message, kind)]
@@ -221,7 +218,7 @@ class _End:
         self.sender, self.receiver = trio.open_memory_channel[Message](10_000)
         self.is_closed = False
 
-    def try_send(self, message: Message, expires_ns: int | None = None) -> bool:
+    def try_send(self, message: Message) -> bool:
         if self.is_closed:
             return False
         if not self._mesh.loses(self.source.node, self.target.node, message):

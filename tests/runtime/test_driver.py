@@ -207,11 +207,7 @@ async def test_a_forward_is_answered_as_the_leader_says(follower_store: GatedSto
         await until(lambda: bool(link.sent_of(Forward)))
         forward = link.sent_of(Forward)[0]
         assert isinstance(forward, Forward)
-        assert 4_000 < forward.deadline_ms <= 5_000
-        expires_ns = link.expiries_ns[link.sent.index(forward)]
-        assert expires_ns is not None
-        assert 0 < expires_ns - time.monotonic_ns() <= forward.deadline_ms * MS
-        assert link.expiries_ns.count(None) == len(link.sent) - 1, "only a write can come too late"
+        assert 4_000 * MS < forward.deadline_ns - time.monotonic_ns() <= 5_000 * MS
         await driver.on_messages(PEER, [ForwardOutcome(forward.request, answer)])
         await until(lambda: bool(outcomes))
     assert outcomes == [answer]

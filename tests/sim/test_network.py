@@ -6,7 +6,8 @@ import pytest
 
 from kvp2p.core.events import Event, PeerDown, Received, SendFailed
 from kvp2p.core.messages import Forward, Pull, PullEnd, Roster
-from kvp2p.ids import Issuer, NodeId, Stamp
+from kvp2p.core.operations import DeleteNamespace
+from kvp2p.ids import Issuer, NamespaceId, NodeId, Stamp
 from kvp2p.sim.network import Network, NetworkProfile
 from kvp2p.sim.schedule import MS, SECOND, Schedule
 from kvp2p.sim.seeds import Seeds
@@ -21,6 +22,7 @@ class FakeHost:
         self.is_alive = True
         self.is_paused = False
         self.life = 1
+        self.booted_ns = 0
         self.events: list[tuple[int, Event]] = []
         self._schedule = schedule
 
@@ -196,6 +198,22 @@ def test_a_full_queue_drops_a_roster_and_gives_a_forward_back() -> None:
     assert not pair.other.received()
     assert pair.one.events[-1][1] == SendFailed(pair.other.node, forward)
     assert pair.network.counts["dropped"] == 2
+
+
+@pytest.mark.parametrize("is_encoded", [False, True])
+def test_a_deadline_is_told_by_the_clock_of_the_receiver_and_never_late(is_encoded: bool) -> None:
+    pair = Pair(NetworkProfile(delay_ms=5, is_encoded=is_encoded))
+    pair.network.reset(pair.one.node, pair.other.node)
+    pair.run_for(1)
+    pair.one.booted_ns, pair.other.booted_ns = -70 * SECOND, -10 * SECOND
+    pair.network.reset(pair.one.node, pair.other.node)
+    pair.run_for(5)
+    # At 100 s of the schedule, when the sender's clock reads 170 s and the receiver's 110 s.
+    pair.network.send(pair.one, pair.other.node, Forward(1, 170 * SECOND, (DeleteNamespace(NamespaceId(bytes(16))),)))
+    pair.run_for(1)
+    (forward,) = [event.message for event in pair.other.received()]
+    assert isinstance(forward, Forward)
+    assert 110 * SECOND - 6 * MS <= forward.deadline_ns <= 110 * SECOND
 
 
 def test_a_queue_too_full_for_a_control_message_costs_the_link_now_and_then() -> None:

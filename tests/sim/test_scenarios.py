@@ -8,6 +8,7 @@ from kvp2p.sim.checkers import check
 from kvp2p.sim.cluster import Cluster, ClusterPlan
 from kvp2p.sim.host import Host
 from kvp2p.sim.network import NetworkProfile
+from kvp2p.sim.planted import DeadlineFromArrival
 from kvp2p.sim.seeds import Seeds
 
 NAMESPACE = NamespaceId(b"namespace number")
@@ -17,10 +18,12 @@ SYNC_MS = 2.0
 class Play:
     """A cluster of named nodes; n1 leads, n1 and n2 may lead."""
 
-    def __init__(self, nodes: int = 3, *, joining: int = 0, delay_ms: float = 1.0, seed: int = 1) -> None:
+    def __init__(
+        self, nodes: int = 3, *, joining: int = 0, delay_ms: float = 1.0, seed: int = 1, host_type: type[Host] = Host
+    ) -> None:
         profile = NetworkProfile(delay_ms=delay_ms, jitter_ms=0.1)
         plan = ClusterPlan(nodes=nodes, joining=joining, network=profile, sync_ms=SYNC_MS)
-        self.cluster = Cluster(Seeds(seed), plan)
+        self.cluster = Cluster(Seeds(seed), plan, host_type)
         self.cluster.start()
         self.run(5)
         assert self.write(self.node(1), CreateNamespace(NAMESPACE, self.cluster.account, "play")) is Ending.ACKED
@@ -61,6 +64,54 @@ class Play:
         self.run(5)
         self.cluster.history.extend(self.cluster.states())
         assert check(self.cluster.history) == []
+
+
+def late_forward(host_type: type[Host]) -> tuple[Play, Ending]:
+    """Let a write reach the leader after its sender has told its end, and a newer one of the same client before it."""
+    play = Play(host_type=host_type)
+    told: list[Outcome | None] = []
+    with play.cluster.network.cut_during([(play.node(3).node, play.node(1).node)]):
+        play.cluster.write(play.node(3), Put(NAMESPACE, b"key", b"older"), told=told.append, deadline_ms=500)
+        play.until(lambda: bool(told), 1)
+        assert play.put(play.node(2), b"key", b"newer") is Ending.ACKED
+    play.run(2)
+    assert told[0] is not None
+    return play, told[0].ending
+
+
+def content(play: Play) -> str:
+    return play.cluster.read(play.node(1), NAMESPACE, b"key").content
+
+
+def test_a_write_that_was_told_unknown_never_surfaces_after_a_newer_one() -> None:
+    play, ending = late_forward(Host)
+    assert ending is Ending.UNKNOWN
+    newer = content(play)
+    assert play.put(play.node(2), b"key", b"newer") is Ending.ACKED
+    assert content(play) == newer, "the late one was dropped"
+    play.end()
+
+
+def test_a_deadline_that_counts_from_the_arrival_would_let_it_surface() -> None:
+    play, ending = late_forward(DeadlineFromArrival)
+    assert ending is Ending.UNKNOWN
+    older = content(play)
+    assert play.put(play.node(2), b"key", b"newer") is Ending.ACKED
+    assert content(play) != older, "the planted bug shows: the late one had won"
+
+
+def test_a_write_that_waited_at_a_stopped_leader_is_dropped_when_it_goes_on() -> None:
+    play = Play()
+    told: list[Outcome | None] = []
+    play.node(1).pause()
+    play.cluster.write(play.node(3), Put(NAMESPACE, b"key", b"value"), told=told.append, deadline_ms=500)
+    play.until(lambda: bool(told), 1)
+    play.node(1).resume()
+    play.run(2)
+    assert told[0] is not None
+    assert told[0].ending is Ending.UNKNOWN
+    assert not play.has(play.node(1), b"key")
+    play.end()
 
 
 def test_survivors_become_equal_before_a_killed_leader_returns() -> None:

@@ -59,7 +59,6 @@ versions = st.binary(min_size=20, max_size=20).map(Version)
 keys = st.binary(min_size=1, max_size=512)
 metadata = st.none() | st.binary(max_size=1024)
 texts = st.text(max_size=64)
-timeouts_ms = st.integers(0, 60_000)
 
 
 @st.composite
@@ -160,13 +159,13 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(PullEnd, issuers, stamps, st.booleans()),
     st.builds(WalkRequest, u64, st.none() | row_keys),
     walk_parts(),
-    st.builds(Forward, u64, timeouts_ms, operations),
+    st.builds(Forward, u64, counted_on, operations),
     st.builds(ForwardOutcome, u64, outcomes),
     st.lists(members, max_size=5).map(tuple).map(Roster),
 )
 link_messages: st.SearchStrategy[LinkMessage] = st.one_of(
     st.builds(Ping, u64),
-    st.builds(Pong, u64),
+    st.builds(Pong, u64, counted_on),
     st.builds(Credit, st.sampled_from([Lane.DATA, Lane.CHUNKS]), st.integers(1, (1 << 32) - 1)),
 )
 local_messages: st.SearchStrategy[LocalMessage] = st.one_of(

@@ -161,7 +161,8 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "forward of nothing": (forward(), "operations must be an array of 1"),
     "forward of too many": (forward(*[[3, NAMESPACE]] * 10_001), f"1 to {OPS_PER_WRITE_MAX}"),
     "forward of too much": (forward(put(value=bytes(VALUE_BYTES_MAX)), put(value=bytes(40_000))), "229376 are the limit"),
-    "forward with too long a deadline": ([7, 1, 60_001, [[3, NAMESPACE]]], "deadline_ms"),
+    "forward with a deadline past all clocks": ([7, 1, 1 << 63, [[3, NAMESPACE]]], "deadline_ns"),
+    "pong with a clock past all clocks": ([33, 1, 1 << 63], "clock_ns"),
     "operation of an unknown kind": (forward([4, NAMESPACE]), "unknown kind"),
     "operation that is no array": (forward(3), "an operation must be an array"),
     "put with a field missing": (forward(put()[:-1]), "a Put must be"),
@@ -187,7 +188,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "member without a name": ([9, [[*MEMBER[:2], None, *MEMBER[3:]]]], "name must be"),
     "member of half an id": ([9, [[b"i", *MEMBER[1:]]]], "node must be"),
     "ping without a number": ([32, None], "number must be"),
-    "pong with two numbers": ([33, 1, 2], "a Pong must be"),
+    "pong with three numbers": ([33, 1, 2, 3], "a Pong must be"),
     "credit for control": ([34, 0, 1], "lane must be a number from 1 to 2"),
     "credit of nothing": ([34, 1, 0], "taken_bytes must be"),
     "frame to where no stamp is": (frame(upto=TOO_HIGH), "upto must be a number"),
@@ -295,5 +296,5 @@ def test_every_write_within_the_limits_fits_one_message(operations: list[Operati
 
 def test_credit_and_pings_are_small() -> None:
     # DESIGN §8 allows a node of a hundred 1 KB of idle control traffic a second.
-    for message in (Ping(1 << 20), Pong(1 << 20), Credit(Lane.DATA, 1 << 20)):
-        assert len(pack([encode_message(message)])) <= 10
+    for message in (Ping(1 << 20), Pong(1 << 20, 1 << 62), Credit(Lane.DATA, 1 << 20)):
+        assert len(pack([encode_message(message)])) <= 18
