@@ -56,39 +56,52 @@ def _check(data: bytes) -> None:
     at = 0
     left = 1  # items still missing in the innermost open array
     outer: list[int] = []  # the same count for each array around it
-    while True:
-        if at >= size:
-            raise RemoteProtocolError(_TRUNCATED)
-        head = data[at]
-        at += 1
-        if head >= 0xA0 or 0x20 <= head < 0x40:
-            if not 0xF4 <= head <= 0xF6:
-                raise RemoteProtocolError(f"{_FORBIDDEN[head >> 5]} at byte {at - 1} is not allowed")
-        else:
-            argument = head & 0x1F
-            if argument >= 24:
-                argument, at = _long_argument(data, at, argument)
-            if head >= 0x80:
-                # An item takes a byte at least: a count that cannot be true is refused before anything is made for it.
-                if argument > size - at:
-                    raise RemoteProtocolError(_TRUNCATED)
-                if len(outer) >= DEPTH_MAX:
-                    raise RemoteProtocolError(f"arrays are nested more than {DEPTH_MAX} deep")
-                outer.append(left)
-                left = argument + 1
-            elif head >= 0x40:
-                at += argument
-        left -= 1
-        while not left and outer:
-            left = outer.pop() - 1
-        if not left:
-            break
+    try:
+        while True:
+            head = data[at]
+            width = _WIDTH_OF_HEAD[head]
+            if width:
+                at += width
+            else:
+                argument, at = _argument(data, at, head)
+                if head >= 0x80:
+                    # An item takes a byte at least: a count that cannot be true is refused before anything is made for it.
+                    if argument > size - at:
+                        raise RemoteProtocolError(_TRUNCATED)
+                    if len(outer) >= DEPTH_MAX:
+                        raise RemoteProtocolError(f"arrays are nested more than {DEPTH_MAX} deep")
+                    outer.append(left)
+                    left = argument + 1
+                elif head >= 0x40:
+                    at += argument
+            left -= 1
+            while not left and outer:
+                left = outer.pop() - 1
+            if not left:
+                break
+    except IndexError:
+        raise RemoteProtocolError(_TRUNCATED) from None
     if at != size:
         raise RemoteProtocolError(_TRUNCATED if at > size else f"{size - at} bytes follow the item")
 
 
+def _argument(data: bytes, at: int, head: int) -> tuple[int, int]:
+    """Return the number that a head holds or that follows it, and where it ends. Raises IndexError behind the end."""
+    argument = head & 0x1F
+    if head >= 0xA0 or 0x20 <= head < 0x40:
+        raise RemoteProtocolError(f"{_FORBIDDEN[head >> 5]} at byte {at} is not allowed")
+    if argument < 24:
+        return argument, at + 1
+    if argument == 24:
+        argument = data[at + 1]
+        if argument < 24:
+            raise RemoteProtocolError(f"the number at byte {at + 1} has a longer head than it needs")
+        return argument, at + 2
+    return _long_argument(data, at + 1, argument)
+
+
 def _long_argument(data: bytes, at: int, code: int) -> tuple[int, int]:
-    """Read the 1, 2, 4 or 8 bytes behind a head and return the number in them and where they end."""
+    """Read the 2, 4 or 8 bytes behind a head and return the number in them and where they end."""
     if code > 27:
         raise RemoteProtocolError(f"the head at byte {at - 1} is of indefinite length or reserved")
     width = 1 << code - 24
@@ -102,5 +115,10 @@ def _long_argument(data: bytes, at: int, code: int) -> tuple[int, int]:
 
 
 _ARRAY_OF_WIDTH = {1: 0x98, 2: 0x99, 4: 0x9A}
-_LEAST_OF_WIDTH = {1: 24, 2: 1 << 8, 4: 1 << 16, 8: 1 << 32}
+_LEAST_OF_WIDTH = {2: 1 << 8, 4: 1 << 16, 8: 1 << 32}
+# What an item takes whose head says all: small numbers, short strings, false, true, null. 0: look closer, which is most.
+_WIDTH_OF_HEAD = bytes(
+    1 if head < 0x18 or 0xF4 <= head <= 0xF6 else 1 + (head & 0x1F) if head & 0x1F < 24 and 0x40 <= head < 0x80 else 0
+    for head in range(256)
+)
 _FORBIDDEN = {1: "a negative number", 5: "a map", 6: "a tag", 7: "a float or an unknown simple value"}
