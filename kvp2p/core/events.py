@@ -18,17 +18,18 @@ What the host promises
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from kvp2p.core.batches import Batch, BatchResult, StoreSummary
 from kvp2p.core.messages import Forward, Member, Message, Pull, WalkRequest
 from kvp2p.core.operations import Operation, Outcome
 from kvp2p.ids import NodeId, Version
+from kvp2p.values import value
 
 # --- events
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Start:
     """The node starts with what its store holds. `me` is this node's own roster row, incarnation already raised."""
 
@@ -37,19 +38,19 @@ class Start:
     seeds: tuple[str, ...] = ()  # mesh URLs from `--join`, dialled until their owners are in the roster
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Stop:
     """The node drains: no new writes; those waiting are refused, those being persisted still end."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PeerUp:
     """A link to a peer is open and authenticated."""
 
     peer: NodeId
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PeerDown:
     """The link to a peer has ended."""
 
@@ -57,7 +58,7 @@ class PeerDown:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Received:
     """A checked message came from a peer."""
 
@@ -65,7 +66,7 @@ class Received:
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SendFailed:
     """A Forward was not taken by the link (its queue is full): nothing of it was or will be sent."""
 
@@ -73,14 +74,14 @@ class SendFailed:
     message: Forward
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TimerFired:
     """A timer that the machine set has fired."""
 
     token: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Write:
     """A local client's write. `request` is the host's; it comes back in one Reply. `deadline_ns` is monotonic."""
 
@@ -89,7 +90,7 @@ class Write:
     deadline_ns: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Await:
     """A local reader waits until this replica covers a version (KV-Min-Version); ends in one Reply."""
 
@@ -98,7 +99,7 @@ class Await:
     deadline_ns: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Persisted:
     """A batch is durable."""
 
@@ -106,7 +107,7 @@ class Persisted:
     result: BatchResult
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PersistFailed:
     """A batch was not applied, and the store is as it was (a full disk). Any other failure ends the node."""
 
@@ -114,7 +115,7 @@ class PersistFailed:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Promote:
     """Make this node the leader at a new term. `override` skips the candidate list and the wait for a peer."""
 
@@ -140,7 +141,7 @@ Event = (
 # --- effects
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Send:
     """Send a message; its lane follows from its type (`messages.LANE_OF`)."""
 
@@ -148,7 +149,7 @@ class Send:
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Serve:
     """Answer a peer's Pull or WalkRequest from the store."""
 
@@ -156,7 +157,7 @@ class Serve:
     request: Pull | WalkRequest
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SetTimer:
     """Fire `TimerFired(token)` at `at_ns` (monotonic)."""
 
@@ -164,7 +165,7 @@ class SetTimer:
     at_ns: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Persist:
     """Apply a batch durably."""
 
@@ -172,7 +173,7 @@ class Persist:
     batch: Batch
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reply:
     """The end of a Write, Await or Promote. An Await that ran out of time is REFUSED with code `not_caught_up`."""
 
@@ -180,7 +181,7 @@ class Reply:
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Connect:
     """Dial a mesh URL and keep dialling with back-off while no link to `node` is up. `node` is None for a seed."""
 
@@ -188,7 +189,7 @@ class Connect:
     url: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Disconnect:
     """Close the link to a peer (its PeerDown follows)."""
 
@@ -196,7 +197,7 @@ class Disconnect:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Notice:
     """Something an operator may want to read. `kind` is a stable word; the host logs it, `level` is a logging level's name."""
 

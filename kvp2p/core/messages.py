@@ -7,12 +7,12 @@ In and out: `Message` is the union; `LANE_OF` gives the lane of each (control be
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 
 from kvp2p.core.operations import Operation, Outcome
 from kvp2p.core.vector import VersionVector
 from kvp2p.ids import Issuer, NamespaceId, NodeId, Stamp
+from kvp2p.values import value
 
 RowKey = tuple[NamespaceId, bytes]
 KeyedRow = tuple[NamespaceId, bytes, bytes]  # namespace, key, row as laid out by core/entry.py
@@ -26,7 +26,7 @@ class Lane(IntEnum):
     CHUNKS = 2
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Frame:
     """A piece of one issuer's log: for every position in (after, upto] the row that stands there.
 
@@ -41,7 +41,7 @@ class Frame:
     rows: tuple[KeyedRow, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Designation:
     """Leadership given to a node. Orders by (term, tie): of two that meet, the lower steps down.
 
@@ -57,7 +57,7 @@ class Designation:
         return (self.term, self.tie)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Digest:
     """What the sender has, at least every 250 ms while anything changes and every 2 s when idle.
 
@@ -76,7 +76,7 @@ class Digest:
     wall_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Pull:
     """Ask for an issuer's log after a position: Frames follow, then one PullEnd."""
 
@@ -85,7 +85,7 @@ class Pull:
     bytes_max: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PullEnd:
     """The end of the answer to a Pull. `trimmed`: the log cannot serve what was asked, the peer must reconcile."""
 
@@ -94,7 +94,7 @@ class PullEnd:
     trimmed: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WalkRequest:
     """Ask for the rows after a key (None: from the start), in order of namespace and key."""
 
@@ -102,7 +102,7 @@ class WalkRequest:
     after: RowKey | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WalkPart:
     """All rows in (after, upto] (upto None: to the end) and the vector of the read transaction that produced them [I6]."""
 
@@ -113,7 +113,7 @@ class WalkPart:
     vector: VersionVector
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Forward:
     """A write sent on to the leader, once [I10].
 
@@ -126,7 +126,7 @@ class Forward:
     operations: tuple[Operation, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ForwardOutcome:
     """The leader's answer to a Forward, after it was persisted [I5]."""
 
@@ -134,7 +134,7 @@ class ForwardOutcome:
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Member:
     """A roster row; each member issues its own, the greater incarnation wins. URLs are "" when not known."""
 
@@ -146,7 +146,7 @@ class Member:
     api_url: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Roster:
     """The members that the sender knows, itself included."""
 

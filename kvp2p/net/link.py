@@ -29,7 +29,7 @@ from kvp2p.net.clock import PeerClock, Reading, read_clocks
 from kvp2p.net.lanes import ReceiveLanes, SendLanes, lane_of
 from kvp2p.net.settings import MeshSettings
 from kvp2p.net.transport import CLOSE_GRACE_SECONDS, CODE_NORMAL, CODE_PROTOCOL_ERROR
-from kvp2p.wire.link_messages import Credit, LinkMessage, Ping, Pong
+from kvp2p.wire.link_messages import LINK_MESSAGES, Credit, LinkMessage, Ping, Pong
 from kvp2p.wire.mesh import encode_message, unpack_link
 
 # `send` keeps the lane this full, no fuller, so that a long answer to a pull leaves room for what `try_send` adds.
@@ -204,7 +204,7 @@ class Link:
             own_lane = lane_of(message)
             if others if own_lane is Lane.CONTROL else own_lane is not lane:
                 raise RemoteProtocolError("a payload mixes lanes")
-            if isinstance(message, Ping | Pong | Credit):
+            if isinstance(message, LINK_MESSAGES):
                 self._take_own(message)
             elif own_lane is Lane.CONTROL:
                 control.append(message)

@@ -8,6 +8,7 @@ In and out: values; they travel on the control lane and no machine ever sees the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from kvp2p.core.messages import Lane
 
@@ -36,3 +37,4 @@ class Credit:
 
 
 LinkMessage = Ping | Pong | Credit
+LINK_MESSAGES: Final = (Ping, Pong, Credit)

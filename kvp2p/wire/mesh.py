@@ -72,6 +72,7 @@ from kvp2p.wire.operations import (
 )
 
 WIRE_VERSION: Final = 1
+_VOUCHED_FOR: Final = (Frame, WalkPart, Forward, ForwardOutcome)
 STATE_HASH_BYTES: Final = 16
 MEMBER_NAME_CHARS_MAX: Final = 128  # guess
 URL_CHARS_MAX: Final = 512  # guess: scheme, host name of 253, port
@@ -92,7 +93,7 @@ def encode_message(message: Message | LinkMessage) -> bytes:
         raise LocalProtocolError(
             f"a {type(message).__name__} has {len(element)} bytes encoded; {ELEMENT_BYTES_MAX} are the limit"
         )
-    if not isinstance(message, Frame | WalkPart | Forward | ForwardOutcome):
+    if not isinstance(message, _VOUCHED_FOR):
         try:
             _from_raw(raw)
         except RemoteProtocolError as error:
@@ -129,6 +130,10 @@ def unpack_link(payload: bytes) -> list[Message | LinkMessage]:
 
 def _to_raw(message: Message | LinkMessage) -> CborValue:
     match message:
+        case Forward(request, deadline_ns, operations):  # first what there is most of
+            return [7, request, deadline_ns, encode_operations(operations)]
+        case ForwardOutcome(request, outcome):
+            return [8, request, encode_outcome(outcome)]
         case Frame(issuer, after, upto, positions, rows):
             return [1, issuer, after, upto, _encode_positions(after, positions), _encode_rows(rows)]
         case Digest(vector, state_hash, comparable, floor, designation, leads, complete, wall_ms):
@@ -145,10 +150,6 @@ def _to_raw(message: Message | LinkMessage) -> CborValue:
         case WalkPart(walk, after_key, upto_key, rows, vector):
             ends = (_encode_row_key(after_key), _encode_row_key(upto_key))
             return [6, walk, *ends, _encode_rows(rows), vector.encode()]
-        case Forward(request, deadline_ns, operations):
-            return [7, request, deadline_ns, encode_operations(operations)]
-        case ForwardOutcome(request, outcome):
-            return [8, request, encode_outcome(outcome)]
         case Roster(members):
             return [9, [_encode_member(member) for member in members]]
         case Ping(serial):

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from kvp2p.core.entry import Kind, encode_row
 from kvp2p.core.messages import (
+    Designation,
+    Digest,
     Forward,
     ForwardOutcome,
     Frame,
@@ -301,3 +303,10 @@ def test_credit_and_pings_are_small() -> None:
     # DESIGN §8 allows a node of a hundred 1 KB of idle control traffic a second.
     for message in (Ping(1 << 20), Pong(1 << 20, 1 << 62), Credit(Lane.DATA, 1 << 20)):
         assert len(pack([encode_message(message)])) <= 18
+
+
+@pytest.mark.parametrize("designation", [None, Designation(3, ISSUER, NodeId(bytes(16)))])
+def test_a_digest_tells_the_designation_or_that_there_is_none(designation: Designation | None) -> None:
+    vector = VersionVector.decode(VECTOR)
+    digest = Digest(vector, bytes(16), True, vector, designation, None, True, 1)
+    assert unpack(pack([encode_message(digest)])) == [digest]
