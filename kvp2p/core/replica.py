@@ -47,7 +47,7 @@ from kvp2p.core.operations import refused
 from kvp2p.core.readiness import Readiness
 from kvp2p.core.roster import Members
 from kvp2p.core.settings import ReplicaSettings
-from kvp2p.core.writing import Forwarder, Holds, await_version, refuse_malformed
+from kvp2p.core.writing import Forwarder, Holds, await_version, refuse_malformed, write_bytes
 from kvp2p.ids import Issuer, NamespaceId, NodeId, Now
 from kvp2p.limits import NAMESPACE_SWEEP_ROWS_MAX
 
@@ -184,21 +184,23 @@ class ReplicaMachine:
     # --- writes
 
     def _on_write(self, event: Write) -> None:
-        malformed = refuse_malformed(event.operations)
+        bytes_used = write_bytes(event.operations)
+        malformed = refuse_malformed(event.operations, bytes_used)
         if malformed is not None:
             self.board.emit(Reply(event.request, malformed))
         elif self.leadership.writer is not None:
-            self.leadership.writer.submit(None, event.request, event.operations, event.deadline_ns)
+            self.leadership.writer.submit(None, event.request, event.operations, event.deadline_ns, bytes_used)
         elif self.board.is_leader(self.board.me.node):
             not_yet = refused(
                 "no_leader", f"this node is the leader and is still {self.leadership.role}; nothing was applied"
             )
             self.board.emit(Reply(event.request, not_yet))
         else:
-            self.forwarder.submit(event)
+            self.forwarder.submit(event, bytes_used)
 
     def _on_forward(self, peer: NodeId, forward: Forward) -> None:
-        outcome = refuse_malformed(forward.operations)
+        bytes_used = write_bytes(forward.operations)
+        outcome = refuse_malformed(forward.operations, bytes_used)
         writer = self.leadership.writer
         if outcome is not None:
             self.board.send(peer, ForwardOutcome(forward.request, outcome))
@@ -206,7 +208,7 @@ class ReplicaMachine:
             not_leading = refused("no_leader", f"the node asked is {self.leadership.role}; nothing was applied")
             self.board.send(peer, ForwardOutcome(forward.request, not_leading))
         else:
-            writer.submit(peer, forward.request, forward.operations, forward.deadline_ns)
+            writer.submit(peer, forward.request, forward.operations, forward.deadline_ns, bytes_used)
 
     # --- the store
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from kvp2p.core.batches import BatchResult, StampedWrite, WriteGroup
 from kvp2p.core.board import MS, Board, Deadlines, Peer
@@ -34,12 +34,13 @@ from kvp2p.limits import (
     WRITE_QUEUE_BYTES_MAX,
     WRITE_QUEUE_MAX,
 )
+from kvp2p.values import value
 
 _MIB = 1024 * 1024
 _ENDED_MAX = 64  # guess: so seldom that it costs nothing
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Waiting:
     """A write at the leader. `peer` and `link` None: of this node's own clients."""
 
@@ -64,9 +65,10 @@ class LeaderWriter:
         self._is_persisting = False
         self._is_closed = False
 
-    def submit(self, peer: NodeId | None, request: int, operations: tuple[Operation, ...], deadline_ns: int) -> None:
-        """Take a write, or refuse it at once."""
-        bytes_used = sum(map(operation_bytes, operations))
+    def submit(
+        self, peer: NodeId | None, request: int, operations: tuple[Operation, ...], deadline_ns: int, bytes_used: int
+    ) -> None:
+        """Take a write of `write_bytes`, or refuse it at once."""
         link = None if peer is None else self.board.peers[peer]
         waiting = _Waiting(peer, link, request, operations, deadline_ns, bytes_used)
         if self._is_closed or self.board.is_stopping:
@@ -231,7 +233,7 @@ class Holds:
         self._ended = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Forwarded:
     peer: NodeId
     bytes_used: int
@@ -246,7 +248,7 @@ class Forwarder:
         self._sent: dict[int, _Forwarded] = {}
         self._deadlines = Deadlines(board, "forward", self._sent.__contains__)
 
-    def submit(self, write: Write) -> None:
+    def submit(self, write: Write, bytes_used: int) -> None:
         """Forward a write, or refuse it when there is nobody to send it to or no time left."""
         board = self.board
         leader = board.designation.node if board.designation is not None else None
@@ -266,7 +268,7 @@ class Forwarder:
                 "the write came past its deadline; it was not sent, nothing was applied",
             )
         else:
-            self._sent[write.request] = _Forwarded(leader, sum(map(operation_bytes, write.operations)))
+            self._sent[write.request] = _Forwarded(leader, bytes_used)
             self._deadlines.add(write.deadline_ns, write.request)
             board.send(leader, Forward(write.request, write.deadline_ns, write.operations))
 
@@ -308,11 +310,15 @@ class Forwarder:
         self.board.emit(Reply(request, refused(code, message)))
 
 
-def refuse_malformed(operations: tuple[Operation, ...]) -> Outcome | None:
+def write_bytes(operations: tuple[Operation, ...]) -> int:
+    """Return about how many bytes a write takes."""
+    return sum(map(operation_bytes, operations))
+
+
+def refuse_malformed(operations: tuple[Operation, ...], bytes_used: int) -> Outcome | None:
     """Refuse a write that could not be one log frame, or is empty."""
     if not 1 <= len(operations) <= OPS_PER_WRITE_MAX:
         return refused("bad_request", f"a write has 1 to {OPS_PER_WRITE_MAX} operations, not {len(operations)}")
-    bytes_used = sum(map(operation_bytes, operations))
     if bytes_used > WRITE_BYTES_MAX:
         return refused("bad_request", f"a write has at most {WRITE_BYTES_MAX} bytes, not {bytes_used}")
     return None
