@@ -1,6 +1,6 @@
 """`@value`: a dataclass that nobody changes, as cheap to make as one that could be.
 
-Decides: how messages, events, effects and operations are declared.
+Decides: how messages, events and effects are declared. (Operations and outcomes are NamedTuples: they are made of little, and compared with nothing else.)
 Keeps true: equality and hash by fields; mypy refuses an assignment to a field, as with `frozen=True`.
 In and out: a class in, the class with its methods out.
 

@@ -160,7 +160,7 @@ def _listen(path: str) -> trio.socket.SocketType:
 
 
 def _bounded(deadline_ns: int) -> int:
-    """Keep a deadline so near that a Forward can carry it [I9]."""
+    """Keep a deadline near: nothing of a write waits for longer, here or at the leader [I9]."""
     return min(deadline_ns, time.monotonic_ns() + WRITE_TIMEOUT_MS_MAX * MS)
 
 
