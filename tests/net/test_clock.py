@@ -52,21 +52,21 @@ def test_nothing_is_told_before_the_first_answer() -> None:
 
 def test_a_deadline_is_early_by_what_the_best_ping_took(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
-    machine.ping(30, 1)
-    assert machine.early_ms() == pytest.approx(30, abs=0.1)
-    machine.ping(2, 500)
-    assert machine.early_ms() == pytest.approx(2.5, abs=0.1)
-    machine.ping(90, 1)
-    assert machine.early_ms() == pytest.approx(2.6, abs=0.1), "a slow answer does not replace a better one"
+    machine.ping(30, 0)
+    assert machine.early_ms() == pytest.approx(30 + 30 / 5, abs=0.1)
+    machine.ping(2, 40)
+    assert machine.early_ms() == pytest.approx(2 + 42 / 5, abs=0.1)
+    machine.ping(90, 0)
+    assert machine.early_ms() == pytest.approx(2 + 132 / 5, abs=0.1), "a slow answer does not replace a better one"
 
 
 def test_a_bound_falls_with_its_age_until_it_is_learnt_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
     machine.ping(2)
     machine.real_ns += 10 * SECOND_NS
-    assert machine.early_ms() == pytest.approx(12, abs=0.1), "1 ms for each second"
+    assert machine.early_ms() == pytest.approx(2_000, abs=5), "a fifth of it"
     machine.ping(2)
-    assert machine.early_ms() == pytest.approx(2, abs=0.1)
+    assert machine.early_ms() == pytest.approx(2, abs=1)
 
 
 def test_a_clock_that_stood_still_while_the_machine_slept_makes_nothing_late(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_a_clock_that_stood_still_while_the_machine_slept_makes_nothing_late(mon
     machine.asleep_ns += 3_600 * SECOND_NS
     assert machine.early_ms() >= 2
     machine.ping(2)
-    assert machine.early_ms() == pytest.approx(2, abs=0.1)
+    assert machine.early_ms() == pytest.approx(2, abs=1)
 
 
 def test_a_machine_that_stopped_with_all_its_clocks_is_found_out_by_the_next_answer(
@@ -88,10 +88,10 @@ def test_a_machine_that_stopped_with_all_its_clocks_is_found_out_by_the_next_ans
     machine.stopped_ns += 60 * SECOND_NS
     assert machine.early_ms() < 0, "nothing here could show it"
     machine.ping(2)
-    assert machine.early_ms() == pytest.approx(2, abs=0.1)
+    assert machine.early_ms() == pytest.approx(2, abs=1)
 
 
-@given(st.integers(0, 1 << 32), st.sampled_from([-900, -500, 0, 500, 900]))
+@given(st.integers(0, 1 << 32), st.sampled_from([-160_000, -83_000, -500, 0, 500, 160_000]))
 def test_no_deadline_is_ever_late(seed: int, fast_ppm: int) -> None:
     random = Random(seed)
     with pytest.MonkeyPatch.context() as monkeypatch:
