@@ -106,6 +106,7 @@ def summarize(txn: ReadTransaction) -> StoreSummary:
         identity=txn.identity,
         members=txn.members,
         candidates=_candidates(txn),
+        issuers=issuers_of(txn),
         namespaces_to_sweep=_dead_namespaces_with_rows(txn),
     )
 
@@ -128,6 +129,17 @@ def _candidates(txn: ReadTransaction) -> tuple[bytes, ...]:
     if row is None or not is_value(row):
         return ()
     return system_rows.decode_candidates(decode_row(SYSTEM_NAMESPACE, system_rows.CANDIDATES_KEY, row).value)
+
+
+def issuers_of(txn: ReadTransaction) -> tuple[system_rows.IssuerRow, ...]:
+    """Return the issuers that have a row, in byte order. They are few: one for each start of a leader."""
+    rows = []
+    for key, row in txn.rows(SYSTEM_NAMESPACE, start=system_rows.ISSUER_PREFIX):
+        if not key.startswith(system_rows.ISSUER_PREFIX):
+            break
+        if is_value(row):
+            rows.append(system_rows.decode_issuer(key, decode_row(SYSTEM_NAMESPACE, key, row).value))
+    return tuple(row for row in rows if row is not None)
 
 
 def _dead_namespaces_with_rows(txn: ReadTransaction) -> tuple[NamespaceId, ...]:
@@ -164,6 +176,7 @@ class _Application:
             frame=frame,
             namespaces_to_sweep=tuple(rows.newly_dead),
             candidates=_candidates(txn) if rows.candidates_changed else None,
+            issuers=issuers_of(txn) if rows.issuers_changed else None,
             rows_changed=rows.rows_changed,
             walk_rest=self.walk_rest,
         )

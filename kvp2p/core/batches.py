@@ -15,6 +15,7 @@ from kvp2p.core.entry import is_tombstone
 from kvp2p.core.messages import Designation, Frame, Member, RowKey, WalkPart
 from kvp2p.core.operations import Delete, DeleteNamespace, Operation, Outcome
 from kvp2p.core.port import Identity
+from kvp2p.core.system_rows import IssuerRow
 from kvp2p.core.vector import VersionVector
 from kvp2p.ids import Issuer, NamespaceId, Stamp
 
@@ -113,6 +114,7 @@ class StoreSummary:
     identity: Identity
     members: tuple[Member, ...]
     candidates: tuple[bytes, ...]
+    issuers: tuple[IssuerRow, ...]
     namespaces_to_sweep: tuple[NamespaceId, ...]  # deleted, rows still to be freed
 
 
@@ -128,6 +130,7 @@ class BatchResult(NamedTuple):
     frame: Frame | None = None
     namespaces_to_sweep: tuple[NamespaceId, ...] = ()  # newly deleted, or not yet empty
     candidates: tuple[bytes, ...] | None = None  # when a system row changed them
+    issuers: tuple[IssuerRow, ...] | None = None  # all of them, when the row of one changed
     rows_changed: int = 0
     walk_rest: WalkBatch | None = (
         None  # the next slice of a WalkBatch: nothing of its rows and vectors is stored before it

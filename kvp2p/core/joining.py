@@ -42,7 +42,7 @@ class _Space:
 class Joining:
     """Joins and removes rows for one batch. What it was asked about a namespace it does not ask the store again."""
 
-    __slots__ = ("_seed", "_spaces", "_txn", "candidates_changed", "newly_dead", "rows_changed")
+    __slots__ = ("_seed", "_spaces", "_txn", "candidates_changed", "issuers_changed", "newly_dead", "rows_changed")
 
     def __init__(self, txn: WriteTransaction, seed: int) -> None:
         self._txn = txn
@@ -51,6 +51,7 @@ class Joining:
         self.rows_changed = 0
         self.newly_dead: list[NamespaceId] = []
         self.candidates_changed = False
+        self.issuers_changed = False
 
     def is_live(self, namespace: NamespaceId) -> bool:
         """Tell whether entries may be written to a namespace."""
@@ -124,6 +125,8 @@ class Joining:
     def _system_row_changed(self, key: bytes, row: bytes | None) -> None:
         if key == system_rows.CANDIDATES_KEY:
             self.candidates_changed = True
+        elif key.startswith(system_rows.ISSUER_PREFIX):
+            self.issuers_changed = True
         namespace = system_rows.namespace_of_key(key)
         if namespace is None:
             return

@@ -9,6 +9,7 @@ In and out: typed values in, (key, compact JSON bytes) out, and back.
     account/{32 hex}       {"name"}
     leader                 {"node", "term"}
     candidates             {"nodes": [32 hex, ...]}: who may be promoted
+    issuer/{16 hex}        {"node", "term", "closed"}: who leads or led under it, and where it ended (16 hex), null while it may go on
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from hashlib import sha256
 from typing import Any
 
 from kvp2p.errors import RemoteProtocolError
-from kvp2p.ids import SYSTEM_NAMESPACE, AccountId, NamespaceId, NodeId
+from kvp2p.ids import ID_BYTES, ISSUER_BYTES, SYSTEM_NAMESPACE, AccountId, Issuer, NamespaceId, NodeId, Stamp
 
 NAMESPACE_PREFIX = b"namespace/"
 TOKEN_PREFIX = b"token/"
 ACCOUNT_PREFIX = b"account/"
+ISSUER_PREFIX = b"issuer/"
 LEADER_KEY = b"leader"
 CANDIDATES_KEY = b"candidates"
 
@@ -67,6 +69,19 @@ class Token:
         if account is not None and account != self.account:
             return False
         return self.namespaces is None or (namespace is not None and namespace in self.namespaces)
+
+
+@dataclass(frozen=True, slots=True)
+class IssuerRow:
+    """An issuer: the node that drew it (None: not known, it began before issuers had rows), and the term it began in.
+
+    `closed` None: positions may still be added. Else none are, and it is the last position that whoever closed it knew of.
+    """
+
+    issuer: Issuer
+    node: NodeId | None
+    term: int
+    closed: Stamp | None
 
 
 def _compact(value: dict[str, Any]) -> bytes:
@@ -181,3 +196,32 @@ def decode_candidates(value: bytes) -> tuple[bytes, ...]:
         return tuple(bytes.fromhex(node) for node in json.loads(value)["nodes"])
     except (ValueError, KeyError, TypeError):
         return ()
+
+
+def issuer_key(issuer: Issuer) -> bytes:
+    """Return the key of an issuer's row."""
+    return ISSUER_PREFIX + issuer.hex().encode()
+
+
+def encode_issuer(row: IssuerRow) -> tuple[bytes, bytes]:
+    """Return key and value of an issuer's row."""
+    value = {
+        "node": None if row.node is None else row.node.hex(),
+        "term": row.term,
+        "closed": None if row.closed is None else f"{row.closed:016x}",
+    }
+    return issuer_key(row.issuer), _compact(value)
+
+
+def decode_issuer(key: bytes, value: bytes) -> IssuerRow | None:
+    """Read an issuer's row, None for an unreadable one: an issuer without a row counts as open."""
+    try:
+        issuer = Issuer(bytes.fromhex(key.removeprefix(ISSUER_PREFIX).decode("ascii")))
+        fields = json.loads(value)
+        node = None if fields["node"] is None else NodeId(bytes.fromhex(fields["node"]))
+        closed = None if fields["closed"] is None else Stamp(int.from_bytes(bytes.fromhex(fields["closed"]), "big"))
+        row = IssuerRow(issuer, node, fields["term"], closed)
+    except (ValueError, KeyError, TypeError):
+        return None
+    is_whole = len(issuer) == ISSUER_BYTES and (node is None or len(node) == ID_BYTES) and type(row.term) is int
+    return row if is_whole and encode_issuer(row) == (key, value) else None  # there is one way to write a row

@@ -29,6 +29,7 @@ from tests.core.harness import (
     issuer_of,
     member,
     new_store,
+    node_id,
     put,
     recounted_hash,
     tombstone_row,
@@ -369,6 +370,19 @@ def test_candidates_are_told_when_a_walk_takes_their_row_away() -> None:
     writer = Writer()
     writer.write(put(system_rows.CANDIDATES_KEY, system_rows.encode_candidates((b"a" * 16,))))
     assert apply(writer.store, WalkBatch(part((), vector(x=9)), None)).candidates == ()
+
+
+def test_all_issuers_are_told_when_the_row_of_one_changes() -> None:
+    writer = Writer()
+    begun = system_rows.IssuerRow(issuer_of("x"), node_id("a"), 1, None)
+    other = system_rows.IssuerRow(issuer_of("y"), node_id("b"), 2, Stamp(9))
+    assert writer.group((put(*system_rows.encode_issuer(other)),)).issuers == (other,)
+    assert writer.group((put(*system_rows.encode_issuer(begun)), put(b"k"))).issuers == (begun, other)
+    assert writer.group((put(b"k"),)).issuers is None
+    assert writer.group((put(b"issuer/", b"not one"),)).issuers == (begun, other)
+    assert writer.group((Delete(SYSTEM_NAMESPACE, system_rows.issuer_key(issuer_of("y"))),)).issuers == (begun,)
+    with writer.store.read() as txn:
+        assert summarize(txn).issuers == (begun,)
 
 
 # --- walks

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from kvp2p.core import system_rows
-from kvp2p.core.system_rows import Namespace, Permission, Token
+from kvp2p.core.system_rows import IssuerRow, Namespace, Permission, Token
 from kvp2p.errors import RemoteProtocolError
-from kvp2p.ids import SYSTEM_NAMESPACE, AccountId, NamespaceId
-from tests.core.harness import ACCOUNT, SPACE
+from kvp2p.ids import SYSTEM_NAMESPACE, AccountId, NamespaceId, NodeId, Stamp
+from tests.core.harness import ACCOUNT, SPACE, issuer_of, node_id
 
 OTHER_ACCOUNT = AccountId(b"B" * 16)
 OTHER_SPACE = NamespaceId(b"T" * 16)
@@ -92,3 +92,34 @@ def test_the_other_system_rows_are_compact_json() -> None:
     assert system_rows.account_key(ACCOUNT) == b"account/" + ACCOUNT.hex().encode()
     assert system_rows.encode_account("me") == b'{"name":"me"}'
     assert system_rows.encode_leader(bytes(1), 3) == b'{"node":"00","term":3}'  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("node", [None, node_id("a")])
+@pytest.mark.parametrize("closed", [None, Stamp(0), Stamp(2**63 - 1)])
+def test_an_issuer_reads_back(node: NodeId | None, closed: Stamp | None) -> None:
+    row = IssuerRow(issuer_of("x"), node, 3, closed)
+    assert system_rows.decode_issuer(*system_rows.encode_issuer(row)) == row
+
+
+def test_an_issuers_row_is_compact_json() -> None:
+    key, value = system_rows.encode_issuer(IssuerRow(issuer_of("x"), node_id("a"), 3, Stamp(255)))
+    assert key == b"issuer/" + b"78" * 8
+    assert value == b'{"closed":"00000000000000ff","node":"' + b"61" * 16 + b'","term":3}'
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (b"issuer/zz", b'{"closed":null,"node":null,"term":1}'),
+        (b"issuer/7878", b'{"closed":null,"node":null,"term":1}'),
+        (b"issuer/" + b"78" * 8, b'{"closed":null,"node":"61","term":1}'),
+        (b"issuer/" + b"78" * 8, b'{"closed":"ff","node":null,"term":1}'),
+        (b"issuer/" + b"78" * 8, b'{"closed":"ff","node":null}'),
+        (b"issuer/" + b"78" * 8, b'{"closed":null,"node":null,"term":true}'),
+        (b"issuer/" + b"78" * 8, b'{"closed": null,"node":null,"term":1}'),
+        (b"issuer/" + b"78" * 8, b"[]"),
+        (b"issuer/" + b"78" * 8, b""),
+    ],
+)
+def test_what_is_no_row_of_an_issuer_is_none(key: bytes, value: bytes) -> None:
+    assert system_rows.decode_issuer(key, value) is None
