@@ -62,7 +62,8 @@ class Digest:
     """What the sender has, at least every 250 ms while anything changes and every 2 s when idle.
 
     `state_hash` is H over all namespaces (16 bytes); `comparable` says that no row stands above the vector. `floor`: the
-    sender can serve positions above it. `leads` is the issuer under which the sender leads right now, or None.
+    sender can serve positions above it. `leads` is the issuer under which the sender leads, or led and may still add what is on its
+    way to its disk; None when it can add nothing under any.
     `complete` is False until a new node has everything it was to be given at first contact. `wall_ms` is the sender's clock.
     """
 

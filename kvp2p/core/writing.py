@@ -64,6 +64,7 @@ class LeaderWriter:
         self._queue_bytes = 0
         self._is_persisting = False
         self._is_closed = False
+        self._own_groups = 0  # in flight
 
     def submit(
         self, peer: NodeId | None, request: int, operations: tuple[Operation, ...], deadline_ns: int, bytes_used: int
@@ -83,15 +84,41 @@ class LeaderWriter:
     def begin_term(
         self, operations: tuple[Operation, ...], done: Callable[[], None], failed: Callable[[str], None]
     ) -> None:
-        """Persist a new designation together with the first log entries under it, before any other write."""
-        group = WriteGroup(self.designation.term, self.issuer, (), self.board.now.wall_ms, self.designation)
+        """Persist the designation together with the first log entries under this issuer, before any other write."""
+        self._persist_own(operations, self.designation, done, failed)
+
+    def add_rows(
+        self, operations: tuple[Operation, ...], done: Callable[[], None], failed: Callable[[str], None]
+    ) -> None:
+        """Persist log entries that the leader writes of itself, in a group of their own."""
+        self._persist_own(operations, None, done, failed)
+
+    @property
+    def may_add(self) -> bool:
+        """Tell whether a position may still be added under this issuer: it is open, or a group is on its way to the disk."""
+        return not self._is_closed or self._is_persisting or self._own_groups > 0
+
+    def _persist_own(
+        self,
+        operations: tuple[Operation, ...],
+        designation: Designation | None,
+        done: Callable[[], None],
+        failed: Callable[[str], None],
+    ) -> None:
+        group = WriteGroup(self.designation.term, self.issuer, (), self.board.now.wall_ms, designation)
         write = StampedWrite(self._stamps(operations, group.wall_ms), operations)
+        self._own_groups += 1
 
         def on_done(result: BatchResult) -> None:
+            self._own_groups -= 1
             done()
             self._send_frame(result)
 
-        self.board.persist(replace(group, writes=(write,)), on_done, failed)
+        def on_failed(reason: str) -> None:
+            self._own_groups -= 1
+            failed(reason)
+
+        self.board.persist(replace(group, writes=(write,)), on_done, on_failed)
 
     def on_peer_down(self, peer: NodeId) -> None:
         """Drop the writes that came over a link that has closed: their sender has told `unknown` [I10]."""
