@@ -65,6 +65,7 @@ class Board:
         self.state_hash = store.state_hash
         self.complete = store.complete
         self.candidates = store.candidates
+        self.issuers = {row.issuer: row for row in store.issuers}
         self.designation: Designation | None = store.designation
         self.peers: dict[NodeId, Peer] = {}
         self.is_stopping = False
@@ -142,6 +143,8 @@ class Board:
         self.complete = result.complete
         if result.candidates is not None:
             self.candidates = result.candidates
+        if result.issuers is not None:
+            self.issuers = {row.issuer: row for row in result.issuers}
         self.accepted = self.accepted.join(self.vector)
         waiting.done(result)
 

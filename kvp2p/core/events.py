@@ -23,7 +23,7 @@ from dataclasses import field
 from kvp2p.core.batches import Batch, BatchResult, StoreSummary
 from kvp2p.core.messages import Forward, Member, Message, Pull, WalkRequest
 from kvp2p.core.operations import Operation, Outcome
-from kvp2p.ids import NodeId, Version
+from kvp2p.ids import Issuer, NodeId, Version
 from kvp2p.values import value
 
 # --- events
@@ -123,6 +123,14 @@ class Promote:
     override: bool = False
 
 
+@value
+class CloseIssuer:
+    """Take an operator's word that nothing more is added under an issuer: its node is gone for ever. Only the leader can."""
+
+    request: int
+    issuer: Issuer
+
+
 Event = (
     Start
     | Stop
@@ -136,6 +144,7 @@ Event = (
     | Persisted
     | PersistFailed
     | Promote
+    | CloseIssuer
 )
 
 # --- effects
@@ -175,7 +184,7 @@ class Persist:
 
 @value
 class Reply:
-    """The end of a Write, Await or Promote. An Await that ran out of time is REFUSED with code `not_caught_up`."""
+    """The end of a Write, Await, Promote or CloseIssuer. An Await that ran out of time is REFUSED with code `not_caught_up`."""
 
     request: int
     outcome: Outcome

@@ -3,27 +3,30 @@
 Decides: when a designated node starts to lead, when it steps down, and what a promotion takes.
 Keeps true: I2: a node that starts to lead draws a new issuer and first hears a complete peer's vector, term and clock; with none
 reachable for `first_contact_ms` its own store counts. A leader behind such a digest that it saw catches up before it leads. Of
-two designations that meet, the lower steps down; a promotion takes 1 + the greatest term heard of, and is durable before it is told.
+two designations that meet, the lower steps down; a promotion takes 1 + the greatest term heard of. Whoever leads has first made durable
+that its issuer is open (and, when promoted, its designation), and that those of its earlier lives are closed; until then nothing is told.
 I9: nobody begins a log that would make the vector too long to be read again.
-In and out: digests in; `LeaderWriter` while leading. Leadership is read from the store, not from the configuration.
+In and out: digests in; `LeaderWriter` and `IssuerCloser` while leading. Leadership is read from the store, not from the configuration.
 Source: DESIGN.md §2 to §4; terms as in Ongaro and Ousterhout, *Raft* (2014), given by an operator instead of an election.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 from kvp2p.core import system_rows
 from kvp2p.core.batches import Settle
 from kvp2p.core.board import Board
-from kvp2p.core.events import Promote, Reply
+from kvp2p.core.events import CloseIssuer, Promote, Reply
 from kvp2p.core.hlc import HybridClock
+from kvp2p.core.issuers import IssuerCloser, opening_rows
 from kvp2p.core.messages import Designation, Digest
-from kvp2p.core.operations import Ending, Outcome, Put, refused
+from kvp2p.core.operations import Ending, Operation, Outcome, Put, refused
 from kvp2p.core.roster import Members
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.core.writing import LeaderWriter
-from kvp2p.ids import ISSUER_BYTES, SYSTEM_NAMESPACE, Issuer, NodeId
+from kvp2p.ids import ISSUER_BYTES, SYSTEM_NAMESPACE, Issuer, NodeId, Stamp
 from kvp2p.limits import VECTOR_ISSUERS_MAX
 
 _ISSUERS_KEPT_FREE = 64  # guess: issuers that other leaders may have begun and this node has not heard of yet
@@ -35,8 +38,18 @@ class Role(StrEnum):
     FOLLOWER = "follower"
     HEARING = "hearing"  # designated, waits for a first word from a peer
     CATCHING_UP = "catching_up"  # designated, lacks what a peer has
-    TAKING_OVER = "taking_over"  # promoted, the new designation is not durable yet
+    TAKING_OVER = "taking_over"  # about to lead, what says so is not durable yet
     LEADING = "leading"
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """What a designated node waits for before it leads: the log of an issuer up to `wanted`, of which `peer` has told."""
+
+    issuer: Issuer
+    held: Stamp
+    wanted: Stamp
+    peer: NodeId
 
 
 class Leadership:
@@ -49,14 +62,20 @@ class Leadership:
         self.writer: LeaderWriter | None = None
         self._taking_over: LeaderWriter | None = None
         self._clock = HybridClock()
+        self._deposed: LeaderWriter | None = None
+        self._closer: IssuerCloser | None = None
         self._target: VersionVector = EMPTY_VECTOR
+        self._shown_by: dict[Issuer, NodeId] = {}
         self._has_heard = False
+        self._is_waiting_for_disk = False
         self._promotion: Promote | None = None
         self._is_full_told = False
 
     @property
     def issuer(self) -> Issuer | None:
-        """Return the issuer under which this node leads, None while it does not."""
+        """Return the issuer under which this node leads, or led and may still add to; None when it can add nothing."""
+        if self.writer is None and self._deposed is not None and self._deposed.may_add:
+            return self._deposed.issuer
         return self.writer.issuer if self.writer is not None else None
 
     def start(self) -> None:
@@ -81,7 +100,27 @@ class Leadership:
             self._promotion = event
             self._prepare()
 
-    def on_digest(self, digest: Digest) -> None:
+    def close_issuer(self, event: CloseIssuer) -> None:
+        """Close an issuer because an operator says that its node is gone for ever."""
+        if self._closer is None:
+            self._refuse(event, "no_leader", f"this node is {self.role}; only the leader can close an issuer")
+        elif self.board.is_stopping:
+            self._refuse(event, "bad_request", "this node is stopping")
+        else:
+            self._closer.close(event)
+
+    def lacks(self) -> tuple[Lack, ...]:
+        """Return what this node waits for while it is catching up."""
+        if self.role is not Role.CATCHING_UP:
+            return ()
+        held = self.board.vector
+        return tuple(
+            Lack(issuer, held.stamp_of(issuer), stamp, self._shown_by[issuer])
+            for issuer, stamp in self._target.items()
+            if held.stamp_of(issuer) < stamp
+        )
+
+    def on_digest(self, peer: NodeId, digest: Digest) -> None:
         """Learn of leadership from a peer; one of two designations gives way."""
         self._clock.observe(digest.vector.latest_stamp())
         theirs = digest.designation
@@ -91,12 +130,16 @@ class Leadership:
         # A new node's vector says nothing: it is no witness of what there is, and has nothing to catch up with either.
         if digest.complete and self.role in (Role.HEARING, Role.CATCHING_UP):
             self._has_heard = True
-            self._target = self._target.join(digest.vector)
+            self._aim_at(peer, digest)
             self.on_vector()
+        if self._closer is not None:
+            self._closer.on_digest()
 
     def on_vector(self) -> None:
         """Start to lead once everything that was heard of is here."""
         if self.role not in (Role.HEARING, Role.CATCHING_UP) or not self._has_heard:
+            return
+        if self._is_waiting_for_disk or self.board.is_stopping:
             return
         if self.board.complete and self.board.vector.covers_vector(self._target):
             self._lead()
@@ -109,6 +152,16 @@ class Leadership:
         if self.role is Role.HEARING and not self._has_heard:
             self._has_heard = True
             self.on_vector()
+
+    def on_retry(self, what: str) -> None:
+        """Write again what found the disk full: the first group of a leader, a closed issuer, or a designation heard of."""
+        if what == "open":
+            self._is_waiting_for_disk = False
+            self.on_vector()
+        elif what == "settle":
+            self._settle()
+        elif self._closer is not None:
+            self._closer.on_timer()
 
     def on_peer_down(self, peer: NodeId) -> None:
         """Drop the writes of a link that has closed [I10]."""
@@ -126,19 +179,26 @@ class Leadership:
     def _prepare(self) -> None:
         self.role = Role.HEARING
         self._has_heard = False
+        self._is_waiting_for_disk = False
         self._target = EMPTY_VECTOR
+        self._shown_by = {}
         is_override = self._promotion is not None and self._promotion.override
         if self.members.is_alone() or is_override:
             self._has_heard = True
-        complete = [digest for _, digest in self.board.digests() if digest.complete]
-        if complete:
-            self._has_heard = True
-        if not is_override:
-            for digest in complete:
-                self._target = self._target.join(digest.vector)
+        for peer, digest in self.board.digests():
+            if digest.complete:
+                self._has_heard = True
+                if not is_override:
+                    self._aim_at(peer, digest)
         if not self._has_heard:
             self.board.set_timer("hear", self.board.settings.first_contact_ms)
         self.on_vector()
+
+    def _aim_at(self, peer: NodeId, digest: Digest) -> None:
+        for issuer, stamp in digest.vector.items():
+            if stamp > self._target.stamp_of(issuer):
+                self._shown_by[issuer] = peer
+        self._target = self._target.join(digest.vector)
 
     def _lead(self) -> None:
         board = self.board
@@ -150,12 +210,14 @@ class Leadership:
             self._clock.observe(seen.latest_stamp())
         if self._promotion is None:
             assert board.designation is not None, "without a promotion only the designated node leads"
-            self._open(LeaderWriter(board, self._clock, board.designation, issuer))
+            self._take_over(LeaderWriter(board, self._clock, board.designation, issuer), ())
             return
         heard = [digest.designation.term for _, digest in board.digests() if digest.designation is not None]
         own = board.designation.term if board.designation is not None else 0
         designation = Designation(1 + max([own, *heard]), issuer, board.me.node)
-        self._take_over(LeaderWriter(board, self._clock, designation, issuer))
+        leader = system_rows.encode_leader(designation.node, designation.term)
+        rows = (Put(SYSTEM_NAMESPACE, system_rows.LEADER_KEY, leader),)
+        self._take_over(LeaderWriter(board, self._clock, designation, issuer), rows)
 
     def _refuse_to_lead(self) -> None:
         """One issuer more and some store or message could not be read again: stay as it is, and look again later."""
@@ -169,8 +231,8 @@ class Leadership:
             self._refuse_promotion("bad_request", "the cluster's version vector has no room for another leader")
             self.start()
 
-    def _take_over(self, writer: LeaderWriter) -> None:
-        """Persist the new designation with the first log entry under it; until then nothing of it is told."""
+    def _take_over(self, writer: LeaderWriter, rows: tuple[Operation, ...]) -> None:
+        """Persist the designation with the first log entries of the issuer; until then nothing of it is told."""
         self.role = Role.TAKING_OVER
         self._taking_over = writer
 
@@ -178,50 +240,73 @@ class Leadership:
             if self._taking_over is writer:  # else a higher designation was heard of meanwhile
                 self._taking_over = None
                 self.board.designation = writer.designation
+                self.board.drop_timer("settle")  # it went along
                 self._open(writer)
                 promotion, self._promotion = self._promotion, None
-                assert promotion is not None, "only a promotion takes over"
-                self._reply(promotion, Outcome(Ending.ACKED))
+                if promotion is not None:
+                    self._reply(promotion, Outcome(Ending.ACKED))
 
         def failed(reason: str) -> None:
-            if self._taking_over is writer:
-                self._taking_over = None
+            if self._taking_over is not writer:
+                return
+            self._taking_over = None
+            if self._promotion is not None:
                 self.role = Role.FOLLOWER
                 self._refuse_promotion("disk_full", f"the new designation could not be stored: {reason}")
                 self.start()
+            else:
+                self.role = Role.HEARING
+                self._is_waiting_for_disk = True
+                self.board.set_timer("open", self.board.settings.digest_idle_ms)
 
-        row = system_rows.encode_leader(writer.designation.node, writer.designation.term)
-        writer.begin_term((Put(SYSTEM_NAMESPACE, system_rows.LEADER_KEY, row),), done, failed)
+        writer.begin_term((*rows, *opening_rows(self.board, writer)), done, failed)
 
     def _open(self, writer: LeaderWriter) -> None:
         self.writer = writer
         self.role = Role.LEADING
+        self._closer = IssuerCloser(self.board, writer)
         self.board.notice("leading", term=writer.designation.term, issuer=writer.issuer.hex())
+        self._closer.on_digest()
 
     def _follow(self, designation: Designation) -> None:
         board = self.board
         board.designation = designation
-        board.persist(Settle(designation=designation))
+        self._taking_over = None
+        self._settle()
         is_mine = designation.node == board.me.node
         if is_mine and self.role in (Role.HEARING, Role.CATCHING_UP):
             return
         if self.role is not Role.FOLLOWER:
             board.notice("stepped_down", "warning", term=designation.term, leader=designation.node.hex())
         self.role = Role.FOLLOWER
-        self._taking_over = None
         board.drop_timer("hear")
         if self.writer is not None:
             self.writer.close("another designation was heard of; nothing was applied")
-            self.writer = None
+            self._deposed, self.writer, self._closer = self.writer, None, None
         if is_mine:
             self._prepare()  # given to an earlier life of this node, which this disk has forgotten
         else:
             self._refuse_promotion("bad_request", f"the node {designation.node.hex()} leads at a higher term")
 
+    def _settle(self) -> None:
+        """Write down the designation that was heard of, until the disk takes it."""
+
+        def failed(_: str) -> None:
+            self.board.set_timer("settle", self.board.settings.digest_idle_ms)
+
+        self.board.drop_timer("settle")
+        if self._taking_over is None:
+            self.board.persist(Settle(designation=self.board.designation), failed=failed)
+        else:
+            failed("")  # a newer one is on its way to the disk; it must not be put back by an older one
+
     def _refuse_promotion(self, code: str, message: str) -> None:
         promotion, self._promotion = self._promotion, None
         if promotion is not None:
-            self._reply(promotion, refused(code, message))
+            self._refuse(promotion, code, message)
 
-    def _reply(self, event: Promote, outcome: Outcome) -> None:
+    def _refuse(self, event: Promote | CloseIssuer, code: str, message: str) -> None:
+        self._reply(event, refused(code, message))
+
+    def _reply(self, event: Promote | CloseIssuer, outcome: Outcome) -> None:
         self.board.emit(Reply(event.request, outcome))

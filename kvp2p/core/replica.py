@@ -14,6 +14,7 @@ from kvp2p.core.batches import BatchResult, NamespaceSweep
 from kvp2p.core.board import MS, Board, Peer, Random
 from kvp2p.core.events import (
     Await,
+    CloseIssuer,
     Effect,
     Event,
     PeerDown,
@@ -98,6 +99,8 @@ class ReplicaMachine:
                 self.forwarder.on_send_failed(forward)
             case Promote():
                 self.leadership.promote(event)
+            case CloseIssuer():
+                self.leadership.close_issuer(event)
             case Stop():
                 self.board.is_stopping = True
                 self.leadership.stop()
@@ -150,7 +153,7 @@ class ReplicaMachine:
         is_first = state.digest is None
         state.digest = digest
         was_leading = self.leadership.role is Role.LEADING
-        self.leadership.on_digest(digest)
+        self.leadership.on_digest(peer, digest)
         self.anti_entropy.on_digest(peer, digest, is_first)
         self.readiness.on_digest(peer, digest)
         if was_leading != (self.leadership.role is Role.LEADING):
@@ -276,6 +279,8 @@ class ReplicaMachine:
             case "hear":
                 self.leadership.on_nobody_heard()
                 self._tell_all()
+            case "open" | "close" | "settle":
+                self.leadership.on_retry(name)
             case "contact":
                 self.readiness.on_nobody_heard()
             case _:

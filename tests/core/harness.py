@@ -10,11 +10,12 @@ from collections import deque
 from random import Random
 from typing import TypeVar
 
-from kvp2p.core.apply import apply_batch, is_namespace_deleted, state_hash_seed, summarize
+from kvp2p.core.apply import apply_batch, is_namespace_deleted, issuers_of, state_hash_seed, summarize
 from kvp2p.core.batches import Batch, BatchResult
 from kvp2p.core.entry import STATE_HASH_MASK, Kind, decode_row, encode_row, row_state_hash
 from kvp2p.core.events import (
     Await,
+    CloseIssuer,
     Connect,
     Disconnect,
     Effect,
@@ -41,6 +42,7 @@ from kvp2p.core.port import Identity
 from kvp2p.core.replica import ReplicaMachine
 from kvp2p.core.serve import serve
 from kvp2p.core.settings import ReplicaSettings
+from kvp2p.core.system_rows import IssuerRow
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.ids import (
     SYSTEM_NAMESPACE,
@@ -115,10 +117,11 @@ def digest_of(
     comparable: bool = True,
     floor: VersionVector = EMPTY_VECTOR,
     designation: Designation | None = None,
+    leads: Issuer | None = None,
     complete: bool = True,
     wall_ms: int = EPOCH_MS,
 ) -> Digest:
-    return Digest(has, state_hash.to_bytes(16, "big"), comparable, floor, designation, None, complete, wall_ms)
+    return Digest(has, state_hash.to_bytes(16, "big"), comparable, floor, designation, leads, complete, wall_ms)
 
 
 def designated(name: str, term: int = 1, tie: str = "d") -> Designation:
@@ -147,6 +150,11 @@ def value_at(store: MemoryStore, key: bytes, namespace: NamespaceId = SYSTEM_NAM
         return None
     entry = decode_row(namespace, key, row)
     return entry.value if entry.kind == Kind.VALUE else None
+
+
+def issuer_rows(store: MemoryStore) -> dict[Issuer, IssuerRow]:
+    with store.read() as txn:
+        return {row.issuer: row for row in issuers_of(txn)}
 
 
 def recounted_hash(store: MemoryStore) -> int:
@@ -252,6 +260,11 @@ class Node:
     def promote(self, *, override: bool = False) -> int:
         request, self.next_request = self.next_request, self.next_request + 1
         self.handle(Promote(request, override))
+        return request
+
+    def close_issuer(self, issuer: Issuer) -> int:
+        request, self.next_request = self.next_request, self.next_request + 1
+        self.handle(CloseIssuer(request, issuer))
         return request
 
     # --- peers that the test plays

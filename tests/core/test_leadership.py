@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kvp2p.core import leadership, system_rows
 from kvp2p.core.batches import Settle, WriteGroup
 from kvp2p.core.events import Stop
+from kvp2p.core.leadership import Lack
 from kvp2p.core.messages import Designation, Digest, Forward, ForwardOutcome, Frame
 from kvp2p.core.operations import Ending
 from kvp2p.core.vector import VersionVector
@@ -110,6 +113,24 @@ def test_a_leader_behind_a_digest_catches_up_before_it_leads() -> None:
     assert a.sent_to("b", Digest)[-1].leads == a.machine.leadership.issuer
 
 
+def test_a_leader_that_is_catching_up_tells_what_it_lacks_and_who_showed_it() -> None:
+    cluster = Cluster()
+    a = cluster.add("a", leads=True, knows="bc")
+    assert a.machine.leadership.lacks() == ()
+    a.meets("b", digest_of(vector(x=2, y=1)))
+    a.meets("c", digest_of(vector(x=2, y=3)))
+    a.hears("b", frame_of(0, 1))
+    a.loses("c")
+    assert a.machine.leadership.lacks() == (
+        Lack(issuer_of("x"), Stamp(1), Stamp(2), node_id("b")),
+        Lack(issuer_of("y"), Stamp(0), Stamp(3), node_id("c")),
+    )
+    a.hears("b", frame_of(1, 2))
+    assert [lack.issuer for lack in a.machine.leadership.lacks()] == [issuer_of("y")]
+    a.hears("b", frame_of(0, 3, issuer="y"))
+    assert (a.role, a.machine.leadership.lacks()) == ("leading", ())
+
+
 def test_a_target_that_was_heard_of_stays_when_time_runs_out() -> None:
     cluster = Cluster()
     a = cluster.add("a", leads=True, knows="b")
@@ -131,7 +152,7 @@ def test_a_restart_draws_a_new_issuer_and_stamps_go_on() -> None:
     assert first is not None
     assert second is not None
     assert second > first
-    assert version_stamp(second) == version_stamp(first) + 1
+    assert version_stamp(second) == version_stamp(first) + 3, "two positions before it say which issuers are open"
 
 
 def test_a_leaders_stamps_exceed_every_stamp_that_it_heard_of() -> None:
@@ -154,10 +175,12 @@ def test_of_two_designations_the_lower_steps_down() -> None:
     assert a.role == "follower"
     assert a.notices[-1] == "stepped_down"
     assert a.replies[waiting].code == "no_leader"
-    assert a.sent_to("b", Digest)[-1].leads is None
+    assert a.sent_to("b", Digest)[-1].leads is not None, "what is on its way to the disk may still be added"
     a.release_disk()
     assert a.replies[persisting].ending == Ending.ACKED, "it was durable, and survives where nobody overwrote it"
     assert a.sent_to("b", Frame)
+    cluster.pass_ms(SETTINGS.digest_busy_ms)
+    assert a.sent_to("b", Digest)[-1].leads is None
     with a.store.read() as txn:
         assert txn.designation == designated("b", 1, "e")
     forwarded = a.write(put(b"k"))
@@ -271,6 +294,7 @@ def test_a_designated_node_whose_promotion_fails_goes_on_as_it_was() -> None:
     assert a.role == "taking_over"
     a.fail()
     assert (a.role, a.replies[request].code) == ("hearing", "disk_full")
+    a.release_disk()
     a.meets("b", digest_of())
     assert a.role == "leading"
 
@@ -284,7 +308,7 @@ def test_a_promotion_waits_until_a_peer_was_heard() -> None:
     other.write(row)
     (frame,) = other.sent_to("a", Frame)
     a.meets("b")
-    a.hears("b", frame)
+    a.hears("b", replace(frame, after=Stamp(0)))
     request = a.promote()
     assert a.role == "hearing"
     second = a.promote()
@@ -379,6 +403,44 @@ def test_settled_designations_are_written_down() -> None:
     a.hold_disk()
     a.meets("b", digest_of(designation=designated("b")))
     assert a.disk[-1].batch == Settle(designation=designated("b"))
+
+
+def stored_designation(node: Node) -> Designation | None:
+    with node.store.read() as txn:
+        return txn.designation
+
+
+def test_a_designation_that_found_the_disk_full_is_written_down_later() -> None:
+    cluster = Cluster()
+    a = cluster.add("a")
+    a.hold_disk()
+    a.meets("b", digest_of(designation=designated("b")))
+    a.fail()
+    cluster.pass_ms(SETTINGS.digest_idle_ms)
+    assert [persist.batch for persist in a.disk] == [Settle(designation=designated("b"))]
+    a.fail()
+    a.hears("b", digest_of(designation=designated("c", 2)))
+    a.release_disk()
+    cluster.pass_ms(2 * SETTINGS.digest_idle_ms)
+    assert stored_designation(a) == designated("c", 2)
+    assert not a.disk
+
+
+@pytest.mark.parametrize("ends", ["durable", "full"])
+def test_an_older_designation_is_not_written_over_the_one_that_is_on_its_way(ends: str) -> None:
+    cluster = Cluster()
+    a = cluster.add("a")
+    a.hold_disk()
+    a.meets("b", digest_of(designation=designated("b")))
+    a.fail()
+    a.promote(override=True)
+    cluster.pass_ms(SETTINGS.digest_idle_ms)
+    assert [type(persist.batch) for persist in a.disk] == [WriteGroup]
+    if ends == "full":
+        a.fail()
+    a.release_disk()
+    cluster.pass_ms(SETTINGS.digest_idle_ms)
+    assert stored_designation(a) == (a.machine.board.designation if ends == "durable" else designated("b"))
 
 
 def test_a_forward_to_a_node_that_does_not_lead_is_refused() -> None:

@@ -117,6 +117,8 @@ async def write(driver: ReplicaDriver, operations: tuple[Operation, ...], deadli
 
 
 async def make_namespace(driver: ReplicaDriver) -> Outcome:
+    """Wait until the node leads, its issuer being durable, and write."""
+    await until(lambda: driver.machine.leadership.writer is not None)
     return await write(driver, (CreateNamespace(NAMESPACE, ACCOUNT, "things"),))
 
 

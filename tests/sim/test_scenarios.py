@@ -294,10 +294,11 @@ def test_a_leader_that_was_paused_during_a_promotion_finds_itself_deposed() -> N
     assert str(play.cluster.read(new, NAMESPACE, b"key").version).startswith("00000002")
 
 
-def test_a_single_node_leads_at_once_and_after_each_restart() -> None:
+def test_a_single_node_leads_as_soon_as_its_issuer_is_durable_after_each_restart() -> None:
     play = Play(nodes=1)
     for number in range(3):
         assert play.put(play.node(1), b"key", b"value %d" % number) is Ending.ACKED
         play.cluster.crash(play.node(1))
         play.node(1).start()
+        play.run(6 * SYNC_MS / 1_000)
     play.end()
