@@ -31,7 +31,7 @@ from kvp2p.core.messages import Designation
 from kvp2p.core.operations import Ending, Put
 from kvp2p.core.port import Identity
 from kvp2p.errors import ConfigError
-from kvp2p.ids import ID_BYTES, ISSUER_BYTES, SYSTEM_NAMESPACE, AccountId, ClusterId, Issuer, NodeId
+from kvp2p.ids import ID_BYTES, ISSUER_BYTES, SYSTEM_NAMESPACE, AccountId, ClusterId, Issuer, NodeId, Stamp
 from kvp2p.store.lmdb_store import LmdbStore
 
 NAME_FORM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -160,14 +160,17 @@ def _first_group(identity: Identity, admin_token: str) -> WriteGroup:
         expires_at=0,
         created_ms=wall_ms,
     )
-    rows = (
+    rows: tuple[tuple[bytes, bytes], ...] = (
         system_rows.encode_token(token),  # the first entry of the log
         (system_rows.LEADER_KEY, system_rows.encode_leader(identity.node, FIRST_TERM)),
         (system_rows.CANDIDATES_KEY, system_rows.encode_candidates((identity.node,))),
         (system_rows.account_key(identity.account), system_rows.encode_account(identity.name)),
     )
+    first = HybridClock().tick(wall_ms)
+    last = Stamp(first + len(rows))  # where the row stands that says so: nothing comes after it
+    rows = (*rows, system_rows.encode_issuer(system_rows.IssuerRow(issuer, identity.node, FIRST_TERM, last)))
     puts = tuple(Put(SYSTEM_NAMESPACE, key, value) for key, value in rows)
-    write = StampedWrite(HybridClock().tick(wall_ms), puts)
+    write = StampedWrite(first, puts)
     return WriteGroup(FIRST_TERM, issuer, (write,), wall_ms, Designation(FIRST_TERM, issuer, identity.node))
 
 

@@ -33,6 +33,9 @@ def test_first_node_is_made_as_the_leader_of_its_cluster(tmp_path: Path) -> None
     assert summary.designation is not None
     assert (summary.designation.term, summary.designation.node) == (1, created.node_id)
     assert summary.candidates == (created.node_id,)
+    (issuer,) = summary.issuers
+    assert (issuer.node, issuer.term) == (created.node_id, 1)
+    assert issuer.closed == summary.vector.stamp_of(issuer.issuer), "nothing more is ever issued under it"
     assert json.loads(values[b"leader"]) == {"node": created.node_id.hex(), "term": 1}
     assert system_rows.account_key(created.account_id) in values
     config = load_config(created.directory / "kvp2p.toml")
