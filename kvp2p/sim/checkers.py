@@ -1,6 +1,6 @@
 """The claims of DESIGN §9 as functions over a recorded history and the final states.
 
-Decides: whether a run kept C1, C2, C3, C5 and C11, and the parts of I2, I3, I7 and I10 that a history shows.
+Decides: whether a run kept C1, C2, C3, C5 and C11, and the parts of I2, I3, I7, I8 and I10 that a history shows.
 Keeps true: a checker knows nothing but records (`history.py`); the same functions judge the simulator and runs of real processes.
 In and out: records in, violations out; an empty list means that this history shows no violation, never that there is none.
 """
@@ -212,6 +212,30 @@ def check_positions_issued_once(history: Sequence[Record]) -> Iterator[Violation
             yield Violation("C11", f"issuer {record.issuer} was used by {nodes[record.issuer]} and {record.node}")
 
 
+def check_issuers_are_closed(history: Sequence[Record]) -> Iterator[Violation]:
+    """I8: when all is at rest, every issuer but the current leader's is closed everywhere, not before the last position it added."""
+    leaders = [record.issuer for record in history if isinstance(record, Issued)]
+    if not leaders:
+        return
+    last: dict[str, int] = {}
+    for record in history:
+        if isinstance(record, Ended) and record.ending == "acked":
+            for version in record.versions:
+                last[version[24:]] = max(int(version[8:24], 16), last.get(version[24:], 0))
+    for state in _states(history):
+        ends = {row.issuer: row.closed for row in state.issuers}
+        for issuer, stamp in state.vector:
+            end = ends.get(issuer)
+            top = max(stamp, last.get(issuer, 0))
+            if issuer == leaders[-1]:
+                if end is not None:
+                    yield Violation("I8", f"{state.node} has the current issuer {issuer} closed at {end:x}")
+            elif end is None:
+                yield Violation("I8", f"{state.node} has the issuer {issuer} open, and nobody leads under it")
+            elif end < top:
+                yield Violation("I8", f"{state.node} has the issuer {issuer} closed at {end:x}; it went on to {top:x}")
+
+
 def check_outcomes_are_honest(history: Sequence[Record]) -> Iterator[Violation]:
     """I10, I3: every write ends once; an acknowledgement told as visible is durable at the node that tells it."""
     open_writes: dict[int, Invoked] = {}
@@ -282,6 +306,7 @@ CHECKERS: tuple[Checker, ...] = (
     check_no_resurrection,
     check_nothing_invented,
     check_positions_issued_once,
+    check_issuers_are_closed,
     check_outcomes_are_honest,
     check_no_alarm,
 )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from kvp2p.core import system_rows
-from kvp2p.core.apply import apply_batch, is_namespace_deleted, key_served_for, state_hash_seed
+from kvp2p.core.apply import apply_batch, is_namespace_deleted, issuers_of, key_served_for, state_hash_seed
 from kvp2p.core.batches import Batch, BatchResult, StampedWrite, WriteGroup
 from kvp2p.core.entry import STATE_HASH_MASK, Kind, decode_row, row_kind, row_state_hash, row_version
 from kvp2p.core.events import Await, Notice, Promote, Write
@@ -31,6 +31,7 @@ from kvp2p.sim.history import (
     Issued,
     Record,
     Seen,
+    StandingIssuer,
     StandingPosition,
     StandingRow,
     StoreState,
@@ -105,11 +106,14 @@ class Cluster:
         """Make the first node's store begin as its log would have: designation and the rows that say so."""
         first = self.hosts[0]
         candidates = tuple(host.node for host in self.hosts[: self.plan.candidates])
-        puts = (
+        puts: tuple[Put, ...] = (
             Put(SYSTEM_NAMESPACE, system_rows.LEADER_KEY, system_rows.encode_leader(first.node, FIRST_TERM)),
             Put(SYSTEM_NAMESPACE, system_rows.CANDIDATES_KEY, system_rows.encode_candidates(candidates)),
         )
-        write = StampedWrite(HybridClock().tick(EPOCH_MS - 1), puts)
+        stamp = HybridClock().tick(EPOCH_MS - 1)
+        ended = system_rows.IssuerRow(issuer, first.node, FIRST_TERM, Stamp(stamp + len(puts)))
+        puts = (*puts, Put(SYSTEM_NAMESPACE, *system_rows.encode_issuer(ended)))
+        write = StampedWrite(stamp, puts)
         group = WriteGroup(FIRST_TERM, issuer, (write,), EPOCH_MS, Designation(FIRST_TERM, issuer, first.node))
         with first.disk.store.write() as txn:
             apply_batch(txn, group)
@@ -236,6 +240,19 @@ class Cluster:
                 facts.append((txn.complete, txn.vector, hashes))
         return bool(facts) and facts[0][0] and all(fact == facts[0] for fact in facts)
 
+    def are_issuers_closed(self) -> bool:
+        """Tell whether every store says of all issuers but one that nothing more can be added."""
+        for host in self.hosts:
+            with host.disk.store.read() as txn:
+                rows = {row.issuer: row for row in issuers_of(txn)}
+                vector = txn.vector
+            ended = [row for row in rows.values() if row.closed is not None]
+            if len(rows) != len(vector) or len(ended) != len(rows) - 1:
+                return False
+            if any(row.closed < vector.stamp_of(row.issuer) for row in ended if row.closed is not None):
+                return False
+        return True
+
     def states(self) -> list[StoreState]:
         """Return every store as it stands, recounted from its rows."""
         return [state_of(host) for host in self.hosts]
@@ -300,6 +317,10 @@ def state_of(host: Host) -> StoreState:
             deleted_namespaces=_deleted_namespaces(txn),
             rows=tuple(rows),
             log=tuple(_log(txn)),
+            issuers=tuple(
+                StandingIssuer(row.issuer.hex(), "" if row.node is None else row.node.hex(), row.closed)
+                for row in issuers_of(txn)
+            ),
         )
 
 

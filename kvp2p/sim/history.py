@@ -140,6 +140,15 @@ class StandingPosition:
 
 
 @dataclass(frozen=True, slots=True)
+class StandingIssuer:
+    """An issuer's row at the end of a run. `closed` is the position after which nothing more can be added, None while it is open."""
+
+    issuer: str
+    node: str
+    closed: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class StoreState:
     """One node's store as it stands at the end. Rows of deleted namespaces are left out: they are hidden [I7].
 
@@ -156,11 +165,18 @@ class StoreState:
     deleted_namespaces: tuple[str, ...]
     rows: tuple[StandingRow, ...]
     log: tuple[StandingPosition, ...]
+    issuers: tuple[StandingIssuer, ...]
 
 
 Record = Invoked | Ended | Seen | Issued | Told | StoreState
 _TYPES: dict[str, type] = {one.__name__: one for one in (Invoked, Ended, Seen, Issued, Told, StoreState)}
-_NESTED: dict[str, type] = {"operations": Asked, "operation": Asked, "rows": StandingRow, "log": StandingPosition}
+_NESTED: dict[str, type] = {
+    "operations": Asked,
+    "operation": Asked,
+    "rows": StandingRow,
+    "log": StandingPosition,
+    "issuers": StandingIssuer,
+}
 
 
 def to_line(record: Record) -> str:

@@ -199,6 +199,7 @@ class Simulation:
         return (
             is_equal
             and self._probe()
+            and self._reach("all issuers but one are closed", CONVERGE_S_MAX, cluster.are_issuers_closed)
             and self._reach("all nodes are equal again", CONVERGE_S_MAX, lambda: cluster.are_equal(cluster.hosts))
             and self._settle()
         )

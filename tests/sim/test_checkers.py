@@ -10,6 +10,7 @@ from kvp2p.sim.checkers import (
     Checker,
     check,
     check_convergence,
+    check_issuers_are_closed,
     check_no_acknowledged_write_lost,
     check_no_alarm,
     check_no_resurrection,
@@ -24,6 +25,7 @@ from kvp2p.sim.history import (
     Issued,
     Record,
     Seen,
+    StandingIssuer,
     StandingPosition,
     StandingRow,
     StoreState,
@@ -34,7 +36,7 @@ from kvp2p.sim.history import (
 
 NAMESPACE = "aa" * 16
 KEY = "6b31"
-ISSUER = "11" * 8
+ISSUER, LATER = "11" * 8, "22" * 8
 RED, BLUE = "c1" * 12, "c2" * 12
 NEVER = "00" * 20
 
@@ -76,7 +78,15 @@ def position(stamp: int, key: str = KEY) -> StandingPosition:
 
 
 def state(node: str, *rows: StandingRow, log: tuple[StandingPosition, ...] = ()) -> StoreState:
-    return StoreState(node, True, ((ISSUER, 9),), NEVER, (), "ab" * 16, "ab" * 16, (), rows, log)
+    issuers = (StandingIssuer(ISSUER, "n1", None),)
+    return StoreState(node, True, ((ISSUER, 9),), NEVER, (), "ab" * 16, "ab" * 16, (), rows, log, issuers)
+
+
+def closed_at(stamp: int | None, vector: int = 9) -> list[Record]:
+    """A history whose leader began anew under another issuer, and a store that says where the earlier one ended."""
+    issuers = (StandingIssuer(ISSUER, "n1", stamp), StandingIssuer(LATER, "n1", None))
+    final = replace(state("n1"), vector=((ISSUER, vector), (LATER, 9)), issuers=issuers)
+    return [Issued(1, "n1", ISSUER, 1, put(RED)), Issued(2, "n1", LATER, 10, put(RED)), final]
 
 
 def seen(content: str, stamp: int, node: str = "n1", disk: int = 0) -> Seen:
@@ -158,6 +168,22 @@ BAD: list[tuple[Checker, str, list[Record]]] = [
         "was used by n1 and n2",
         [Issued(1, "n1", ISSUER, 7, put(RED)), Issued(2, "n2", ISSUER, 8, put(BLUE))],
     ),
+    (check_issuers_are_closed, "has the issuer 1111111111111111 open", closed_at(None)),
+    (check_issuers_are_closed, "closed at 8; it went on to 9", closed_at(8)),
+    (check_issuers_are_closed, "closed at 4; it went on to 5", [*ONE_PUT, *closed_at(4, vector=3)]),
+    (
+        check_issuers_are_closed,
+        "has the current issuer",
+        [
+            Issued(1, "n1", ISSUER, 1, put(RED)),
+            replace(state("n1"), issuers=(StandingIssuer(ISSUER, "n1", 9),)),
+        ],
+    ),
+    (
+        check_issuers_are_closed,
+        "open, and nobody leads",
+        [Issued(1, "n1", LATER, 1, put(RED)), replace(state("n1"), issuers=())],
+    ),
     (check_outcomes_are_honest, "never ended", [invoked(1, put(RED))]),
     (check_outcomes_are_honest, "ended twice", [*ONE_PUT, ended(1, "unknown")]),
     (check_outcomes_are_honest, "does not have it", [invoked(1, put(RED)), replace(acked(1, 1), covered=False)]),
@@ -180,6 +206,9 @@ HARMLESS: list[list[Record]] = [
     [*PUT_AND_DELETE, seen("", 6), seen(RED, 5, disk=1), *both(row("", 6))],
     # What came by a walk has no log below its floor.
     [state("n1", log=(position(1), position(9))), replace(state("n2", log=(position(9),)), floor=((ISSUER, 8),))],
+    # An earlier life's issuer is closed where it ended, or behind that.
+    closed_at(9),
+    closed_at(11),
     # The hold ran out: acknowledged, told as pending.
     [invoked(1, put(RED)), replace(acked(1, 5), visible=False, covered=False), *both(row(RED, 5))],
 ]
