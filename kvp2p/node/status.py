@@ -15,6 +15,8 @@ from kvp2p.core.port import Identity
 from kvp2p.core.vector import VersionVector
 from kvp2p.runtime.driver import ReplicaDriver
 
+_LACKS_SHOWN_MAX = 16  # guess: as many as a person reads; a node that catches up lacks one or two
+
 
 class Counters:
     """Sums of the counters of gateways, api and this node."""
@@ -89,6 +91,15 @@ def status_document(driver: ReplicaDriver, identity: Identity, lag_ms_max: int |
         "version": kvp2p.__version__,
         "leader": machine.leadership.role is Role.LEADING,
         "role": str(machine.leadership.role),
+        "lacks": [
+            {
+                "issuer": one.issuer.hex(),
+                "held": f"{one.held:016x}",
+                "wanted": f"{one.wanted:016x}",
+                "from": one.peer.hex(),
+            }
+            for one in machine.leadership.lacks()[:_LACKS_SHOWN_MAX]
+        ],
         "leader_node_id": designation.node.hex() if designation is not None else None,
         "term": designation.term if designation is not None else None,
         "ready": is_ready,

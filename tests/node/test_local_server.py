@@ -12,7 +12,9 @@ import pytest
 import trio
 import trio.testing
 
+from kvp2p.core.messages import Digest
 from kvp2p.core.operations import Ending, Outcome
+from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.ids import Issuer, NodeId, Stamp, Version, make_version, version_issuer, version_stamp, version_term
 from kvp2p.node import local_server
 from kvp2p.node.local_server import LocalServer
@@ -33,6 +35,7 @@ from kvp2p.wire.local_messages import (
 from tests.node.rig import (
     QUICK,
     FakeDialler,
+    FakeLink,
     GatedStore,
     a_put,
     has_key,
@@ -41,6 +44,7 @@ from tests.node.rig import (
     make_namespace,
     make_store,
     member_of,
+    running,
     until,
 )
 
@@ -216,6 +220,19 @@ async def test_status_tells_what_the_node_believes(store: GatedStore, short_tmp_
             "linked": True,
         }
     ]
+
+
+async def test_status_tells_what_a_designated_node_waits_for(store: GatedStore) -> None:
+    driver = ReplicaDriver(store, QUICK, member_of(NODE), ("ws://p/mesh",))
+    driver.dialler = FakeDialler()
+    peer, issuer = NodeId(b"p" * 16), Issuer(b"issuer-p")
+    async with running(driver):
+        await driver.on_link_up(peer, FakeLink())
+        shown = VersionVector({issuer: Stamp(9)})
+        await driver.on_messages(peer, [Digest(shown, bytes(16), True, EMPTY_VECTOR, None, None, True, 0)])
+        await until(lambda: status_document(driver, identity_of(NODE), None)["role"] == "catching_up")
+        status = status_document(driver, identity_of(NODE), None)
+    assert status["lacks"] == [{"issuer": issuer.hex(), "held": f"{0:016x}", "wanted": f"{9:016x}", "from": peer.hex()}]
 
 
 async def test_metrics_are_the_sum_over_processes_and_keep_what_an_ended_one_counted(
