@@ -20,6 +20,9 @@ ASKED_AT_ONCE_MAX: Final = 32
 COLUMNS: Final = ("NODE", "ROLE", "READY", "LAG", "SKEW", "KEYS", "VECTOR", "H", "DATA")
 
 
+_DESIGNATED: Final = {"hearing": "hearing", "catching_up": "catching up", "taking_over": "taking over"}  # to lead soon
+
+
 def status(context: typer.Context, url: Url = None, token: Token = None, as_json: Json = False) -> None:
     """Show all nodes: who leads, how far behind each is, and whether their data are equal.
 
@@ -56,7 +59,7 @@ def _row(one: dict[str, Any]) -> tuple[str, ...]:
     keys = sum(namespace["keys"] for namespace in says["namespaces"])
     return (
         one["name"],
-        "leader" if says.get("leader") is True else "replica",
+        "leader" if says.get("leader") is True else _DESIGNATED.get(says.get("role"), "replica"),
         {True: "yes", False: "no"}.get(says.get("ready"), "-"),
         _milliseconds(says.get("lag_ms")),
         _milliseconds(says.get("skew_ms")),
@@ -80,6 +83,13 @@ def _vector(vector: dict[str, str]) -> str:
 
 def _remark(told: list[dict[str, Any]]) -> None:
     answered = [one["status"] for one in told if one["status"] is not None]
+    names = {one["node_id"]: one["name"] for one in told}
+    for one in told:
+        for lack in (one["status"] or {}).get("lacks", ()):
+            say(
+                f"{one['name']} does not lead before it has the log of {lack['issuer']} up to {lack['wanted']}; it has it up to "
+                f"{lack['held']}, and {names.get(lack['from'], lack['from'])} showed more."
+            )
     if not any(says.get("leader") is True for says in answered):
         say("No node that answers leads: writes are refused, reads go on.")
     hashes: dict[str, set[str]] = {}

@@ -36,6 +36,7 @@ class FakeNode:
     is_over: threading.Event = field(default_factory=threading.Event)
     page_keys_max: int = 1000
     members: list[dict[str, Any]] = field(default_factory=list)
+    says: dict[str, Any] = field(default_factory=dict)  # in its status, besides the usual
     created_tokens: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
 
@@ -166,7 +167,14 @@ class Handler(BaseHTTPRequestHandler):
             case "GET", ["members"]:
                 self.answer(200, {"members": self.node.members})
             case "GET", ["status"]:
-                status = {"leader": True, "ready": True, "lag_ms": 0, "skew_ms": 3, "state_hash": "ab" * 16}
+                status = {
+                    "leader": True,
+                    "ready": True,
+                    "lag_ms": 0,
+                    "skew_ms": 3,
+                    "state_hash": "ab" * 16,
+                    **self.node.says,
+                }
                 namespaces = [{"keys": len(self.node.values)}]
                 self.answer(200, {**status, "vector": {"11" * 8: "22" * 8}, "namespaces": namespaces})
             case _:

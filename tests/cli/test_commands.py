@@ -248,6 +248,17 @@ def test_status_shows_members_that_answer_and_members_that_do_not(kvp2p: Run, no
         assert document["members"][1]["status"] is None
 
 
+def test_status_shows_what_a_leader_that_is_catching_up_waits_for(kvp2p: Run, node: Node) -> None:
+    node.members = [{"name": "n1", "api_url": node.url, "data_url": node.url, "node_id": "1" * 32}]
+    lack = {"issuer": "ab" * 8, "held": "00" * 8, "wanted": "12" * 8, "from": "2" * 32}
+    node.says = {"leader": False, "role": "catching_up", "lacks": [lack]}
+    result = kvp2p("status")
+    heads, first = (line.split("\t") for line in result.out.decode().splitlines())
+    assert dict(zip(heads, first, strict=True))["ROLE"] == "catching up"
+    for word in ("n1 does not lead", "ab" * 8, "00" * 8, "12" * 8, "2" * 32):
+        assert word in result.err
+
+
 def test_every_command_has_help_with_an_example(kvp2p: Run) -> None:
     commands = ["init", "serve", "config", "get", "put", "delete", "list", "import", "export", "status"]
     groups = [(group, command) for group in ("namespace", "token") for command in ("create", "list")]
