@@ -39,6 +39,7 @@ HTTP_RESPONSE_BUFFER_BYTES_MAX: Final = 1024 * 1024  # unsent answers of one con
 MESH_MESSAGE_BYTES_MAX: Final = 256 * 1024  # one websocket message (DESIGN §6: larger ones starve pings)
 FRAME_BYTES_MAX: Final = 224 * 1024  # rows in one frame or walk part, before framing
 FRAME_POSITIONS_MAX: Final = 4_096
+TERM_MAX: Final = 2**32 - 1  # a version has 4 bytes for it
 VECTOR_ISSUERS_MAX: Final = 4_096  # guess: one per start of a leader between two purges
 MEMBERS_MAX: Final = 1_024
 PEERS_MAX: Final = 32  # full mesh up to here

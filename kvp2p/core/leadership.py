@@ -27,7 +27,7 @@ from kvp2p.core.roster import Members
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.core.writing import LeaderWriter
 from kvp2p.ids import ISSUER_BYTES, SYSTEM_NAMESPACE, Issuer, NodeId, Stamp
-from kvp2p.limits import VECTOR_ISSUERS_MAX
+from kvp2p.limits import TERM_MAX, VECTOR_ISSUERS_MAX
 
 _ISSUERS_KEPT_FREE = 64  # guess: issuers that other leaders may have begun and this node has not heard of yet
 
@@ -214,7 +214,11 @@ class Leadership:
             return
         heard = [digest.designation.term for _, digest in board.digests() if digest.designation is not None]
         own = board.designation.term if board.designation is not None else 0
-        designation = Designation(1 + max([own, *heard]), issuer, board.me.node)
+        term = 1 + max([own, *heard])
+        if term > TERM_MAX:
+            self._give_up_promotion(f"term {TERM_MAX} was given already, and there is none after it")
+            return
+        designation = Designation(term, issuer, board.me.node)
         leader = system_rows.encode_leader(designation.node, designation.term)
         rows = (Put(SYSTEM_NAMESPACE, system_rows.LEADER_KEY, leader),)
         self._take_over(LeaderWriter(board, self._clock, designation, issuer), rows)
@@ -227,9 +231,13 @@ class Leadership:
                 "too_many_issuers", "error", issuers=len(self.board.accepted), issuers_max=VECTOR_ISSUERS_MAX
             )
         if self._promotion is not None:
-            self.role = Role.FOLLOWER
-            self._refuse_promotion("bad_request", "the cluster's version vector has no room for another leader")
-            self.start()
+            self._give_up_promotion("the cluster's version vector has no room for another leader")
+
+    def _give_up_promotion(self, message: str, code: str = "bad_request") -> None:
+        """Refuse it and go on as before: a node that is designated anyway takes up leadership at its old term."""
+        self.role = Role.FOLLOWER
+        self._refuse_promotion(code, message)
+        self.start()
 
     def _take_over(self, writer: LeaderWriter, rows: tuple[Operation, ...]) -> None:
         """Persist the designation with the first log entries of the issuer; until then nothing of it is told."""
@@ -251,9 +259,7 @@ class Leadership:
                 return
             self._taking_over = None
             if self._promotion is not None:
-                self.role = Role.FOLLOWER
-                self._refuse_promotion("disk_full", f"the new designation could not be stored: {reason}")
-                self.start()
+                self._give_up_promotion(f"the new designation could not be stored: {reason}", "disk_full")
             else:
                 self.role = Role.HEARING
                 self._is_waiting_for_disk = True

@@ -14,7 +14,7 @@ from kvp2p.core.messages import Designation, Digest, Forward, ForwardOutcome, Fr
 from kvp2p.core.operations import Ending
 from kvp2p.core.vector import VersionVector
 from kvp2p.ids import Issuer, Stamp, version_stamp, version_term
-from kvp2p.limits import VECTOR_ISSUERS_MAX
+from kvp2p.limits import TERM_MAX, VECTOR_ISSUERS_MAX
 from tests.core.harness import (
     EPOCH_MS,
     SETTINGS,
@@ -245,6 +245,26 @@ def test_a_promotion_is_refused_when_there_is_no_room_for_its_issuer(leads: bool
 
 
 # --- promotions
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_promotion_after_the_last_term_there_is_is_refused(heard: bool) -> None:
+    a = Cluster().add("a", leads=not heard)
+    if heard:
+        a.meets("b", digest_of(designation=designated("b", TERM_MAX)))
+    else:
+        with a.store.write() as txn:
+            txn.set_designation(designated("a", TERM_MAX))
+        a.start(seeds=("ws://b",))
+    outcome = a.replies[a.promote(override=True)]
+    assert (outcome.ending, outcome.code) == (Ending.REFUSED, "bad_request")
+    assert str(TERM_MAX) in outcome.message
+    assert a.role == ("follower" if heard else "hearing")
+    if not heard:
+        a.meets("b", digest_of())
+        written = a.replies[a.write(put(b"k"))].version
+        assert written is not None
+        assert version_term(written) == TERM_MAX, "it goes on at its own"
 
 
 def test_a_promotion_is_durable_before_it_is_told() -> None:
