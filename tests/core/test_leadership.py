@@ -24,6 +24,7 @@ from tests.core.harness import (
     digest_of,
     frame_of,
     issuer_of,
+    issuer_rows,
     node_id,
     put,
     value_at,
@@ -162,6 +163,35 @@ def test_a_leaders_stamps_exceed_every_stamp_that_it_heard_of() -> None:
     written = a.replies[a.write(put(b"k"))].version
     assert written is not None
     assert version_stamp(written) == ahead + 1
+
+
+def test_a_leader_rolled_back_to_before_it_had_peers_issues_above_what_they_show_from_then_on() -> None:
+    cluster = Cluster()
+    a = cluster.add("a", leads=True)
+    lonely = a.store.snapshot()
+    forgotten = a.machine.leadership.issuer
+    b = cluster.add("b", knows="a")
+    cluster.link("a", "b")
+    a.write(put(b"k", b"forgotten"))
+    cluster.settle()
+    shown = b.machine.board.vector.latest_stamp()
+    cluster.cut("a", "b")
+    a.store, a.wall_offset_ms = lonely, -3_600_000
+    a.start()
+    assert a.role == "leading", "it knows of nobody to hear"
+    a.write(put(b"l", b"of the time set back"))
+    cluster.link("a", "b")
+    assert a.role == "leading", "what a peer has more is pulled; writes go on"
+    written = a.replies[a.write(put(b"k", b"newer"))].version
+    cluster.settle()
+    assert written is not None
+    assert version_stamp(written) > shown
+    cluster.assert_equal()
+    assert (value_at(b.store, b"k"), value_at(b.store, b"l")) == (b"newer", b"of the time set back")
+    cluster.pass_ms(2 * SETTINGS.digest_idle_ms)
+    assert forgotten is not None
+    ended = issuer_rows(b.store)[forgotten].closed
+    assert ended == a.machine.board.vector.stamp_of(forgotten), "where its peers say that it ended"
 
 
 def test_of_two_designations_the_lower_steps_down() -> None:
