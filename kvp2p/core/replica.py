@@ -279,6 +279,8 @@ class ReplicaMachine:
             case "hear":
                 self.leadership.on_nobody_heard()
                 self._tell_all()
+            case "roster":
+                self.members.store()
             case "open" | "close" | "settle":
                 self.leadership.on_retry(name)
             case "contact":

@@ -28,7 +28,7 @@ class Members:
     def start(self) -> None:
         """Take up this node's own row and dial everybody else."""
         self._rows[self.board.me.node] = self.board.me
-        self._store()
+        self.store()
         for member in self.others():
             self.board.emit(Connect(member.node, member.mesh_url))
         for url in self.seeds:
@@ -73,7 +73,7 @@ class Members:
             if known is None or known.mesh_url != member.mesh_url:
                 self.board.emit(Connect(member.node, member.mesh_url))
         if news:
-            self._store()
+            self.store()
             for other in self.board.peers:
                 if other != peer or self.board.me in news:
                     self.board.send(other, Roster(tuple(news)))
@@ -83,5 +83,10 @@ class Members:
             if other.name == member.name and other.node != member.node:
                 self.board.notice("two_members_with_one_name", "warning", name=member.name)
 
-    def _store(self) -> None:
-        self.board.persist(Settle(members=self.all()))
+    def store(self) -> None:
+        """Write down the members as they are known, by and by when the disk is full."""
+
+        def failed(_: str) -> None:
+            self.board.set_timer("roster", self.board.settings.digest_idle_ms)
+
+        self.board.persist(Settle(members=self.all()), failed=failed)

@@ -94,6 +94,19 @@ def test_the_roster_is_bounded_and_namesakes_are_told(monkeypatch: pytest.Monkey
     assert ("two_members_with_one_name" in a.notices, "roster_full" in a.notices) == (True, True)
 
 
+def test_members_that_found_the_disk_full_are_written_down_later() -> None:
+    cluster = Cluster()
+    a = cluster.add("a")
+    a.meets("b")
+    a.hold_disk()
+    a.hears("b", Roster((member("b"),)))
+    a.fail()
+    a.release_disk()
+    cluster.pass_ms(SETTINGS.digest_idle_ms)
+    with a.store.read() as txn:
+        assert {one.name for one in txn.members} == {"a", "b"}
+
+
 # --- readiness
 
 
