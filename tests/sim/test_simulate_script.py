@@ -50,8 +50,17 @@ def test_a_trace_has_a_line_for_every_event() -> None:
 
 
 def test_minutes_begin_with_the_first_seed_given() -> None:
-    done = simulate("--minutes", "0.001", "--first", "2")
+    done = simulate("--minutes", "0.001", "--first", "2", "--jobs", "1")
     assert "(2 to 2)" in done.stdout
+
+
+def test_seeds_that_share_the_cores_are_told_in_their_order_and_end_with_status_1_when_one_fails() -> None:
+    done = simulate("--seeds", "0..2", "--jobs", "2", "--planted", "tombstone lost at restart")
+    assert done.returncode == 1, done.stdout + done.stderr
+    told = [line.split()[1] for line in done.stdout.splitlines() if line.endswith(" violates:")]
+    assert told
+    assert told == sorted(told)
+    assert "3 (0 to 2)" in done.stdout
 
 
 def test_a_wrong_command_line_ends_with_status_2() -> None:
