@@ -15,12 +15,13 @@ from kvp2p.core import system_rows
 from kvp2p.core.apply import apply_batch, is_namespace_deleted, issuers_of, key_served_for, state_hash_seed
 from kvp2p.core.batches import Batch, BatchResult, StampedWrite, WriteGroup
 from kvp2p.core.entry import STATE_HASH_MASK, Kind, decode_row, row_kind, row_state_hash, row_version
-from kvp2p.core.events import Await, Notice, Promote, Write
+from kvp2p.core.events import Await, CloseIssuer, Notice, Promote, Write
 from kvp2p.core.hlc import HybridClock
 from kvp2p.core.messages import Designation, Member
 from kvp2p.core.operations import Ending, Operation, Outcome, Put
 from kvp2p.core.port import Identity, ReadTransaction
 from kvp2p.core.settings import ReplicaSettings
+from kvp2p.core.system_rows import IssuerRow
 from kvp2p.ids import SYSTEM_NAMESPACE, AccountId, ClusterId, Issuer, NamespaceId, NodeId, Stamp, Version
 from kvp2p.limits import WRITE_DEADLINE_MS
 from kvp2p.sim.disk import Disk
@@ -183,6 +184,10 @@ class Cluster:
         """Ask a living node to lead at a new term."""
         host.request(lambda request: Promote(request, override), told)
 
+    def close_issuer(self, host: Host, issuer: Issuer, told: Callable[[Outcome | None], None]) -> None:
+        """Vouch at a living node that nothing more is added under an issuer."""
+        host.request(lambda request: CloseIssuer(request, issuer), told)
+
     def wait_for_version(self, host: Host, version: Version, timeout_ms: int) -> None:
         """Let a reader wait at a living node until it covers a version; a node that says so must have it durably [I3]."""
 
@@ -239,6 +244,11 @@ class Cluster:
                 hashes = sum(totals.state_hash for _, totals in txn.all_totals()) & STATE_HASH_MASK
                 facts.append((txn.complete, txn.vector, hashes))
         return bool(facts) and facts[0][0] and all(fact == facts[0] for fact in facts)
+
+    def open_issuers(self, host: Host) -> list[IssuerRow]:
+        """Return the issuers to which positions may still be added, as far as a host's store tells."""
+        with host.disk.store.read() as txn:
+            return [row for row in issuers_of(txn) if row.closed is None]
 
     def are_issuers_closed(self) -> bool:
         """Tell whether every store says of all issuers but one that nothing more can be added."""

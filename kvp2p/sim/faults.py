@@ -38,6 +38,7 @@ class Nemesis:
         self.is_stopped = False
         self._plans = plans
         self._randoms = {plan.kind: seeds.random(plan.kind) for plan in plans}
+        self._operator = seeds.random("operator")
         self._cuts: list[list[Pair]] = []
         self._held: list[Host] = []  # dead, and not to be restarted by anybody else
         kinds = (
@@ -246,8 +247,17 @@ class Nemesis:
         def told(outcome: Outcome | None) -> None:
             if outcome is not None and outcome.ending is Ending.ACKED:
                 self.fired["promote"] += 1
+                if self._operator.random() < 0.4:
+                    self._after(2 * self._operator.random(), lambda: self._give_up(host))
 
         self.cluster.promote(host, told)
+
+    def _give_up(self, host: Host) -> None:
+        """Take the old leader for gone for ever, as an operator may: it comes back all the same, perhaps with more."""
+        if host.is_alive and not self.is_stopped:
+            for row in self.cluster.open_issuers(host):
+                if row.node != host.node:
+                    self.cluster.close_issuer(host, row.issuer, lambda _: None)
 
     def _clock(self, random: Random) -> None:
         host = random.choice(self.cluster.hosts)

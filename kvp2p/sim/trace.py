@@ -118,5 +118,6 @@ _EVENTS: dict[type, Callable[[Any], str]] = {
     events.Await: lambda wait: f"Await {wait.request} {wait.version.hex()[6:24]}",
     events.Persisted: lambda done: f"Persisted {done.ticket} {done.result.vector!r}",
     events.PersistFailed: lambda failed: f"PersistFailed {failed.ticket}",
+    events.CloseIssuer: lambda close: f"CloseIssuer {close.request} {close.issuer.hex()[:4]}",
     events.Promote: lambda promote: f"Promote {promote.request}{' override' if promote.override else ''}",
 }

@@ -235,6 +235,28 @@ def test_a_promoted_node_whose_disk_forgot_it_leads_again() -> None:
     play.end()
 
 
+def test_an_issuer_that_an_operator_closed_too_early_is_closed_again_where_it_ended() -> None:
+    play = Play()
+    old, new = play.node(1), play.node(2)
+    (row,) = play.cluster.open_issuers(new)
+    cut = play.cluster.cut_off([old])
+    play.run(8)
+    assert play.promote(new) is Ending.ACKED
+    play.run(2)
+    assert row in play.cluster.open_issuers(new), "nobody closes it only because its node is silent"
+    ended: list[Outcome | None] = []
+    play.cluster.close_issuer(new, row.issuer, ended.append)
+    play.until(lambda: bool(ended))
+    assert ended[0] is not None
+    assert ended[0].ending is Ending.ACKED
+    assert row not in play.cluster.open_issuers(new)
+    assert play.put(old, b"key", b"of the node that was given up") is Ending.ACKED
+    play.cluster.heal(cut)
+    play.until(lambda: play.has(new, b"key"))
+    play.until(play.cluster.are_issuers_closed)
+    play.end()
+
+
 def test_an_empty_node_that_joins_late_gets_everything_from_one_peer() -> None:
     play = Play(joining=1)
     for number in range(50):
