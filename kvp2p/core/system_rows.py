@@ -17,11 +17,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
 from kvp2p.errors import RemoteProtocolError
 from kvp2p.ids import ID_BYTES, ISSUER_BYTES, SYSTEM_NAMESPACE, AccountId, Issuer, NamespaceId, NodeId, Stamp
+from kvp2p.limits import VECTOR_ISSUERS_MAX
 
 NAMESPACE_PREFIX = b"namespace/"
 TOKEN_PREFIX = b"token/"
@@ -213,6 +215,7 @@ def encode_issuer(row: IssuerRow) -> tuple[bytes, bytes]:
     return issuer_key(row.issuer), _compact(value)
 
 
+@lru_cache(maxsize=VECTOR_ISSUERS_MAX)  # all of them are read again whenever one changes
 def decode_issuer(key: bytes, value: bytes) -> IssuerRow | None:
     """Read an issuer's row, None for an unreadable one: an issuer without a row counts as open."""
     try:
