@@ -39,7 +39,7 @@ _NOT_ARRIVED = "this node has not received the cluster's namespaces and tokens y
 
 
 class Access:
-    """The cached view of the system rows. `readable` is for the hot path: it holds only what `resolve` has allowed to be read."""
+    """The cached view of the system rows. `readable` and `writable` are for the hot paths: they hold only what `namespace` has allowed."""
 
     def __init__(self, wall_s: Callable[[], float] = time.time) -> None:
         self._wall_s = wall_s
@@ -52,6 +52,8 @@ class Access:
         self._decoded: dict[bytes, Namespace] = {}
         # (Authorization field, target up to the slash before the key) → namespace
         self.readable: dict[tuple[bytes, bytes], NamespaceId] = {}
+        # (Authorization field, namespace as the target has it) → namespace
+        self.writable: dict[tuple[bytes, bytes], NamespaceId] = {}
 
     def refresh(self, view: View) -> None:
         """Forget what may have changed. To be called with each new view, before anything else."""
@@ -71,6 +73,7 @@ class Access:
 
     def _forget(self) -> None:
         self.readable.clear()
+        self.writable.clear()
         self._tokens.clear()
         self._first_expiry = 0
 
@@ -150,6 +153,12 @@ class Access:
         if len(self.readable) >= CACHED_MAX:
             self.readable.clear()
         self.readable[authorization, prefix] = namespace
+
+    def allow_writing(self, authorization: bytes, segment: bytes, namespace: NamespaceId) -> None:
+        """Let further writes of this token to this namespace pass without another look."""
+        if len(self.writable) >= CACHED_MAX:
+            self.writable.clear()
+        self.writable[authorization, segment] = namespace
 
     def _table(self, view: View) -> dict[NamespaceId, Namespace]:
         """Return all live namespaces; rows that did not change are not decoded again."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import socket
 from collections import deque
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -46,7 +47,7 @@ class Connection:
         self._gateway = gateway
         self._reads = gateway.reads
         self._socket = sock
-        self._intake = Intake(self, gateway.writes.is_known, trio.current_time)
+        self._intake = Intake(self, gateway.writes.is_known, monotonic)
         self._pending: deque[Exchange] = deque()
         self._pending_bytes = 0
         self._started = 0  # of the pending, from the left
@@ -59,13 +60,13 @@ class Connection:
         self._is_ending = False  # nothing more is answered
         self._is_shut = False
         self._progress: trio.Event | None = None
-        self._deadline = trio.current_time() + gateway.settings.idle_timeout_seconds
+        self._deadline = monotonic() + gateway.settings.idle_timeout_seconds
         self._send_deadline = math.inf
         self.is_closed = False
 
     @property
     def deadline(self) -> float:
-        """Trio time at which waiting for the peer ends."""
+        """Monotonic seconds at which waiting for the peer ends."""
         return min(self._deadline, self._send_deadline)
 
     # --- the receiving task
@@ -110,7 +111,7 @@ class Connection:
 
     def _receive(self, data: bytes) -> None:
         gateway, intake = self._gateway, self._intake
-        began = trio.current_time()
+        began = monotonic()
         try:
             intake.feed(data)
             if intake.rejection is not None:
@@ -118,7 +119,7 @@ class Connection:
             self._work()
         finally:
             gateway.views.release()
-        now = trio.current_time()
+        now = monotonic()
         counters = gateway.counters
         counters.bytes_received += len(data)
         if self._plain_answers:
@@ -179,7 +180,7 @@ class Connection:
             self._out_bytes += len(CONTINUE)
 
     def _take_rejection(self, rejection: RequestError) -> None:
-        exchange = Exchange(b"", b"", None, trio.current_time())
+        exchange = Exchange(b"", b"", None, monotonic())
         exchange.closes = True
         exchange.answer = refusal_answer(rejection)
         self._intake.rejection = rejection
@@ -197,7 +198,7 @@ class Connection:
         except Exception:  # noqa: BLE001  as in `serve`
             _LOG.exception("connection_failed")
             self.abort()
-        self._set_deadline(trio.current_time())
+        self._set_deadline(monotonic())
         self._note_progress()
 
     def _note_progress(self) -> None:
@@ -269,7 +270,7 @@ class Connection:
         counters = self._gateway.counters
         counters.count(method, answer_status(answer))
         latencies = counters.writes if method in METHODS_OF_WRITES else counters.reads
-        latencies.observe(trio.current_time() - exchange.received_at)
+        latencies.observe(monotonic() - exchange.received_at)
 
     # --- sending
 
@@ -306,7 +307,7 @@ class Connection:
         patience = self._gateway.settings.body_timeout_seconds
         try:
             while rest and not self.is_closed:
-                self._send_deadline = trio.current_time() + patience
+                self._send_deadline = monotonic() + patience
                 await trio.lowlevel.wait_writable(self._socket)
                 rest = rest[self._send(rest) :]
                 if not rest and self._out:
@@ -326,7 +327,7 @@ class Connection:
     def _shut(self) -> None:
         """Say that nothing more comes, and give the peer a moment to read the last answer."""
         self._is_shut = True
-        self._deadline = trio.current_time() + LINGER_SECONDS
+        self._deadline = monotonic() + LINGER_SECONDS
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Sequence
+from time import monotonic
 from typing import Final
 
 import structlog
@@ -194,7 +195,7 @@ class Gateway:
         interval = min(TICK_SECONDS, shortest / 4)
         while True:
             await trio.sleep(interval)
-            now = trio.current_time()
+            now = monotonic()
             for connection in [one for one in self._connections if one.deadline <= now]:
                 self.counters.connections_timed_out += 1
                 connection.expire()

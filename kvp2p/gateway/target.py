@@ -10,9 +10,8 @@ Source: RFC 9112 section 3.2; RFC 3986 section 2.1; DESIGN §7.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from kvp2p.errors import RequestError
@@ -35,8 +34,7 @@ class Route(Enum):
     NONE = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """A parsed target. `namespace` and `key` are still percent-encoded, `query` is None when there was no `?`."""
 
     route: Route

@@ -54,12 +54,14 @@ class Writes:
                 f"the value has {value_bytes} bytes; {VALUE_BYTES_MAX} are the limit",
                 VALUE_BYTES_MAX,
             )
-        fields.refuse_expiry()
-        metadata = fields.metadata()
-        condition, version = _condition(fields)
         if value is None:
             # The token became valid between the head and the end of the body.
             raise RequestError("not_ready", "the token was not known when the request began; send it again")
+        if fields.is_plain:
+            return Put(namespace, key, value)
+        fields.refuse_expiry()
+        metadata = fields.metadata()
+        condition, version = _condition(fields)
         return Put(namespace, key, value, metadata, 0, condition, version)
 
     def delete(self, target: Target, fields: Fields) -> Operation:
@@ -70,11 +72,18 @@ class Writes:
         return Delete(namespace, key, condition, version)
 
     def _place(self, target: Target, fields: Fields) -> tuple[NamespaceId, bytes]:
-        view = self._views.current()
-        token = self._access.token(view, fields.authorization)
+        access, authorization = self._access, fields.authorization
+        view = self._views.current()  # before the look at `writable`, which it may empty
+        known = access.writable.get((authorization, target.namespace))
+        if known is not None:
+            refuse_query(target)
+            return known, decode_key(target.key)
+        token = access.token(view, authorization)
         refuse_query(target)
         key = decode_key(target.key)
-        return self._access.namespace(view, token, target.namespace, Permission.WRITE).namespace, key
+        namespace = access.namespace(view, token, target.namespace, Permission.WRITE).namespace
+        access.allow_writing(authorization, target.namespace, namespace)
+        return namespace, key
 
     def create_namespace(self, target: Target, fields: Fields) -> Operation:
         """Return what PUT of a namespace asks for; the id is drawn here and used if the title is new."""

@@ -22,7 +22,8 @@ class Hello:
     process_id: int
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, as LocalOutcome: there is one of each in every write, and a frozen field costs three times as much to set.
+@dataclass(slots=True)
 class SubmitWrite:
     """A write; `deadline_ns` as CLOCK_MONOTONIC tells it. Answered by LocalOutcome."""
 
@@ -55,7 +56,7 @@ class Query:
     what: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LocalOutcome:
     """The end of a SubmitWrite or AwaitVersion."""
 

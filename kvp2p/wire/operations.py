@@ -111,7 +111,7 @@ _DELETE = ("kind", "namespace", "key", "condition")
 _CREATE = ("kind", "namespace", "account", "title")
 _DROP = ("kind", "namespace")
 _OUTCOME = ("ending", "code", "message", "version", "namespace", "created", "visible")
-_ENDING_MAX = max(Ending)  # here, because an Enum is slow to look through
+_ENDINGS = tuple(Ending)  # by number; an Enum takes several calls to look one up
 _CONDITIONS: dict[Condition, CborValue] = {Condition.ALWAYS: None, Condition.ABSENT: False, Condition.PRESENT: True}
 
 
@@ -146,7 +146,7 @@ def decode_outcome(value: CborValue) -> Outcome:
     """Read an outcome."""
     ending, code, message, written, namespace, created, visible = record(value, "an Outcome", _OUTCOME)
     return Outcome(
-        ending=Ending(number(ending, "ending", _ENDING_MAX)),
+        ending=_ENDINGS[number(ending, "ending", len(_ENDINGS) - 1)],
         code=text(code, "code", CODE_CHARS_MAX),
         message=text(message, "message", EXPLANATION_CHARS_MAX),
         version=None if written is None else version(written, "version"),
