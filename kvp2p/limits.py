@@ -34,6 +34,22 @@ HTTP_HEAD_TIMEOUT_SECONDS: Final = 10.0
 HTTP_BODY_TIMEOUT_SECONDS: Final = 30.0  # without one byte of progress
 HTTP_IDLE_TIMEOUT_SECONDS: Final = 75.0
 HTTP_RESPONSE_BUFFER_BYTES_MAX: Final = 1024 * 1024  # unsent answers of one connection before it is not read any more
+HTTP_PENDING_REQUESTS_MAX: Final = (
+    2 * HTTP_PIPELINED_WRITES_MAX
+)  # received and not answered, of one connection, before reading stops
+HTTP_PENDING_BODY_BYTES_MAX: Final = 1024 * 1024  # of their bodies; guess
+HTTP_BODY_BYTES_HELD_MAX: Final = (
+    64 * 1024 * 1024
+)  # of all connections of a gateway: 340 of the largest values at once; guess
+HTTP_DISCARDED_BODY_BYTES_MAX: Final = (
+    26_214_400 + 1024 * 1024
+)  # read and dropped for a 413: Cloudflare's largest value, and a little
+HTTP_ACCEPTS_MAX: Final = 64  # connections in one go, so that a flood of them does not stop those that are there; guess
+HTTP_BACKLOG_MAX: Final = 1_024  # connections that the kernel keeps for us; guess
+HTTP_LINGER_SECONDS: Final = 1.0  # after our last byte, so that the peer reads it before a reset
+ACCESS_CACHED_MAX: Final = (
+    16_384  # pairs of token and namespace that a process serves without a look at the store; guess
+)
 
 # The mesh.
 MESH_MESSAGE_BYTES_MAX: Final = 256 * 1024  # one websocket message (DESIGN §6: larger ones starve pings)
@@ -64,6 +80,16 @@ HOLDS_MAX: Final = 16_384
 WAITERS_MAX: Final = 16_384  # readers waiting for KV-Min-Version
 LOCAL_MESSAGE_BYTES_MAX: Final = 1024 * 1024  # one message on the unix socket
 LOCAL_QUEUE_BYTES_MAX: Final = 8 * 1024 * 1024
+LOCAL_SEND_BYTES_MAX: Final = (
+    1024 * 1024
+)  # given to the kernel at once; what waits behind it can still be cancelled; guess
+LOCAL_WAITS_MAX: Final = 4_096  # readers of one process that wait for KV-Min-Version; apart from writes, which they must not crowd out; guess
+LOCAL_ANSWERS_MAX: Final = (
+    65_536  # more than a process may have in flight, so only one that reads nothing gets there; guess
+)
+LOCAL_COUNTERS_MAX: Final = 4_096  # samples of one process; guess
+LOCAL_COUNTER_NAME_CHARS_MAX: Final = 512  # name and labels of one sample
+LOCAL_WORD_CHARS_MAX: Final = 64  # the role of a process, the name of a document
 INBOX_EVENTS_MAX: Final = 8_192
 WALK_ROWS_LOOKED_AT_MAX: Final = 4_096  # guess: own rows compared with a walk's part in one transaction
 NAMESPACE_SWEEP_ROWS_MAX: Final = 512  # rows of a deleted namespace freed in one transaction

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final
 
 from kvp2p.core.entry import ROW_HEAD_BYTES, Kind, row_kind
 from kvp2p.core.system_rows import (
@@ -31,9 +30,8 @@ from kvp2p.core.system_rows import (
 from kvp2p.errors import RemoteProtocolError, RequestError
 from kvp2p.gateway.target import LOOKS_LIKE_ID, decode_name
 from kvp2p.ids import SYSTEM_NAMESPACE, AccountId, NamespaceId
+from kvp2p.limits import ACCESS_CACHED_MAX
 from kvp2p.store.reader import View
-
-CACHED_MAX: Final = 16_384  # guess: pairs of token and namespace that one process serves at a time
 
 _NOT_ARRIVED = "this node has not received the cluster's namespaces and tokens yet; ask another node or retry"
 
@@ -87,7 +85,7 @@ class Access:
         token = self._tokens.get(authorization)
         if token is None:
             token = self._look_up(view, authorization)
-            if len(self._tokens) >= CACHED_MAX:
+            if len(self._tokens) >= ACCESS_CACHED_MAX:
                 self._forget()
             self._tokens[authorization] = token
             if token.expires_at:
@@ -150,13 +148,13 @@ class Access:
 
     def allow_reading(self, authorization: bytes, prefix: bytes, namespace: NamespaceId) -> None:
         """Let the hot path answer further reads of this token under this prefix of the target."""
-        if len(self.readable) >= CACHED_MAX:
+        if len(self.readable) >= ACCESS_CACHED_MAX:
             self.readable.clear()
         self.readable[authorization, prefix] = namespace
 
     def allow_writing(self, authorization: bytes, segment: bytes, namespace: NamespaceId) -> None:
         """Let further writes of this token to this namespace pass without another look."""
-        if len(self.writable) >= CACHED_MAX:
+        if len(self.writable) >= ACCESS_CACHED_MAX:
             self.writable.clear()
         self.writable[authorization, segment] = namespace
 

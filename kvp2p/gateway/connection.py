@@ -27,7 +27,13 @@ from kvp2p.gateway.answers import CONTINUE, answer_status, refusal_answer, with_
 from kvp2p.gateway.exchange import METHODS_OF_WRITES, Exchange
 from kvp2p.gateway.fields import Fields
 from kvp2p.gateway.intake import Intake, Phase
-from kvp2p.limits import HTTP_PIPELINED_WRITES_MAX, HTTP_RESPONSE_BUFFER_BYTES_MAX
+from kvp2p.limits import (
+    HTTP_LINGER_SECONDS,
+    HTTP_PENDING_BODY_BYTES_MAX,
+    HTTP_PENDING_REQUESTS_MAX,
+    HTTP_PIPELINED_WRITES_MAX,
+    HTTP_RESPONSE_BUFFER_BYTES_MAX,
+)
 
 if TYPE_CHECKING:
     from kvp2p.gateway.server import Gateway
@@ -35,9 +41,6 @@ if TYPE_CHECKING:
 _LOG = structlog.get_logger("kvp2p.gateway")
 
 RECEIVE_BYTES: Final = 65_536  # guess: some hundred requests in one call; nothing of it is held by an idle connection
-PENDING_MAX: Final = 2 * HTTP_PIPELINED_WRITES_MAX  # requests received and not answered before reading stops
-PENDING_BYTES_MAX: Final = 1_048_576  # of their bodies
-LINGER_SECONDS: Final = 1.0  # after our last byte, so that the peer reads it before a reset
 
 
 class Connection:
@@ -105,8 +108,8 @@ class Connection:
     def _is_full(self) -> bool:
         return (
             self._out_bytes >= HTTP_RESPONSE_BUFFER_BYTES_MAX
-            or len(self._pending) >= PENDING_MAX
-            or self._pending_bytes >= PENDING_BYTES_MAX
+            or len(self._pending) >= HTTP_PENDING_REQUESTS_MAX
+            or self._pending_bytes >= HTTP_PENDING_BODY_BYTES_MAX
         )
 
     def _receive(self, data: bytes) -> None:
@@ -327,7 +330,7 @@ class Connection:
     def _shut(self) -> None:
         """Say that nothing more comes, and give the peer a moment to read the last answer."""
         self._is_shut = True
-        self._deadline = monotonic() + LINGER_SECONDS
+        self._deadline = monotonic() + HTTP_LINGER_SECONDS
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:

@@ -26,6 +26,7 @@ from kvp2p.gateway.exchange import Exchange
 from kvp2p.gateway.fields import Fields, Pairs
 from kvp2p.limits import (
     HTTP_CHUNK_EXTENSION_BYTES_MAX,
+    HTTP_DISCARDED_BODY_BYTES_MAX,
     HTTP_HEADER_BYTES_MAX,
     HTTP_HEADERS_MAX,
     HTTP_URL_BYTES_MAX,
@@ -34,8 +35,6 @@ from kvp2p.limits import (
 
 # A size line: 16 hex digits, CR LF, and the extension.
 _SLICE_BYTES: Final = HTTP_CHUNK_EXTENSION_BYTES_MAX + 20
-# A body over the limit is read and dropped up to here, so that the caller gets the 413 on a connection that goes on.
-DISCARD_BYTES_MAX: Final = 26_214_400 + 1_048_576  # Cloudflare's largest value, and a little
 _HTTP_VERSIONS: Final = frozenset({"1.1", "1.0"})
 _CHUNKED: Final = re.compile(rb"chunked", re.IGNORECASE)
 
@@ -206,7 +205,7 @@ class Intake:
             )
         self._is_in_size_line = fields.is_chunked
         if fields.content_length > VALUE_BYTES_MAX and (
-            fields.expects_continue or fields.content_length > DISCARD_BYTES_MAX
+            fields.expects_continue or fields.content_length > HTTP_DISCARDED_BODY_BYTES_MAX
         ):
             raise _value_too_large(fields.content_length)
         is_put = parser.get_method() == b"PUT"
@@ -226,7 +225,7 @@ class Intake:
         self._body_bytes += len(part)
         if self._body_bytes > VALUE_BYTES_MAX:
             self._body = None
-            if self._body_bytes > DISCARD_BYTES_MAX:
+            if self._body_bytes > HTTP_DISCARDED_BODY_BYTES_MAX:
                 raise _value_too_large(self._body_bytes)
         elif self._body is not None:
             self._body.append(part)

@@ -29,13 +29,12 @@ from kvp2p.gateway.reads import Reads
 from kvp2p.gateway.routes import Routes
 from kvp2p.gateway.views import Views
 from kvp2p.gateway.writes import Writes
+from kvp2p.limits import HTTP_ACCEPTS_MAX, HTTP_BACKLOG_MAX
 from kvp2p.runtime.node_port import NodePort
 from kvp2p.store.reader import Replica
 
 _LOG = structlog.get_logger("kvp2p.gateway")
 
-ACCEPTS_MAX: Final = 64  # in one go, so that a flood of connections does not stop those that are there
-BACKLOG: Final = 1_024
 TICK_SECONDS: Final = 1.0  # dates have seconds; counters are reported as often
 DRAIN_SECONDS: Final = 3.5  # the supervisor kills after 5 s
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -53,7 +52,7 @@ def open_listener(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.setblocking(False)
         listener.bind(address)
-        listener.listen(BACKLOG)
+        listener.listen(HTTP_BACKLOG_MAX)
     except OSError:
         listener.close()
         raise
@@ -153,7 +152,7 @@ class Gateway:
                     await trio.sleep(0.1)
 
     def _accept_waiting(self, listener: socket.socket) -> None:
-        for _ in range(ACCEPTS_MAX):
+        for _ in range(HTTP_ACCEPTS_MAX):
             try:
                 accepted, _ = listener.accept()
             except (BlockingIOError, ConnectionAbortedError):

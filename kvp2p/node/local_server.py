@@ -19,6 +19,7 @@ import trio
 
 from kvp2p.core.operations import Outcome
 from kvp2p.errors import RemoteProtocolError
+from kvp2p.limits import LOCAL_ANSWERS_MAX
 from kvp2p.node.status import Counters
 from kvp2p.runtime.driver import MS, ReplicaDriver
 from kvp2p.runtime.local_stream import LocalStream
@@ -36,7 +37,6 @@ from kvp2p.wire.local_messages import (
 )
 from kvp2p.wire.operations import WRITE_TIMEOUT_MS_MAX
 
-_ANSWERS_MAX = 65_536  # guess: more than a gateway may have in flight, so only one that reads nothing gets here
 log = structlog.get_logger("kvp2p.node")
 
 
@@ -51,7 +51,7 @@ class _Connection:
 
     def queue(self, message: LocalMessage) -> None:
         """Queue a message; all that queued up leaves together with the next `send_answers`."""
-        if len(self._answers) >= _ANSWERS_MAX:
+        if len(self._answers) >= LOCAL_ANSWERS_MAX:
             self.cancel_scope.cancel()
             return
         self._answers.append(message)

@@ -24,7 +24,13 @@ import trio
 from kvp2p.core.operations import Ending, Operation, Outcome, operation_bytes, refused, unknown
 from kvp2p.errors import NodeUnavailable, RemoteProtocolError
 from kvp2p.ids import Version
-from kvp2p.limits import FORWARDS_IN_FLIGHT_MAX, HOLD_MS, LOCAL_QUEUE_BYTES_MAX, WRITE_BYTES_MAX
+from kvp2p.limits import (
+    FORWARDS_IN_FLIGHT_MAX,
+    HOLD_MS,
+    LOCAL_QUEUE_BYTES_MAX,
+    LOCAL_SEND_BYTES_MAX,
+    WRITE_BYTES_MAX,
+)
 from kvp2p.runtime.local_stream import LocalStream
 from kvp2p.wire.local import LocalDecoder, encode_local
 from kvp2p.wire.local_messages import (
@@ -42,7 +48,6 @@ from kvp2p.wire.local_messages import (
 MS = 1_000_000
 BACK_OFF_MIN_S = 0.02
 BACK_OFF_MAX_S = 1.0
-SEND_BYTES_MAX = 1024 * 1024  # given to the kernel at once; the rest stays cancellable; guess
 QUERY_TIMEOUT_MS = 5_000
 # Beyond a write's deadline its answer may be held for read-your-writes; then the node's own answer wins over ours.
 ANSWER_GRACE_MS = HOLD_MS + 500
@@ -360,7 +365,7 @@ class NodePort:
         queue, requests = self._queue, self._requests
         now_ns = time.monotonic_ns()
         taken_bytes = 0
-        while queue and taken_bytes < SEND_BYTES_MAX:
+        while queue and taken_bytes < LOCAL_SEND_BYTES_MAX:
             request = queue.popleft()
             self._queue_bytes -= request.estimated_bytes
             # What is past its deadline never leaves, and is ended by the sweep.

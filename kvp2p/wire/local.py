@@ -21,10 +21,15 @@ no version to agree on: the supervisor starts them together.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, assert_never
+from typing import assert_never
 
 from kvp2p.errors import LocalProtocolError, RemoteProtocolError
-from kvp2p.limits import LOCAL_MESSAGE_BYTES_MAX
+from kvp2p.limits import (
+    LOCAL_COUNTER_NAME_CHARS_MAX,
+    LOCAL_COUNTERS_MAX,
+    LOCAL_MESSAGE_BYTES_MAX,
+    LOCAL_WORD_CHARS_MAX,
+)
 from kvp2p.wire.cbor import CborValue, array_head, decode, encode
 from kvp2p.wire.fields import U32_MAX, blob, flag, items, number, record, text
 from kvp2p.wire.local_messages import (
@@ -47,9 +52,6 @@ from kvp2p.wire.operations import (
     version,
 )
 
-COUNTERS_MAX: Final = 4_096  # guess: samples of one process
-COUNTER_NAME_CHARS_MAX: Final = 512  # name and labels of one sample
-WORD_CHARS_MAX: Final = 64  # role, what
 _PREFIX_BYTES = 4
 _PACK_HEAD_BYTES = 5
 _ELEMENT_BYTES_MAX = LOCAL_MESSAGE_BYTES_MAX - _PACK_HEAD_BYTES
@@ -161,7 +163,7 @@ def _from_raw(value: CborValue) -> LocalMessage:
 
 def _decode_hello(value: CborValue) -> Hello:
     _, role, process_id = record(value, "a Hello", ("1", "role", "process_id"))
-    return Hello(text(role, "role", WORD_CHARS_MAX), number(process_id, "process_id", U32_MAX))
+    return Hello(text(role, "role", LOCAL_WORD_CHARS_MAX), number(process_id, "process_id", U32_MAX))
 
 
 def _decode_submit_write(value: CborValue) -> SubmitWrite:
@@ -178,18 +180,18 @@ def _decode_await_version(value: CborValue) -> AwaitVersion:
 
 def _decode_report(value: CborValue) -> Report:
     _, counters = record(value, "a Report", ("4", "counters"))
-    flat = items(counters, "counters", 2 * COUNTERS_MAX)
+    flat = items(counters, "counters", 2 * LOCAL_COUNTERS_MAX)
     if len(flat) % 2:
         raise RemoteProtocolError("counters do not come in pairs")
     pairs = zip(flat[::2], flat[1::2], strict=True)
     return Report(
-        tuple((text(name, "name", COUNTER_NAME_CHARS_MAX, 1), number(count, "value")) for name, count in pairs)
+        tuple((text(name, "name", LOCAL_COUNTER_NAME_CHARS_MAX, 1), number(count, "value")) for name, count in pairs)
     )
 
 
 def _decode_query(value: CborValue) -> Query:
     _, request, what = record(value, "a Query", ("5", "request", "what"))
-    return Query(number(request, "request"), text(what, "what", WORD_CHARS_MAX))
+    return Query(number(request, "request"), text(what, "what", LOCAL_WORD_CHARS_MAX))
 
 
 def _decode_local_outcome(value: CborValue) -> LocalOutcome:

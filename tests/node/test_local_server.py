@@ -301,7 +301,7 @@ async def test_what_breaks_the_protocol_ends_that_connection_only(
 async def test_a_process_that_reads_nothing_is_cut_and_the_others_are_served(
     store: GatedStore, short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_server, "_ANSWERS_MAX", 100)
+    monkeypatch.setattr(local_server, "LOCAL_ANSWERS_MAX", 100)
     async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as bystander, rig.process() as deaf:
         with pytest.raises(trio.BrokenResourceError), trio.fail_after(10):
             for number in range(100_000):  # far more answers than socket buffers and the queue have room for
