@@ -26,7 +26,7 @@ from kvp2p.gateway.fields import Fields
 from kvp2p.gateway.reads import Reads
 from kvp2p.gateway.target import Route, Target
 from kvp2p.gateway.views import Views
-from kvp2p.gateway.writes import Writes, outcome_answer
+from kvp2p.gateway.writes import Writes, outcome_answer, without_value
 from kvp2p.ids import Version
 from kvp2p.limits import WRITE_DEADLINE_MS
 from kvp2p.runtime.node_port import NodePort
@@ -155,6 +155,7 @@ class Routes:
         return (self.writes.create_namespace if is_put else self.writes.delete_namespace)(target, fields)
 
     def _submit(self, exchange: Exchange, operation: Operation) -> None:
+        asked = without_value(operation)
         self.node.submit_nowait(
-            (operation,), WRITE_DEADLINE_MS, lambda outcome: exchange.end(outcome_answer(operation, outcome))
+            (operation,), WRITE_DEADLINE_MS, lambda outcome: exchange.end(outcome_answer(asked, outcome))
         )

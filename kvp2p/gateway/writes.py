@@ -21,7 +21,7 @@ from kvp2p.gateway.answers import CODES, error_answer, json_answer, no_content_a
 from kvp2p.gateway.fields import Fields
 from kvp2p.gateway.target import Target, decode_key, decode_title, refuse_query
 from kvp2p.gateway.views import Views
-from kvp2p.ids import ID_BYTES, NamespaceId, Version
+from kvp2p.ids import ID_BYTES, SYSTEM_NAMESPACE, NamespaceId, Version
 from kvp2p.limits import VALUE_BYTES_MAX
 
 _UNCONDITIONAL: Final = (b"if-match", b"if-none-match")
@@ -117,6 +117,14 @@ def _condition(fields: Fields) -> tuple[Condition, Version | None]:
     if match is None:
         return Condition.ALWAYS, None
     return (Condition.PRESENT, None) if isinstance(match, bool) else (Condition.VERSION_IS, match)
+
+
+_SOME_PUT: Final = Put(SYSTEM_NAMESPACE, b"", b"")
+
+
+def without_value(operation: Operation) -> Operation:
+    """Return what `outcome_answer` needs of an operation: values are not kept until the answer [I9]."""
+    return _SOME_PUT if isinstance(operation, Put) else operation
 
 
 def outcome_answer(operation: Operation, outcome: Outcome) -> bytes:

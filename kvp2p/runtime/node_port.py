@@ -17,6 +17,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 import structlog
 import trio
@@ -29,6 +30,7 @@ from kvp2p.limits import (
     HOLD_MS,
     LOCAL_QUEUE_BYTES_MAX,
     LOCAL_SEND_BYTES_MAX,
+    LOCAL_WAITS_MAX,
     WRITE_BYTES_MAX,
 )
 from kvp2p.runtime.local_stream import LocalStream
@@ -66,7 +68,7 @@ _LOG = structlog.get_logger("kvp2p.node_port")
 class _Request:
     """One request on its way to its answer. Deadlines as CLOCK_MONOTONIC tells them: the node reads the same clock."""
 
-    __slots__ = ("answer_by_ns", "body", "callback", "deadline_ns", "estimated_bytes", "is_sent", "message")
+    __slots__ = ("answer_by_ns", "body", "callback", "deadline_ns", "estimated_bytes", "kind", "message", "number")
 
     def __init__(
         self,
@@ -76,13 +78,19 @@ class _Request:
         estimated_bytes: int,
         callback: WriteCallback,
     ) -> None:
-        self.message = message
+        self.number = message.request
+        self.kind = type(message)
+        self.message: LocalMessage | None = message  # None once it has left: its values are not kept until the answer
         self.deadline_ns = deadline_ns
         self.answer_by_ns = deadline_ns + grace_ms * MS
         self.estimated_bytes = estimated_bytes
         self.callback = callback
-        self.is_sent = False
         self.body: bytes | None = None  # of the answer to a Query
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether it has left, so that the node may act on it."""
+        return self.message is None
 
     def end_unsent(self, code: str, message: str) -> None:
         """The node will never see this request."""
@@ -91,8 +99,7 @@ class _Request:
     def end_unanswered(self, message: str) -> None:
         """The node may have seen this request."""
         # Waiting and asking change nothing, so there is nothing unknown about them.
-        is_write = isinstance(self.message, SubmitWrite)
-        self.callback(unknown(message) if is_write else refused("node_unavailable", message))
+        self.callback(unknown(message) if self.kind is SubmitWrite else refused("node_unavailable", message))
 
 
 class _Ended:
@@ -119,7 +126,8 @@ class NodePort:
         self._role = role
         self._queue: deque[_Request] = deque()
         self._queue_bytes = 0
-        self._requests: dict[int, _Request] = {}  # queued or sent, not ended
+        self._requests: dict[int, _Request] = {}  # writes and questions, queued or sent, not ended
+        self._waits: dict[int, _Request] = {}  # the same for versions: many waiting readers take no room from writes
         self._next_number = 0
         self._notes: dict[type[LocalMessage], LocalMessage] = {}  # to be sent before the queue; the newest of each kind
         self._reported: tuple[tuple[str, int], ...] | None = None  # what the node knows, or is about to
@@ -130,6 +138,7 @@ class NodePort:
         self._has_spoken = False
         # Called after callbacks have been: many requests end together, and who asked may act on all of them at once.
         self.on_ended: Callable[[], None] = lambda: None
+        self._lost_at = time.monotonic()
         # Kept when the connection ends: what the store was complete about, it stays complete about.
         self.readiness = Readiness(ready=False, reason="the node process has not been reached yet")
 
@@ -137,6 +146,10 @@ class NodePort:
     def connected(self) -> bool:
         """Whether there is a node to send to."""
         return self._stream is not None
+
+    def lost_ms(self) -> int:
+        """Return for how long there has been no node to send to, 0 while there is one."""
+        return 0 if self._stream is not None else int((time.monotonic() - self._lost_at) * 1000)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connect, serve the connection, and connect again with back-off, until cancelled."""
@@ -214,18 +227,18 @@ class NodePort:
             request.end_unsent(
                 "node_unavailable", "the node process of this machine is not running, nothing was sent; retry"
             )
-        elif request.estimated_bytes > WRITE_BYTES_MAX:
+            return
+        is_wait = request.kind is AwaitVersion
+        table, table_max = (self._waits, LOCAL_WAITS_MAX) if is_wait else (self._requests, FORWARDS_IN_FLIGHT_MAX)
+        if request.estimated_bytes > WRITE_BYTES_MAX:
             request.end_unsent(
                 "bad_request",
                 f"the write has {request.estimated_bytes} bytes; {WRITE_BYTES_MAX} are the limit, nothing was sent",
             )
-        elif (
-            len(self._requests) >= FORWARDS_IN_FLIGHT_MAX
-            or self._queue_bytes + request.estimated_bytes > LOCAL_QUEUE_BYTES_MAX
-        ):
+        elif len(table) >= table_max or self._queue_bytes + request.estimated_bytes > LOCAL_QUEUE_BYTES_MAX:
             request.end_unsent("overloaded", "this node has too many requests under way, nothing was sent; retry later")
         else:
-            self._requests[request.message.request] = request
+            table[request.number] = request
             self._queue.append(request)
             self._queue_bytes += request.estimated_bytes
             if request.deadline_ns < self._sweep_at_ns:
@@ -246,7 +259,7 @@ class NodePort:
 
     def _abandon(self, request: _Request) -> None:
         # `_take` passes over what is not in the table, so an abandoned write that has not left never leaves.
-        self._requests.pop(request.message.request, None)
+        (self._waits if request.kind is AwaitVersion else self._requests).pop(request.number, None)
 
     async def _sweep(self) -> None:
         """End what has waited too long. Sleeps until something may have."""
@@ -261,7 +274,7 @@ class NodePort:
         """End what is unsent after its deadline as refused, what was sent as unknown after the grace [I10]; return when to look again."""
         overdue: list[_Request] = []
         next_ns: float = math.inf
-        for request in self._requests.values():
+        for request in chain(self._requests.values(), self._waits.values()):
             due_ns = request.answer_by_ns if request.is_sent else request.deadline_ns
             if due_ns < now_ns:
                 overdue.append(request)
@@ -277,8 +290,9 @@ class NodePort:
         return max(next_ns, now_ns + SWEEP_INTERVAL_MS * MS)  # not for each of many that are due one after the other
 
     def _end_all(self, reason: str) -> None:
-        requests = list(self._requests.values())
+        requests = [*self._requests.values(), *self._waits.values()]
         self._requests.clear()
+        self._waits.clear()
         self._queue.clear()
         self._queue_bytes = 0
         self._notes.clear()
@@ -317,6 +331,7 @@ class NodePort:
         except* OSError:
             reason = "the connection to the node process broke"
         finally:
+            self._lost_at = time.monotonic()
             self._set_stream(None)
             self._end_all("the connection to the node process ended")
         _LOG.warning("node_lost", reason=reason)
@@ -337,15 +352,15 @@ class NodePort:
     def _accept(self, message: LocalMessage) -> None:
         match message:
             case LocalOutcome(number, outcome):
-                request = self._requests.pop(number, None)
+                request = self._requests.pop(number, None) or self._waits.pop(number, None)
                 if request is not None:  # else it was abandoned, or ended by the sweep
-                    if isinstance(request.message, Query):
+                    if request.kind is Query:
                         raise RemoteProtocolError("an outcome answers a query")
                     request.callback(outcome)
             case QueryAnswer(number, body):
                 request = self._requests.pop(number, None)
                 if request is not None:
-                    if not isinstance(request.message, Query):
+                    if request.kind is not Query:
                         raise RemoteProtocolError("a document answers a write")
                     request.body = body
                     request.callback(Outcome(Ending.ACKED))
@@ -362,15 +377,16 @@ class NodePort:
             return b""
         messages = list(self._notes.values())
         self._notes.clear()
-        queue, requests = self._queue, self._requests
+        queue = self._queue
         now_ns = time.monotonic_ns()
         taken_bytes = 0
         while queue and taken_bytes < LOCAL_SEND_BYTES_MAX:
             request = queue.popleft()
             self._queue_bytes -= request.estimated_bytes
             # What is past its deadline never leaves, and is ended by the sweep.
-            if request.message.request in requests and now_ns <= request.deadline_ns:
-                request.is_sent = True
+            is_wanted = request.number in self._requests or request.number in self._waits
+            if is_wanted and request.message is not None and now_ns <= request.deadline_ns:
                 messages.append(request.message)
+                request.message = None
                 taken_bytes += request.estimated_bytes
         return encode_local(messages)

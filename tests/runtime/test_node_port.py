@@ -1,5 +1,6 @@
 """The unix socket to the node: what a write ends as when the node answers, is gone, restarts, or stays silent."""
 
+import gc
 import math
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +15,7 @@ from kvp2p import limits
 from kvp2p.core.operations import Ending, Outcome, Put, refused
 from kvp2p.errors import NodeUnavailable
 from kvp2p.ids import NamespaceId, Version
+from kvp2p.runtime import node_port
 from kvp2p.runtime.node_port import SHARING_MIN, NodePort
 from kvp2p.wire.local import LocalDecoder, encode_local
 from kvp2p.wire.local_messages import (
@@ -206,6 +208,65 @@ async def test_a_queue_that_is_full_refuses_as_overloaded(short_tmp_path: Path) 
             port.submit_nowait(a_put(b"k", value), 5_000, outcomes.append)
         assert outcomes
         assert {(one.ending, one.code) for one in outcomes} == {(Ending.REFUSED, "overloaded")}
+
+
+async def test_waiting_readers_take_no_room_from_writes(short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_port, "LOCAL_WAITS_MAX", 3)
+
+    def answer_writes(message: LocalMessage) -> LocalMessage | None:
+        return acknowledge(message) if isinstance(message, SubmitWrite) else None
+
+    node = FakeNode(short_tmp_path / "node.sock", answer_writes)
+    async with node.serving(), running_port(node.path) as port, trio.open_nursery() as nursery:
+        await port.wait_connected()
+        for _ in range(3):
+            nursery.start_soon(port.await_version, VERSION, 60_000)
+        await until(lambda: len(node.of_type(AwaitVersion)) == 3)
+        assert (await port.await_version(VERSION, 60_000)).code == "overloaded"
+        monkeypatch.setattr(node_port, "FORWARDS_IN_FLIGHT_MAX", 1)
+        assert await port.submit(a_put(), 5_000) == ACKED
+        port.submit_nowait(a_put(), 5_000, lambda _: None)
+        assert (await port.submit(a_put(), 5_000)).code == "overloaded"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_wait_without_an_answer_is_refused_and_not_unknown(
+    short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_port, "WAIT_GRACE_MS", 50)
+    node = FakeNode(short_tmp_path / "node.sock", stay_silent)
+    async with node.serving(), running_port(node.path) as port:
+        await port.wait_connected()
+        outcome = await port.await_version(VERSION, 50)
+        assert (outcome.ending, outcome.code) == (Ending.REFUSED, "node_unavailable")
+
+
+async def test_a_write_on_its_way_does_not_keep_its_value(short_tmp_path: Path) -> None:
+    freed: list[int] = []
+
+    class Value(bytes):
+        def __del__(self) -> None:
+            freed.append(len(self))
+
+    node = FakeNode(short_tmp_path / "node.sock", stay_silent)
+    async with node.serving(), running_port(node.path) as port:
+        await port.wait_connected()
+        port.submit_nowait(a_put(b"k", Value(b"x")), 5_000, lambda _: None)
+        await until(lambda: bool(node.of_type(SubmitWrite)))
+        gc.collect()
+        assert freed == [1]
+
+
+async def test_how_long_a_node_has_been_gone_is_told(short_tmp_path: Path) -> None:
+    node = FakeNode(short_tmp_path / "node.sock", acknowledge)
+    async with running_port(node.path) as port:
+        async with node.serving():
+            await port.wait_connected()
+            assert port.lost_ms() == 0
+        await until(lambda: port.lost_ms() >= 30)
+        async with node.serving():
+            await port.wait_connected()
+            assert port.lost_ms() == 0
 
 
 async def test_a_sent_write_without_an_answer_is_unknown_after_deadline_and_grace(
