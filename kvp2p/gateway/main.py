@@ -40,7 +40,7 @@ async def _serve(config: NodeConfig, life: ChildLife, index: int, replica: Repli
     async with life.supervised() as drain, trio.open_nursery() as nursery:
         listener = open_listener(config.host, config.data_port)
         await nursery.start(node.run)
-        gateway = Gateway(nursery, [listener], replica, node, config.http, config.api_url)
+        gateway = Gateway(nursery, [listener], replica, node, config.http, config.api_url, config.ready_lag_ms_max)
         gateway.start()
         _LOG.info("serving", index=index, url=config.data_url)
         life.announce_ready()

@@ -56,6 +56,7 @@ class Routes:
     resume: Callable[[], None]
     api_url: str
     min_version_wait_ms: int
+    ready_lag_ms_max: int | None
 
     def start(self, exchange: Exchange) -> None:
         """Answer an exchange, or send what will answer it. The caller releases the view afterwards."""
@@ -97,9 +98,7 @@ class Routes:
         if target.route is Route.HEALTH:
             return self._health()
         if target.route is Route.READINESS:
-            readiness = self.node.readiness
-            body = json.dumps({"ready": readiness.ready, "reason": readiness.reason}).encode("ascii")
-            return json_answer(body, 200 if readiness.ready else 503)
+            return self._readiness()
         read = {Route.KEY: self.reads.value, Route.NAMESPACE: self.reads.keys}.get(target.route, self.reads.namespaces)
         version = fields.min_version()
         if version is None or self.reads.covers(version):
@@ -134,6 +133,15 @@ class Routes:
             self.views.release()
         exchange.end(answer)
         self.resume()
+
+    def _readiness(self) -> bytes:
+        is_ready, reason = self.node.readiness.ready, self.node.readiness.reason
+        lost_ms, lag_ms_max = self.node.lost_ms(), self.ready_lag_ms_max
+        if is_ready and lag_ms_max is not None and lost_ms > lag_ms_max:
+            # Nothing has been applied since: this much it lags at least, if there was anything to apply.
+            is_ready, reason = False, f"the node process is gone for {lost_ms} ms, ready_lag_ms_max is {lag_ms_max}"
+        body = json.dumps({"ready": is_ready, "reason": reason}).encode("ascii")
+        return json_answer(body, 200 if is_ready else 503)
 
     def _health(self) -> bytes:
         identity = self.views.current().transaction.identity

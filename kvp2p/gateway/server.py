@@ -70,6 +70,7 @@ class Gateway:
         node: NodePort,
         settings: HttpSettings,
         api_url: str,
+        ready_lag_ms_max: int | None = None,
     ) -> None:
         self.nursery = nursery
         self.settings = settings
@@ -88,6 +89,7 @@ class Gateway:
             self.resume_answered,
             api_url,
             settings.min_version_wait_ms,
+            ready_lag_ms_max,
         )
         node.on_ended = self.resume_answered
         self.is_draining = False

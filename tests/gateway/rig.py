@@ -299,6 +299,7 @@ async def rig(
     populated: bool = True,
     complete: bool = True,
     node_runs: bool = True,
+    ready_lag_ms_max: int | None = None,
 ) -> AsyncIterator[Rig]:
     """Run a gateway for the length of a block."""
     with make_store(directory, complete=complete) as store, Replica(directory) as replica:
@@ -311,7 +312,7 @@ async def rig(
                 await nursery.start(node.run)
             port = NodePort(node.path, "gateway")
             listener = open_listener("127.0.0.1", 0)
-            gateway = Gateway(nursery, [listener], replica, port, settings or HttpSettings(), API_URL)
+            gateway = Gateway(nursery, [listener], replica, port, settings or HttpSettings(), API_URL, ready_lag_ms_max)
             await nursery.start(port.run)
             gateway.start()
             if node_runs:

@@ -305,6 +305,19 @@ async def test_readyz_says_what_the_node_says(short_tmp_path: Path) -> None:
         assert reply.headers["retry-after"] == "1"
 
 
+async def test_lost_node_counts_as_lag_where_lag_counts(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path, ready_lag_ms_max=150) as r, await r.connect() as wire:
+        r.node.stop()
+        await until(lambda: not r.node_port.connected)
+        assert (await wire.ask(request("GET", "/readyz"))).status == 200  # it lags, but not too much
+        await trio.sleep(0.2)
+        reply = await wire.ask(request("GET", "/readyz"))
+        assert (reply.status, reply.json["ready"]) == (503, False)
+        assert "ready_lag_ms_max is 150" in reply.json["reason"]
+        await r.restart_node()
+        assert (await wire.ask(request("GET", "/readyz"))).status == 200
+
+
 async def test_node_that_was_never_there_is_not_ready(short_tmp_path: Path) -> None:
     async with rig(short_tmp_path, node_runs=False) as r:
         assert (await r.ask("GET", "/readyz", token=None)).status == 503
