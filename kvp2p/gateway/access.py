@@ -15,6 +15,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import structlog
+
 from kvp2p.core.entry import ROW_HEAD_BYTES, Kind, row_kind
 from kvp2p.core.system_rows import (
     NAMESPACE_PREFIX,
@@ -27,11 +29,13 @@ from kvp2p.core.system_rows import (
     hash_token,
     token_key,
 )
-from kvp2p.errors import RemoteProtocolError, RequestError
+from kvp2p.errors import RemoteProtocolError, RequestError, StoreCorrupt
 from kvp2p.gateway.target import LOOKS_LIKE_ID, decode_name
 from kvp2p.ids import SYSTEM_NAMESPACE, AccountId, NamespaceId
 from kvp2p.limits import ACCESS_CACHED_MAX
 from kvp2p.store.reader import View
+
+_LOG = structlog.get_logger("kvp2p.gateway")
 
 _NOT_ARRIVED = "this node has not received the cluster's namespaces and tokens yet; ask another node or retry"
 
@@ -47,6 +51,7 @@ class Access:
         self._first_expiry = 0  # of the cached tokens that expire, unix seconds; 0: none does
         self._namespaces: dict[NamespaceId, Namespace] | None = None
         self._titles: dict[tuple[AccountId, str], NamespaceId] = {}
+        self._unreadable_rows = 0  # of namespaces
         self._decoded: dict[bytes, Namespace] = {}
         # (Authorization field, target up to the slash before the key) → namespace
         self.readable: dict[tuple[bytes, bytes], NamespaceId] = {}
@@ -60,7 +65,6 @@ class Access:
             self._generation = generation
             self._forget()
             self._namespaces = None
-            self._titles.clear()
         if not self._is_complete:
             self._is_complete = view.transaction.complete
 
@@ -124,13 +128,16 @@ class Access:
         return False
 
     def namespaces(self, view: View, token: Token) -> list[Namespace]:
-        """Return the namespaces that a token sees, by id."""
-        return [one for one in self._table(view).values() if _sees(token, one)]
+        """Return the namespaces that a token sees, by id. Raises StoreCorrupt when some row cannot be read."""
+        table = self._table(view)
+        self._require_readable()
+        return [one for one in table.values() if _sees(token, one)]
 
     def namespace(self, view: View, token: Token, segment: bytes, permission: Permission) -> Namespace:
         """Return the namespace that a raw path segment names by id or title; an id wins.
 
-        Raises RequestError: `bad_namespace`, `namespace_not_found`, `forbidden`.
+        Raises RequestError: `bad_namespace`, `namespace_not_found`, `forbidden`; StoreCorrupt when it may be one whose row
+        cannot be read, because "not there" would be a guess.
         """
         text = decode_name(segment)
         table = self._table(view)
@@ -138,6 +145,8 @@ class Access:
         if found is None:
             by_title = self._titles.get((token.account, text))
             found = None if by_title is None else table[by_title]
+        if found is None:
+            self._require_readable()
         if found is None or not _sees(token, found):
             raise RequestError("namespace_not_found", f"there is no namespace with the id or title {text[:80]!r}")
         if not token.allows(permission, found.namespace, found.account):
@@ -158,20 +167,33 @@ class Access:
             self.writable.clear()
         self.writable[authorization, segment] = namespace
 
+    def _require_readable(self) -> None:
+        if self._unreadable_rows:
+            raise StoreCorrupt(f"the rows of {self._unreadable_rows} namespaces cannot be read")
+
     def _table(self, view: View) -> dict[NamespaceId, Namespace]:
         """Return all live namespaces; rows that did not change are not decoded again."""
         if self._namespaces is None:
             known, self._decoded = self._decoded, {}
-            self._namespaces = {}
+            table: dict[NamespaceId, Namespace] = {}
+            self._titles.clear()
+            self._unreadable_rows = 0
             for key, row in view.transaction.rows(SYSTEM_NAMESPACE, NAMESPACE_PREFIX):
                 if not key.startswith(NAMESPACE_PREFIX):
                     break
                 if row_kind(row) != Kind.VALUE:
                     continue
-                namespace = known.get(key + row) or decode_namespace(key, row[ROW_HEAD_BYTES:])
+                try:
+                    namespace = known.get(key + row) or decode_namespace(key, row[ROW_HEAD_BYTES:])
+                except RemoteProtocolError as error:
+                    # The others are served: one bad row must not take all of them away.
+                    _LOG.error("namespace_row_unreadable", reason=str(error))
+                    self._unreadable_rows += 1
+                    continue
                 self._decoded[key + row] = namespace
-                self._namespaces[namespace.namespace] = namespace
+                table[namespace.namespace] = namespace
                 self._titles[namespace.account, namespace.title] = namespace.namespace
+            self._namespaces = table
         return self._namespaces
 
 

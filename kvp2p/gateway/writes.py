@@ -15,7 +15,7 @@ from typing import Final
 
 from kvp2p.core.operations import Condition, CreateNamespace, Delete, DeleteNamespace, Ending, Operation, Outcome, Put
 from kvp2p.core.system_rows import Permission
-from kvp2p.errors import RequestError
+from kvp2p.errors import RequestError, StoreError
 from kvp2p.gateway.access import Access
 from kvp2p.gateway.answers import CODES, error_answer, json_answer, no_content_answer, version_lines
 from kvp2p.gateway.fields import Fields
@@ -41,8 +41,8 @@ class Writes:
         """Tell whether a request's body is worth keeping: it comes with a token that may write somewhere."""
         try:
             token = self._access.token(self._views.current(), authorization)
-        except RequestError:
-            return False
+        except (RequestError, StoreError):
+            return False  # the route tells it
         return not {Permission.WRITE, Permission.ADMIN}.isdisjoint(token.permissions)
 
     def put(self, target: Target, fields: Fields, value: bytes | None, value_bytes: int) -> Operation:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from kvp2p.core.operations import Delete, DeleteNamespace, Put
-from kvp2p.core.system_rows import Permission
-from kvp2p.ids import AccountId
+from kvp2p.core.system_rows import Permission, namespace_key
+from kvp2p.ids import SYSTEM_NAMESPACE, AccountId, NamespaceId
 from tests.gateway.rig import (
     ADMIN,
     NAMESPACE,
@@ -260,6 +260,23 @@ async def test_namespaces_are_listed_as_far_as_the_token_sees_them(short_tmp_pat
         assert (await r.ask("GET", "/v1", token=WRITER)).code == "forbidden"
         r.writer.write(DeleteNamespace(NAMESPACE))
         assert (await r.ask("GET", "/v1")).json == {"namespaces": [other]}
+
+
+async def test_namespace_whose_row_cannot_be_read_is_503_and_the_others_are_served(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path) as r, await r.connect() as wire:
+        r.writer.put(b"k", b"v")
+        bad = NamespaceId(b"b" * 16)
+        r.writer.write(Put(SYSTEM_NAMESPACE, namespace_key(bad), b"no JSON"))
+        for _ in range(2):
+            assert (await wire.ask(request("GET", "/v1/words/k"))).body == b"v"
+            for method, target in (("GET", f"/v1/{bad.hex()}/k"), ("GET", "/v1/its-title/k"), ("GET", "/v1")):
+                reply = await wire.ask(request(method, target))
+                assert (reply.status, reply.code) == (503, "unavailable")
+            reply = await wire.ask(request("PUT", f"/v1/{bad.hex()}/k", b"v"))
+            assert (reply.status, reply.code, reply.error["applied"]) == (503, "unavailable", "no")
+        r.writer.write(Delete(SYSTEM_NAMESPACE, namespace_key(bad)))
+        assert (await wire.ask(request("GET", f"/v1/{bad.hex()}/k"))).code == "namespace_not_found"
+        assert (await wire.ask(request("GET", "/v1"))).status == 200
 
 
 async def test_healthz_and_readyz_need_no_token(short_tmp_path: Path) -> None:
