@@ -53,6 +53,7 @@ class Connection:
         self._intake = Intake(self, gateway.writes.is_known, monotonic)
         self._pending: deque[Exchange] = deque()
         self._pending_bytes = 0
+        self._held_bytes = 0  # of bodies: of the pending that have not started, and of the one that is being received
         self._started = 0  # of the pending, from the left
         self._out: list[bytes] = []
         self._out_bytes = 0  # in `_out`, and given to `_push`
@@ -162,6 +163,18 @@ class Connection:
         self._plain_answers += 1
         return True
 
+    def hold(self, count: int) -> bool:
+        """Make room for a part of a body; False when the process has none left."""
+        if not self._gateway.bodies.hold(count):
+            return False
+        self._held_bytes += count
+        return True
+
+    def release(self, count: int) -> None:
+        """Give back room for parts of bodies."""
+        self._held_bytes -= count
+        self._gateway.bodies.release(count)
+
     def take(self, exchange: Exchange) -> None:
         """Queue a request."""
         self._owes_continue = False
@@ -250,8 +263,11 @@ class Connection:
 
     def _start(self, exchange: Exchange) -> None:
         self._started += 1
-        self._pending_bytes -= len(exchange.body or b"")
+        body_bytes = len(exchange.body or b"")
         self._gateway.routes.start(exchange)
+        exchange.body = None
+        self._pending_bytes -= body_bytes
+        self.release(body_bytes)  # the write has it now, or nobody
         if exchange.answer is None:
             exchange.on_end = self._note_answered
 
@@ -362,6 +378,7 @@ class Connection:
         self.is_closed = True
         trio.lowlevel.notify_closing(self._socket)
         self._socket.close()
+        self.release(self._held_bytes)
         self._pending.clear()
         self._out.clear()
         self._note_progress()

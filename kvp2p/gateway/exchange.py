@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kvp2p.errors import RequestError
 from kvp2p.gateway.fields import Fields
 from kvp2p.gateway.target import Target, parse_target
 
@@ -16,7 +17,10 @@ METHODS_OF_WRITES = frozenset({b"PUT", b"DELETE"})
 
 
 class Exchange:
-    """A request, and in the end its answer. `body` is None when it was not kept, `body_bytes` is its length all the same."""
+    """A request, and in the end its answer. `body` is None when it was not kept, `body_bytes` is its length all the same.
+
+    `refusal` is what stands against a request that was received whole.
+    """
 
     __slots__ = (
         "answer",
@@ -29,6 +33,7 @@ class Exchange:
         "method",
         "on_end",
         "received_at",
+        "refusal",
         "target",
     )
 
@@ -40,12 +45,14 @@ class Exchange:
         received_at: float,
         body: bytes | None = None,
         body_bytes: int = 0,
+        refusal: RequestError | None = None,
     ) -> None:
         self.method = method
         self.target: Target = parse_target(target)
         self.fields = fields
         self.body = body
         self.body_bytes = body_bytes
+        self.refusal = refusal
         self.received_at = received_at
         self.is_key_write = method in METHODS_OF_WRITES and bool(self.target.key)
         self.is_started = False

@@ -58,6 +58,14 @@ class Taker(Protocol):
         """Take a request."""
         ...
 
+    def hold(self, count: int) -> bool:
+        """Make room for a part of a body; False when the process has none left."""
+        ...
+
+    def release(self, count: int) -> None:
+        """Take back room for parts that were dropped."""
+        ...
+
     def send_continue(self) -> None:
         """Ask for the body of the request that is being received."""
         ...
@@ -81,6 +89,7 @@ class Intake:
         self._fields = Fields([])
         self._body: list[bytes] | None = None
         self._body_bytes = 0
+        self._refusal: RequestError | None = None  # of the request that is being received
         self._head_bytes = 0  # received of an unfinished head, whole reads only
         self._events = 0  # of a chunked body
         self._quiet_bytes = 0  # of a chunked body since its last event
@@ -224,11 +233,20 @@ class Intake:
         self._events += 1
         self._body_bytes += len(part)
         if self._body_bytes > VALUE_BYTES_MAX:
-            self._body = None
+            self._drop_body()
             if self._body_bytes > HTTP_DISCARDED_BODY_BYTES_MAX:
                 raise _value_too_large(self._body_bytes)
         elif self._body is not None:
-            self._body.append(part)
+            if self._taker.hold(len(part)):
+                self._body.append(part)
+            else:
+                self._drop_body()
+                self._refusal = _overloaded()
+
+    def _drop_body(self) -> None:
+        parts, self._body = self._body, None
+        if parts:
+            self._taker.release(sum(map(len, parts)))
 
     def on_chunk_header(self) -> None:
         """Note the end of a size line."""
@@ -258,7 +276,8 @@ class Intake:
             raise _version_not_supported()
         body_bytes, parts, self._body = self._body_bytes, self._body, None
         body = b"" if not body_bytes else None if parts is None else b"".join(parts)
-        exchange = Exchange(method, target, fields, self._clock(), body, body_bytes)
+        refusal, self._refusal = self._refusal, None
+        exchange = Exchange(method, target, fields, self._clock(), body, body_bytes, refusal)
         exchange.closes = self.is_last = not is_kept_alive or method == b"CONNECT"
         self._taker.take(exchange)
         if self.is_last:
@@ -267,6 +286,12 @@ class Intake:
 
 def _version_not_supported() -> RequestError:
     return RequestError("version_not_supported", "the data port speaks HTTP/1.1")
+
+
+def _overloaded() -> RequestError:
+    return RequestError(
+        "overloaded", "this gateway holds too many values on their way, nothing was stored; retry later"
+    )
 
 
 def _headers_too_large() -> RequestError:

@@ -89,8 +89,9 @@ class Routes:
             )
         if exchange.method in {b"GET", b"HEAD"}:
             return self._read(exchange, fields, target)
+        if exchange.refusal is not None:
+            raise exchange.refusal
         operation = self._operation(exchange, fields, target)
-        exchange.body = None
         self._submit(exchange, operation)
         return None
 

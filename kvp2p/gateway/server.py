@@ -23,6 +23,7 @@ import trio
 from kvp2p.config import HttpSettings
 from kvp2p.gateway.access import Access
 from kvp2p.gateway.answers import error_answer, refresh_heads, with_close
+from kvp2p.gateway.bodies import Bodies
 from kvp2p.gateway.connection import Connection
 from kvp2p.gateway.counters import Counters
 from kvp2p.gateway.reads import Reads
@@ -76,6 +77,7 @@ class Gateway:
         self.settings = settings
         self.node = node
         self.counters = Counters()
+        self.bodies = Bodies()
         self.access = Access()
         self.views = Views(replica, self.access)
         self.reads = Reads(self.views, self.access)

@@ -172,6 +172,44 @@ async def counted(r: Rig) -> dict[str, int]:
     return dict(r.node.reports[-1].counters)
 
 
+async def test_bodies_of_all_connections_together_are_bounded(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path) as r, await r.connect() as slow, await r.connect() as other:
+        r.gateway.bodies.bytes_max = 100_000
+        large = request("PUT", "/v1/words/large", b"x" * 90_000)
+        await slow.send(large[:-1])
+        await until(lambda: r.gateway.bodies.held_bytes >= 80_000)
+        reply = await other.ask(request("PUT", "/v1/words/k", b"x" * 30_000))
+        assert (reply.status, reply.code, reply.error["applied"]) == (429, "overloaded", "no")
+        assert (await other.ask(request("PUT", "/v1/words/k", b"x" * 100))).status == 200
+        assert (await other.ask(request("GET", "/v1/words/k"))).status == 200
+        await slow.send(large[-1:])
+        assert (await slow.reply()).status == 200
+        assert (await other.ask(request("PUT", "/v1/words/k", b"x" * 30_000))).status == 200
+        assert r.gateway.bodies.held_bytes == 0
+
+
+async def test_bodies_that_are_dropped_or_left_unfinished_give_their_room_back(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path) as r, await r.connect() as wire:
+        chunk = b"10000\r\n" + b"x" * 65_536 + b"\r\n"
+        head = request("PUT", "/v1/words/k", headers={"Transfer-Encoding": "chunked"})
+        await wire.send(head + 2 * chunk)
+        await until(lambda: r.gateway.bodies.held_bytes == 2 * 65_536)
+        await wire.send(2 * chunk + b"0\r\n\r\n")
+        assert (await wire.reply()).status == 413
+        assert r.gateway.bodies.held_bytes == 0
+        async with await r.connect() as leaving:
+            await leaving.send(request("PUT", "/v1/words/k", b"x" * 1_000)[:-1])
+            await until(lambda: r.gateway.bodies.held_bytes > 0)
+        await until(lambda: r.gateway.bodies.held_bytes == 0)
+        # Behind a write that is not answered yet, and that ends its connection with them.
+        r.node.answer = lambda _: None
+        async with await r.connect() as pipelined:
+            reading = request("GET", "/v1/words/k")
+            await pipelined.send(request("PUT", "/v1/words/k", b"1") + reading + request("PUT", "/v1/words/k", b"22"))
+            await until(lambda: r.gateway.bodies.held_bytes == 2)
+        await until(lambda: r.gateway.bodies.held_bytes == 0)
+
+
 @pytest.mark.slow
 async def test_counters_are_reported_each_second(short_tmp_path: Path) -> None:
     async with rig(short_tmp_path) as r, await r.connect() as wire:
