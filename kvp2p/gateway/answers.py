@@ -80,7 +80,10 @@ CODES: Final[dict[str, Meaning]] = {
     "outcome_unknown": Meaning(504, applied="unknown"),
 }
 
-_STATUSES: Final = sorted({200, 201, 204, 304} | {one.status for one in CODES.values()})
+_STATUS_LINES: Final = {
+    status: b"HTTP/1.1 %d %b\r\n" % (status, HTTPStatus(status).phrase.encode("ascii"))
+    for status in sorted({200, 201, 204, 304} | {one.status for one in CODES.values()})
+}
 _EXTRA: Final = {
     401: b"WWW-Authenticate: Bearer\r\n",
     429: b"Retry-After: %d\r\n" % RETRY_AFTER_SECONDS,
@@ -104,10 +107,9 @@ _JSON: Final = b"%bContent-Type: application/json\r\nContent-Length: %d\r\n%b\r\
 
 def refresh_heads() -> None:
     """Rebuild the head of every status with the present date."""
-    date = formatdate(usegmt=True).encode("ascii")
-    for status in _STATUSES:
-        phrase = HTTPStatus(status).phrase.encode("ascii")
-        HEADS[status] = b"HTTP/1.1 %d %b\r\nDate: %b\r\n" % (status, phrase, date)
+    date = b"Date: %b\r\n" % formatdate(usegmt=True).encode("ascii")
+    for status, line in _STATUS_LINES.items():
+        HEADS[status] = line + date
 
 
 refresh_heads()

@@ -104,8 +104,7 @@ class Gateway:
         """Begin to serve."""
         for listener in self._listeners:
             self.nursery.start_soon(self._accept, listener)
-        self.nursery.start_soon(self._sweep)
-        self.nursery.start_soon(self._tick)
+        self.nursery.start_soon(self._keep_time)
 
     async def drain(self) -> None:
         """Take no more connections, end those that are there, wait until they have ended or `DRAIN_SECONDS` are over."""
@@ -192,22 +191,25 @@ class Gateway:
             if not self._connections:
                 self._all_closed.set()
 
-    async def _sweep(self) -> None:
+    async def _keep_time(self) -> None:
+        """Expire connections, and tick. One task: an idle gateway wakes once a second."""
         settings = self.settings
         shortest = min(settings.head_timeout_seconds, settings.body_timeout_seconds, settings.idle_timeout_seconds)
         interval = min(TICK_SECONDS, shortest / 4)
+        tick_at = monotonic()
         while True:
-            await trio.sleep(interval)
             now = monotonic()
             for connection in [one for one in self._connections if one.deadline <= now]:
                 self.counters.connections_timed_out += 1
                 connection.expire()
+            if now >= tick_at:
+                tick_at = now + TICK_SECONDS - interval / 2  # sleep may end a little early or late
+                self._tick()
+            await trio.sleep(interval)
 
-    async def _tick(self) -> None:
-        while True:
-            refresh_heads()
-            self.access.forget_expired()
-            self.node.report(self.counters.samples())
-            # A file that was replaced under us would be read for ever: end, and be started again.
-            self.views.replica.check()
-            await trio.sleep(TICK_SECONDS)
+    def _tick(self) -> None:
+        refresh_heads()
+        self.access.forget_expired()
+        self.node.report(self.counters.samples())
+        # A file that was replaced under us would be read for ever: end, and be started again.
+        self.views.replica.check()
