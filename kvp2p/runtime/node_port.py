@@ -55,8 +55,9 @@ QUERY_TIMEOUT_MS = 5_000
 ANSWER_GRACE_MS = HOLD_MS + 500
 WAIT_GRACE_MS = 1_000
 SWEEP_INTERVAL_MS = 100  # how late an overdue request may be noticed; guess
-# With fewer requests under way each is sent at once; with more, those that come in one turn of the scheduler share a send.
-SHARING_MIN = 8
+# A request that comes so soon after another is one of many in this turn of the scheduler, and they share a send; any other is sent at
+# once. Guess: a few times what a gateway takes for a write.
+SHARING_NS = MS // 2
 TOO_LATE = "the node did not take the request in time, nothing was sent"
 
 WriteCallback = Callable[[Outcome], None]
@@ -132,6 +133,7 @@ class NodePort:
         self._notes: dict[type[LocalMessage], LocalMessage] = {}  # to be sent before the queue; the newest of each kind
         self._reported: tuple[tuple[str, int], ...] | None = None  # what the node knows, or is about to
         self._stream: LocalStream | None = None
+        self._enqueued_ns = 0  # when the newest request came
         self._sweep_at_ns: float = math.inf
         self._sweep_moved = trio.lowlevel.ParkingLot()
         self._connection_changed = trio.Event()
@@ -244,10 +246,12 @@ class NodePort:
             if request.deadline_ns < self._sweep_at_ns:
                 self._sweep_at_ns = request.deadline_ns
                 self._sweep_moved.unpark()
-            if len(self._requests) < SHARING_MIN:
+            now_ns = time.monotonic_ns()
+            if now_ns - self._enqueued_ns > SHARING_NS:
                 stream.flush()
             else:
                 stream.flush_soon()
+            self._enqueued_ns = now_ns
 
     async def _end_of(self, request: _Request, ended: _Ended) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()  # before anything has left

@@ -16,7 +16,7 @@ from kvp2p.core.operations import Ending, Outcome, Put, refused
 from kvp2p.errors import NodeUnavailable
 from kvp2p.ids import NamespaceId, Version
 from kvp2p.runtime import node_port
-from kvp2p.runtime.node_port import SHARING_MIN, NodePort
+from kvp2p.runtime.node_port import NodePort
 from kvp2p.wire.local import LocalDecoder, encode_local
 from kvp2p.wire.local_messages import (
     AwaitVersion,
@@ -202,8 +202,8 @@ async def test_a_queue_that_is_full_refuses_as_overloaded(short_tmp_path: Path) 
     async with node.serving(), running_port(node.path) as port:
         await port.wait_connected()
         value = b"x" * limits.VALUE_BYTES_MAX
-        # Those that leave at once are not in the queue any more.
-        taken_max = math.ceil(limits.LOCAL_QUEUE_BYTES_MAX / len(value)) + SHARING_MIN
+        # Those that leave at once are not in the queue any more: what the kernel takes, and one that it takes in part.
+        taken_max = math.ceil(limits.LOCAL_QUEUE_BYTES_MAX / len(value)) + 8
         for _ in range(taken_max):
             port.submit_nowait(a_put(b"k", value), 5_000, outcomes.append)
         assert outcomes
@@ -383,25 +383,25 @@ async def test_outcomes_that_come_together_are_acted_on_together(short_tmp_path:
     async with node.serving(), running_port(node.path) as port:
         await until(lambda: port.readiness.ready)
         port.on_ended = lambda: ended.append(len(outcomes))
-        for number in range(3 * SHARING_MIN):
+        for number in range(24):
             port.submit_nowait(a_put(b"%d" % number), 5_000, outcomes.append)
-        await until(lambda: len(node.of_type(SubmitWrite)) == 3 * SHARING_MIN)
+        await until(lambda: len(node.of_type(SubmitWrite)) == 24)
         answers = [LocalOutcome(one.request, ACKED) for one in held if isinstance(one, SubmitWrite)]
         await node.streams[0].send_all(encode_local(answers))
         await until(lambda: bool(outcomes))
-    assert ended[0] == len(outcomes) == 3 * SHARING_MIN
+    assert ended[0] == len(outcomes) == 24
 
 
-async def test_writes_of_one_turn_share_a_send_when_there_are_many(short_tmp_path: Path) -> None:
+async def test_writes_of_one_turn_share_a_send(short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_port, "SHARING_NS", 10**9)  # whatever this machine takes for a write
     node = FakeNode(short_tmp_path / "node.sock", stay_silent)
     async with node.serving(), running_port(node.path) as port:
         await port.wait_connected()
         await until(lambda: bool(node.received))
-        for number in range(10 * SHARING_MIN):
+        for number in range(80):
             port.submit_nowait(a_put(b"%d" % number), 5_000, lambda _: None)
-        await until(lambda: len(node.of_type(SubmitWrite)) == 10 * SHARING_MIN)
-    # The hello, those that had nobody to share with, and all others.
-    assert node.sends == 1 + SHARING_MIN - 1 + 1
+        await until(lambda: len(node.of_type(SubmitWrite)) == 80)
+    assert node.sends == 3, "the hello, the first, which knew of no other, and all others"
 
 
 async def test_a_cancelled_write_that_has_not_left_never_leaves(short_tmp_path: Path) -> None:
