@@ -85,12 +85,15 @@ def test_an_import_that_is_interrupted_says_how_far_it_came(node: Node, tmp_path
     status, out, err = interrupted(node, "import", "settings", str(file), "--parallel", str(parallel), "--json")
     assert status == 4
     told = json.loads(out)
-    assert (told["total"], told["acked"], told["refused"]) == (100, 20, 0)
+    # With several under way an answer may be on its way back when the command is interrupted: it counts as unknown.
+    begun = told["acked"] + told["unknown"]
+    assert (told["total"], told["refused"]) == (100, 0)
+    assert 20 - parallel < told["acked"] <= 20
     assert 1 <= told["unknown"] <= parallel
-    assert told["not_begun"] == 80 - told["unknown"]
-    assert told["last_key"] == f"k{19 + told['unknown']:03}"
+    assert told["not_begun"] == 100 - begun
+    assert told["last_key"] == f"k{begun - 1:03}"
     assert told["error"]["code"] == "interrupted"
-    assert f"20 of 100 written, 0 refused, {told['unknown']} unknown" in err
+    assert f"{told['acked']} of 100 written, 0 refused, {told['unknown']} unknown" in err
     assert f"in the order of the file: {told['last_key']}" in err
 
 

@@ -175,6 +175,7 @@ async def test_a_reset_leaves_what_was_sent_unanswered() -> None:
 
 async def test_a_request_behind_a_stuck_one_was_not_sent() -> None:
     async def stuck(caller: Caller) -> None:
+        await caller.stream.receive_some(1)
         await trio.sleep(0.1)
         await caller.reset()
 
