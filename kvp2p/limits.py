@@ -34,22 +34,20 @@ HTTP_HEAD_TIMEOUT_SECONDS: Final = 10.0
 HTTP_BODY_TIMEOUT_SECONDS: Final = 30.0  # without one byte of progress
 HTTP_IDLE_TIMEOUT_SECONDS: Final = 75.0
 HTTP_RESPONSE_BUFFER_BYTES_MAX: Final = 1024 * 1024  # unsent answers of one connection before it is not read any more
-HTTP_PENDING_REQUESTS_MAX: Final = (
-    2 * HTTP_PIPELINED_WRITES_MAX
-)  # received and not answered, of one connection, before reading stops
+# received and not answered, of one connection, before reading stops
+HTTP_PENDING_REQUESTS_MAX: Final = 2 * HTTP_PIPELINED_WRITES_MAX
 HTTP_PENDING_BODY_BYTES_MAX: Final = 1024 * 1024  # of their bodies; guess
-HTTP_BODY_BYTES_HELD_MAX: Final = (
-    64 * 1024 * 1024
-)  # of all connections of a gateway: 340 of the largest values at once; guess
-HTTP_DISCARDED_BODY_BYTES_MAX: Final = (
-    26_214_400 + 1024 * 1024
-)  # read and dropped for a 413: Cloudflare's largest value, and a little
+# of all connections of a gateway: 340 of the largest values at once; guess
+HTTP_BODY_BYTES_HELD_MAX: Final = 64 * 1024 * 1024
+# read and dropped for a 413: Cloudflare's largest value, and a little
+HTTP_DISCARDED_BODY_BYTES_MAX: Final = 26_214_400 + 1024 * 1024
 HTTP_ACCEPTS_MAX: Final = 64  # connections in one go, so that a flood of them does not stop those that are there; guess
 HTTP_BACKLOG_MAX: Final = 1_024  # connections that the kernel keeps for us; guess
 HTTP_LINGER_SECONDS: Final = 1.0  # after our last byte, so that the peer reads it before a reset
 ACCESS_CACHED_MAX: Final = (
     16_384  # pairs of token and namespace that a process serves without a look at the store; guess
 )
+API_BODY_BYTES_MAX: Final = 64 * 1024  # of a request to the API port; guess
 
 # The mesh.
 MESH_MESSAGE_BYTES_MAX: Final = 256 * 1024  # one websocket message (DESIGN §6: larger ones starve pings)
@@ -67,6 +65,16 @@ DATA_CREDIT_BYTES_MAX: Final = 2 * 1024 * 1024  # sent and not yet taken in by t
 PULL_BYTES_MAX: Final = 2 * 1024 * 1024
 PULLS_MAX: Final = 4
 PERSIST_BYTES_IN_FLIGHT_MAX: Final = 16 * 1024 * 1024  # frames beyond this are dropped and pulled later
+SERVES_PER_PEER_MAX: Final = 2 * PULLS_MAX + 1  # questions of one peer that wait for an answer from the store
+# in the kernel: what is queued there can no longer be overtaken by a control message
+NOT_SENT_BYTES_MAX: Final = 16 * 1024
+CREDIT_STEP_BYTES: Final = DATA_CREDIT_BYTES_MAX // 8  # taken in before credit goes back
+# data behind control in one payload; delays it no more than the kernel does, which holds as much
+SHARED_PAYLOAD_BYTES_MAX: Final = 16 * 1024
+MEMBER_NAME_CHARS_MAX: Final = 128  # guess
+URL_CHARS_MAX: Final = 512  # guess: scheme, host name of 253, port
+CBOR_DEPTH_MAX: Final = 8  # arrays inside arrays; the deepest message uses 5
+ISSUERS_KEPT_FREE: Final = 64  # guess: issuers that other leaders may have begun and this node has not heard of yet
 
 # The write path.
 GROUP_OPS_MAX: Final = 4_096
@@ -80,9 +88,8 @@ HOLDS_MAX: Final = 16_384
 WAITERS_MAX: Final = 16_384  # readers waiting for KV-Min-Version
 LOCAL_MESSAGE_BYTES_MAX: Final = 1024 * 1024  # one message on the unix socket
 LOCAL_QUEUE_BYTES_MAX: Final = 8 * 1024 * 1024
-LOCAL_SEND_BYTES_MAX: Final = (
-    1024 * 1024
-)  # given to the kernel at once; what waits behind it can still be cancelled; guess
+# given to the kernel at once; what waits behind it can still be cancelled; guess
+LOCAL_SEND_BYTES_MAX: Final = 1024 * 1024
 LOCAL_WAITS_MAX: Final = 4_096  # readers of one process that wait for KV-Min-Version; apart from writes, which they must not crowd out; guess
 LOCAL_ANSWERS_MAX: Final = (
     65_536  # more than a process may have in flight, so only one that reads nothing gets there; guess
@@ -93,3 +100,15 @@ LOCAL_WORD_CHARS_MAX: Final = 64  # the role of a process, the name of a documen
 INBOX_EVENTS_MAX: Final = 8_192
 WALK_ROWS_LOOKED_AT_MAX: Final = 4_096  # guess: own rows compared with a walk's part in one transaction
 NAMESPACE_SWEEP_ROWS_MAX: Final = 512  # rows of a deleted namespace freed in one transaction
+BATCHES_PER_SYNC_MAX: Final = 256  # guess: bounds how long the first of them waits
+CODE_CHARS_MAX: Final = 64  # the codes of DESIGN §7 have up to 20
+EXPLANATION_CHARS_MAX: Final = 1_024  # guess: a sentence or three for a person
+WRITE_TIMEOUT_MS_MAX: Final = 60_000  # guess: twelve times the deadline of a write, so that the deadline may be tuned
+
+# The store.
+STORE_READERS_MAX: Final = 512  # slots of the lock file: several transactions for each of some dozens of processes
+SPARE_TRANSACTIONS_MAX: Final = 16  # read transactions kept for renewal: beginning one takes 0.13 us instead of 0.5
+# guess: a few groups of writes; kept free for transactions that make room
+STORE_RESERVE_BYTES: Final = 32 * 1024 * 1024
+# rows kept in memory by one transaction: what a group of writes touches, and what it asks for besides
+REMEMBERED_ROWS_MAX: Final = 2 * GROUP_OPS_MAX

@@ -21,8 +21,8 @@ from starlette.responses import Response
 from kvp2p.core.operations import Ending, Outcome
 from kvp2p.errors import NodeUnavailable, RequestError, StoreError
 from kvp2p.gateway.answers import CODES, RETRY_AFTER_SECONDS
+from kvp2p.limits import API_BODY_BYTES_MAX
 
-BODY_BYTES_MAX: Final = 64 * 1024
 _WRITE_SENT: Final = "kvp2p.write_sent"
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -71,8 +71,10 @@ async def read_object(request: Request) -> dict[str, object]:
     async with aclosing(request.stream()) as stream:
         async for part in stream:
             size += len(part)
-            if size > BODY_BYTES_MAX:
-                raise RequestError("value_too_large", f"the body has more than {BODY_BYTES_MAX} bytes", BODY_BYTES_MAX)
+            if size > API_BODY_BYTES_MAX:
+                raise RequestError(
+                    "value_too_large", f"the body has more than {API_BODY_BYTES_MAX} bytes", API_BODY_BYTES_MAX
+                )
             parts.append(part)
     try:
         document = json.loads(b"".join(parts))

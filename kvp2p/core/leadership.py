@@ -27,9 +27,7 @@ from kvp2p.core.roster import Members
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.core.writing import LeaderWriter
 from kvp2p.ids import ISSUER_BYTES, SYSTEM_NAMESPACE, Issuer, NodeId, Stamp
-from kvp2p.limits import TERM_MAX, VECTOR_ISSUERS_MAX
-
-_ISSUERS_KEPT_FREE = 64  # guess: issuers that other leaders may have begun and this node has not heard of yet
+from kvp2p.limits import ISSUERS_KEPT_FREE, TERM_MAX, VECTOR_ISSUERS_MAX
 
 
 class Role(StrEnum):
@@ -202,7 +200,7 @@ class Leadership:
 
     def _lead(self) -> None:
         board = self.board
-        if len(board.accepted) >= VECTOR_ISSUERS_MAX - _ISSUERS_KEPT_FREE:
+        if len(board.accepted) >= VECTOR_ISSUERS_MAX - ISSUERS_KEPT_FREE:
             self._refuse_to_lead()
             return
         issuer = Issuer(board.random.randbytes(ISSUER_BYTES))  # never used before: one issuer, one log [I2]

@@ -25,9 +25,11 @@ from kvp2p.core.messages import LANE_OF, Lane, Message
 from kvp2p.errors import RemoteProtocolError
 from kvp2p.limits import (
     CONTROL_QUEUE_BYTES_MAX,
+    CREDIT_STEP_BYTES,
     DATA_CREDIT_BYTES_MAX,
     DATA_QUEUE_BYTES_MAX,
     MESH_MESSAGE_BYTES_MAX,
+    SHARED_PAYLOAD_BYTES_MAX,
 )
 from kvp2p.wire.link_messages import Credit, LinkMessage
 from kvp2p.wire.mesh import PACK_HEAD_BYTES, pack
@@ -37,9 +39,6 @@ QUEUE_BYTES_MAX: Final = {
     Lane.DATA: DATA_QUEUE_BYTES_MAX,
     Lane.CHUNKS: DATA_QUEUE_BYTES_MAX,
 }
-CREDIT_STEP_BYTES: Final = DATA_CREDIT_BYTES_MAX // 8
-# What goes along behind control messages delays them, by no more than the kernel does that holds as much anyway.
-SHARED_BYTES_MAX: Final = 16 * 1024
 # A small message costs more than its bytes while it waits: a limit in bytes alone would let millions of pings queue up.
 MESSAGE_OVERHEAD_BYTES: Final = 100
 
@@ -83,7 +82,7 @@ class SendLanes:
         """Take the next payload: the lane that it counts for, its number of messages and its bytes; None when nothing may be sent."""
         elements = self._take(Lane.CONTROL, MESH_MESSAGE_BYTES_MAX - PACK_HEAD_BYTES)
         spent = PACK_HEAD_BYTES + sum(map(len, elements))
-        payload_bytes_max = SHARED_BYTES_MAX if elements else MESH_MESSAGE_BYTES_MAX
+        payload_bytes_max = SHARED_PAYLOAD_BYTES_MAX if elements else MESH_MESSAGE_BYTES_MAX
         for lane, in_flight in self._in_flight.items():
             more = self._take(lane, min(payload_bytes_max, DATA_CREDIT_BYTES_MAX - in_flight) - spent)
             if more:

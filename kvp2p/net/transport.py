@@ -27,16 +27,12 @@ from trio_websocket import (
 from wsproto.utilities import ProtocolError
 
 from kvp2p.errors import LinkClosed, RemoteProtocolError
-from kvp2p.limits import MESH_MESSAGE_BYTES_MAX
+from kvp2p.limits import MESH_MESSAGE_BYTES_MAX, NOT_SENT_BYTES_MAX
 from kvp2p.net.stream import QuickStream
 
-RECEIVE_BYTES: Final = (
-    64 * 1024
-)  # per read of the socket; the library's 4 KiB would mean 64 wake-ups for a large message
+# per read of the socket; the library's 4 KiB would mean 64 wake-ups for a large message
+RECEIVE_BYTES: Final = 64 * 1024
 CLOSE_GRACE_SECONDS: Final = 0.25  # for the peer's half of the closing handshake; guess
-NOT_SENT_BYTES_MAX: Final = (
-    16 * 1024
-)  # in the kernel: what is queued there can no longer be overtaken by a control message
 CODE_NORMAL, CODE_PROTOCOL_ERROR = 1000, 1002  # RFC 6455, section 7.4.1
 _REASON_CHARS_MAX: Final = 100  # RFC 6455: at most 123 bytes
 _CODE_TOO_BIG: Final = 1009

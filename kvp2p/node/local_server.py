@@ -19,7 +19,7 @@ import trio
 
 from kvp2p.core.operations import Outcome
 from kvp2p.errors import RemoteProtocolError
-from kvp2p.limits import LOCAL_ANSWERS_MAX
+from kvp2p.limits import LOCAL_ANSWERS_MAX, WRITE_TIMEOUT_MS_MAX
 from kvp2p.node.status import Counters
 from kvp2p.runtime.driver import MS, ReplicaDriver
 from kvp2p.runtime.local_stream import LocalStream
@@ -35,7 +35,6 @@ from kvp2p.wire.local_messages import (
     Report,
     SubmitWrite,
 )
-from kvp2p.wire.operations import WRITE_TIMEOUT_MS_MAX
 
 log = structlog.get_logger("kvp2p.node")
 

@@ -51,13 +51,12 @@ from kvp2p.core.serve import serve
 from kvp2p.core.settings import ReplicaSettings
 from kvp2p.errors import LinkClosed
 from kvp2p.ids import NodeId, Now, Version
-from kvp2p.limits import INBOX_EVENTS_MAX, PULLS_MAX
+from kvp2p.limits import INBOX_EVENTS_MAX, SERVES_PER_PEER_MAX
 from kvp2p.runtime.store_writer import Ending, StoreWriter
 from kvp2p.store.lmdb_store import LmdbStore
 
 MS = 1_000_000
 _EVENTS_PER_TURN = 64  # then other tasks run; guess
-_SERVES_PER_PEER_MAX = 2 * PULLS_MAX + 1
 Tell = Callable[[Outcome], None]
 
 log = structlog.get_logger("kvp2p.replica")
@@ -259,7 +258,7 @@ class ReplicaDriver:
         if waiting is None:
             self._serving[peer] = deque([request])
             self._nursery.start_soon(self._serve_peer, peer, self._serving[peer])
-        elif len(waiting) < _SERVES_PER_PEER_MAX:
+        elif len(waiting) < SERVES_PER_PEER_MAX:
             waiting.append(request)
         else:
             assert self.dialler is not None

@@ -18,11 +18,11 @@ import trio
 from kvp2p.core.apply import apply_batch
 from kvp2p.core.batches import Batch, BatchResult
 from kvp2p.errors import StoreFull
+from kvp2p.limits import BATCHES_PER_SYNC_MAX
 from kvp2p.store.lmdb_store import LmdbStore
 
 Ending = BatchResult | StoreFull
 _Item = tuple[int, Batch]
-_BATCHES_PER_SYNC_MAX = 256  # guess: bounds how long the first of them waits
 
 
 class StoreWriter:
@@ -69,7 +69,7 @@ class StoreWriter:
         if first is None:
             return None
         items = [first]
-        while len(items) < _BATCHES_PER_SYNC_MAX:
+        while len(items) < BATCHES_PER_SYNC_MAX:
             try:
                 item = self._queue.get_nowait()
             except queue.Empty:

@@ -22,18 +22,16 @@ from typing import Any, Final
 import lmdb
 
 from kvp2p.errors import StoreError, StoreFormatError, StoreFull
+from kvp2p.limits import SPARE_TRANSACTIONS_MAX, STORE_READERS_MAX
 from kvp2p.store.meta import FORMAT_KEY, check_format
 from kvp2p.store.tables import META, TABLE_NAMES
 
 DATA_FILE: Final = "data.mdb"
 MAP_BYTES_DEFAULT: Final = 1 << 40
-READERS_MAX: Final = 512  # slots of the lock file: several transactions for each of some dozens of processes
 TABLES_MAX: Final = 16  # seven now
-SPARE_TRANSACTIONS_MAX: Final = 16  # read transactions kept for renewal: beginning one takes 0.13 us instead of 0.5
 LIB_VERSION: Final = 0  # LMDB 0.9
-DISK_FULL_BYTES: Final = (
-    16 * 1024 * 1024
-)  # guess: a commit that failed below this much free space failed for lack of it
+# guess: a commit that failed below this much free space failed for lack of it
+DISK_FULL_BYTES: Final = 16 * 1024 * 1024
 
 FileKey = tuple[int, int]
 
@@ -57,7 +55,7 @@ def translate(error: lmdb.Error, where: Path, free: Callable[[], int]) -> StoreE
     if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError):
         return StoreFormatError(f"{where} holds a {DATA_FILE} that is not an LMDB 0.9 file: {error}")
     if isinstance(error, lmdb.ReadersFullError):
-        return StoreError(f"all {READERS_MAX} reader slots of {where} are taken: {error}")
+        return StoreError(f"all {STORE_READERS_MAX} reader slots of {where} are taken: {error}")
     return StoreError(f"the store in {where} failed: {error}")
 
 
@@ -150,7 +148,7 @@ def _open_file(directory: Path, map_bytes: int, *, readonly: bool) -> lmdb.Envir
             readonly=readonly,
             create=not readonly,
             mode=0o600,
-            max_readers=READERS_MAX,
+            max_readers=STORE_READERS_MAX,
             max_dbs=TABLES_MAX,
             max_spare_txns=SPARE_TRANSACTIONS_MAX,
             lib_version=LIB_VERSION,

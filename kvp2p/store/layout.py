@@ -38,7 +38,7 @@ from kvp2p.core.port import Identity, NamespaceTotals
 from kvp2p.core.vector import VersionVector
 from kvp2p.errors import StoreFormatError
 from kvp2p.ids import ID_BYTES, ISSUER_BYTES, Issuer, NamespaceId, Stamp
-from kvp2p.limits import GROUP_OPS_MAX, KEY_BYTES_MAX
+from kvp2p.limits import KEY_BYTES_MAX, REMEMBERED_ROWS_MAX
 from kvp2p.store import meta
 from kvp2p.store.meta import Decoded, Field, cached_field, decode_field
 from kvp2p.store.tables import (
@@ -58,7 +58,6 @@ T = TypeVar("T")
 MARKER_BYTES: Final = TABLE_KEY_BYTES_MAX
 LONG_KEY_BYTES_MIN: Final = MARKER_BYTES - ID_BYTES  # 495
 _HASH_BYTES = 16
-REMEMBERED_ROWS_MAX: Final = 2 * GROUP_OPS_MAX  # what one group of writes touches, and what it asks for besides [I9]
 _NEVER = bytes(8)
 
 

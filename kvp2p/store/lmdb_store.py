@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Any, Self, cast
 
 import lmdb
 
 from kvp2p.core.messages import Designation
 from kvp2p.core.port import Identity
 from kvp2p.errors import StoreError, StoreFull
+from kvp2p.limits import STORE_RESERVE_BYTES
 from kvp2p.store.environment import (
     DATA_FILE,
     MAP_BYTES_DEFAULT,
@@ -37,8 +38,6 @@ from kvp2p.store.environment import (
 from kvp2p.store.layout import Carried, LayoutReader, LayoutWriter, found_store
 from kvp2p.store.meta import Decoded
 from kvp2p.store.tables import TABLE_NAMES
-
-RESERVE_BYTES: Final = 32 * 1024 * 1024  # guess: a few groups of writes; kept free for transactions that make room
 
 
 class LmdbTables:
@@ -184,7 +183,9 @@ class LmdbStore:
         reserve, or at its end; StoreError when the disk fails. Nothing is applied then.
         """
         if not into_reserve and self._has_reserve_only():
-            raise StoreFull(f"the disk of {self.directory} has less than {RESERVE_BYTES >> 20} MiB left: make room")
+            raise StoreFull(
+                f"the disk of {self.directory} has less than {STORE_RESERVE_BYTES >> 20} MiB left: make room"
+            )
         try:
             transaction = self._handle.begin(write=True)
             is_open = True
@@ -208,7 +209,7 @@ class LmdbStore:
     def _has_reserve_only(self) -> bool:
         """Tell whether neither the disk nor the file has room. LMDB never gives pages back: what deleting frees is in the file."""
         free = self._free()
-        if free >= RESERVE_BYTES:
+        if free >= STORE_RESERVE_BYTES:
             return False
         try:
             with self._handle.begin() as transaction:
@@ -216,7 +217,7 @@ class LmdbStore:
         except lmdb.Error as error:
             raise self.translated(error) from error
         pages = sum(tree["branch_pages"] + tree["leaf_pages"] + tree["overflow_pages"] for tree in trees)
-        return free + self.used_bytes() - pages * trees[0]["psize"] < RESERVE_BYTES
+        return free + self.used_bytes() - pages * trees[0]["psize"] < STORE_RESERVE_BYTES
 
     def reader_check(self) -> int:
         """Free the slots of reader processes that are gone; returns how many there were."""

@@ -14,10 +14,10 @@ from __future__ import annotations
 import cbor2
 
 from kvp2p.errors import RemoteProtocolError
+from kvp2p.limits import CBOR_DEPTH_MAX
 
 CborValue = int | bytes | str | bool | None | list["CborValue"]
 
-DEPTH_MAX = 8  # arrays inside arrays; the deepest message uses 5
 _TRUNCATED = "the payload ends inside an item"
 
 
@@ -68,8 +68,8 @@ def _check(data: bytes) -> None:
                     # An item takes a byte at least: a count that cannot be true is refused before anything is made for it.
                     if argument > size - at:
                         raise RemoteProtocolError(_TRUNCATED)
-                    if len(outer) >= DEPTH_MAX:
-                        raise RemoteProtocolError(f"arrays are nested more than {DEPTH_MAX} deep")
+                    if len(outer) >= CBOR_DEPTH_MAX:
+                        raise RemoteProtocolError(f"arrays are nested more than {CBOR_DEPTH_MAX} deep")
                     outer.append(left)
                     left = argument + 1
                 elif head >= 0x40:

@@ -25,6 +25,7 @@ from typing import assert_never
 
 from kvp2p.errors import LocalProtocolError, RemoteProtocolError
 from kvp2p.limits import (
+    EXPLANATION_CHARS_MAX,
     LOCAL_COUNTER_NAME_CHARS_MAX,
     LOCAL_COUNTERS_MAX,
     LOCAL_MESSAGE_BYTES_MAX,
@@ -43,14 +44,7 @@ from kvp2p.wire.local_messages import (
     Report,
     SubmitWrite,
 )
-from kvp2p.wire.operations import (
-    EXPLANATION_CHARS_MAX,
-    decode_operations,
-    decode_outcome,
-    encode_operations,
-    encode_outcome,
-    version,
-)
+from kvp2p.wire.operations import decode_operations, decode_outcome, encode_operations, encode_outcome, version
 
 _PREFIX_BYTES = 4
 _PACK_HEAD_BYTES = 5

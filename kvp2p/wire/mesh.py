@@ -56,9 +56,11 @@ from kvp2p.ids import ID_BYTES, ISSUER_BYTES, VERSION_BYTES, Issuer, NamespaceId
 from kvp2p.limits import (
     FRAME_POSITIONS_MAX,
     KEY_BYTES_MAX,
+    MEMBER_NAME_CHARS_MAX,
     MEMBERS_MAX,
     MESH_MESSAGE_BYTES_MAX,
     PULL_BYTES_MAX,
+    URL_CHARS_MAX,
     VECTOR_ISSUERS_MAX,
 )
 from kvp2p.wire.cbor import CborValue, array_head, decode, encode
@@ -74,8 +76,6 @@ from kvp2p.wire.operations import (
 WIRE_VERSION: Final = 1
 _VOUCHED_FOR: Final = (Frame, WalkPart, Forward, ForwardOutcome)
 STATE_HASH_BYTES: Final = 16
-MEMBER_NAME_CHARS_MAX: Final = 128  # guess
-URL_CHARS_MAX: Final = 512  # guess: scheme, host name of 253, port
 PACK_HEAD_BYTES: Final = 5  # the longest head that `pack` puts before the elements
 ELEMENT_BYTES_MAX: Final = MESH_MESSAGE_BYTES_MAX - PACK_HEAD_BYTES
 _VECTOR_BYTES_MAX = VERSION_BYTES + VECTOR_ISSUERS_MAX * (ISSUER_BYTES + 8)

@@ -16,7 +16,7 @@ In and out: values to decoded CBOR and back; RemoteProtocolError when a field is
 
 from __future__ import annotations
 
-from typing import Final, assert_never
+from typing import assert_never
 
 from kvp2p.core.operations import (
     Condition,
@@ -32,6 +32,8 @@ from kvp2p.core.operations import (
 from kvp2p.errors import LocalProtocolError, RemoteProtocolError
 from kvp2p.ids import ID_BYTES, VERSION_BYTES, AccountId, NamespaceId, Version
 from kvp2p.limits import (
+    CODE_CHARS_MAX,
+    EXPLANATION_CHARS_MAX,
     KEY_BYTES_MAX,
     METADATA_BYTES_MAX,
     NAMESPACE_TITLE_CHARS_MAX,
@@ -41,10 +43,6 @@ from kvp2p.limits import (
 )
 from kvp2p.wire.cbor import CborValue
 from kvp2p.wire.fields import blob, fixed, flag, items, number, record, text
-
-CODE_CHARS_MAX: Final = 64  # the codes of DESIGN §7 have up to 20
-EXPLANATION_CHARS_MAX: Final = 1_024  # guess: a sentence or three for a person
-WRITE_TIMEOUT_MS_MAX: Final = 60_000  # guess: twelve times the deadline of a write, so that the deadline may be tuned
 
 
 def encode_operations(operations: tuple[Operation, ...]) -> list[CborValue]:

@@ -259,7 +259,7 @@ def test_a_node_that_did_not_lead_for_lack_of_room_tries_again_at_a_digest(monke
     a = with_issuers(VECTOR_ISSUERS_MAX - 64, knows="b")
     a.meets("b", digest_of())
     assert a.role == "hearing"
-    monkeypatch.setattr(leadership, "_ISSUERS_KEPT_FREE", 63)
+    monkeypatch.setattr(leadership, "ISSUERS_KEPT_FREE", 63)
     a.hears("b", digest_of())
     assert a.role == "leading"
 

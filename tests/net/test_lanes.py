@@ -9,11 +9,13 @@ from kvp2p.errors import RemoteProtocolError
 from kvp2p.ids import Issuer, Stamp
 from kvp2p.limits import (
     CONTROL_QUEUE_BYTES_MAX,
+    CREDIT_STEP_BYTES,
     DATA_CREDIT_BYTES_MAX,
     DATA_QUEUE_BYTES_MAX,
     MESH_MESSAGE_BYTES_MAX,
+    SHARED_PAYLOAD_BYTES_MAX,
 )
-from kvp2p.net.lanes import CREDIT_STEP_BYTES, QUEUE_BYTES_MAX, SHARED_BYTES_MAX, ReceiveLanes, SendLanes, lane_of
+from kvp2p.net.lanes import QUEUE_BYTES_MAX, ReceiveLanes, SendLanes, lane_of
 from kvp2p.wire.link_messages import Credit, Ping
 from kvp2p.wire.mesh import ELEMENT_BYTES_MAX
 
@@ -39,7 +41,7 @@ def test_control_goes_before_data_before_chunks() -> None:
 
 def test_a_big_message_does_not_go_along_with_control() -> None:
     lanes = SendLanes()
-    assert lanes.push(Lane.DATA, bytes(SHARED_BYTES_MAX))
+    assert lanes.push(Lane.DATA, bytes(SHARED_PAYLOAD_BYTES_MAX))
     assert lanes.push(Lane.CONTROL, b"\x01")
     assert lanes.next_payload() == (Lane.CONTROL, 1, b"\x81\x01")
     following = lanes.next_payload()

@@ -11,11 +11,11 @@ import trio
 import trio.testing
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
-from kvp2p.limits import MESH_MESSAGE_BYTES_MAX, UNPROVEN_LINKS_MAX
+from kvp2p.limits import MESH_MESSAGE_BYTES_MAX, NOT_SENT_BYTES_MAX, UNPROVEN_LINKS_MAX
 from kvp2p.net.handshake import Handshake, Identity, Phase
 from kvp2p.net.notices import NOTICE_SECONDS, Notices
 from kvp2p.net.settings import MeshSettings
-from kvp2p.net.transport import NOT_SENT_BYTES_MAX, upgrade_client, upgrade_server
+from kvp2p.net.transport import upgrade_client, upgrade_server
 from kvp2p.wire.link_messages import Pong
 from kvp2p.wire.mesh import encode_message, pack
 from tests.net.hosts import CLUSTER, KEY, Node, node_id, numbered, running, until

@@ -17,9 +17,10 @@ from kvp2p.core.port import Identity
 from kvp2p.core.vector import VersionVector
 from kvp2p.errors import StoreError, StoreFormatError, StoreFull
 from kvp2p.ids import Issuer, NamespaceId, NodeId, Stamp
+from kvp2p.limits import STORE_RESERVE_BYTES
 from kvp2p.store import lmdb_store
 from kvp2p.store.environment import DISK_FULL_BYTES, translate
-from kvp2p.store.lmdb_store import RESERVE_BYTES, LmdbStore
+from kvp2p.store.lmdb_store import LmdbStore
 from kvp2p.store.meta import FORMAT_KEY, VECTOR
 from kvp2p.store.tables import META
 
@@ -307,7 +308,7 @@ def test_full_map_is_told_as_full_and_undone(tmp_path: Path, identity: Identity,
 
 
 def test_reserve_is_kept_for_what_makes_room(directory: Path, make_row: MakeRow) -> None:
-    with LmdbStore.open(directory, free=lambda: RESERVE_BYTES // 2) as store:
+    with LmdbStore.open(directory, free=lambda: STORE_RESERVE_BYTES // 2) as store:
         with store.write(into_reserve=True) as writer:
             writer.put_row(SPACE, b"a", make_row(b"a"))
         with pytest.raises(StoreFull, match="32 MiB"), store.write():
@@ -320,7 +321,7 @@ def test_a_full_disk_is_recovered_by_deleting(
     directory: Path, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """LMDB keeps the pages that deleting frees: the disk stays full, and yet there is room."""
-    monkeypatch.setattr(lmdb_store, "RESERVE_BYTES", 1 << 20)
+    monkeypatch.setattr(lmdb_store, "STORE_RESERVE_BYTES", 1 << 20)
     free = GIBIBYTES
     with LmdbStore.open(directory, free=lambda: free) as store:
         with store.write() as writer:

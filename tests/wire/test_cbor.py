@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvp2p.errors import RemoteProtocolError
-from kvp2p.wire.cbor import DEPTH_MAX, CborValue, array_head, decode, encode
+from kvp2p.limits import CBOR_DEPTH_MAX
+from kvp2p.wire.cbor import CborValue, array_head, decode, encode
 
 BYTES_MAX = 1 << 20
 
@@ -24,7 +25,7 @@ def depth(value: CborValue) -> int:
 @given(values)
 def test_a_value_comes_back_as_it_was_unless_it_is_too_deep(value: CborValue) -> None:
     data = encode(value)
-    if depth(value) <= DEPTH_MAX:
+    if depth(value) <= CBOR_DEPTH_MAX:
         assert decode(data, BYTES_MAX) == value
     else:
         with pytest.raises(RemoteProtocolError, match="nested"):
