@@ -18,9 +18,6 @@ from typing import Any, ClassVar
 from .failures import ConnectionLost, NotSent, ReadRefused, ReadUnavailable
 from .response import Response
 
-# 5xx that say of themselves that nothing was applied (DESIGN §7). Any other 5xx must say so in its body.
-_NOT_APPLIED_STATUSES = frozenset({503, 507})
-
 
 @dataclass(frozen=True, slots=True)
 class Acked:
@@ -138,7 +135,8 @@ def failed_write(result: Response | ConnectionLost) -> Refused | Unknown:
     status = result.status
     error = _error_of(result)
     applied = error["applied"]
-    is_certain = applied == "no" or (applied == "" and (400 <= status < 500 or status in _NOT_APPLIED_STATUSES))
+    # A 5xx of a node says so in its body; one without may be a proxy's, which may have passed the write on.
+    is_certain = applied == "no" or (applied == "" and 400 <= status < 500)
     if status == 504 or not is_certain:
         return Unknown(f"{status} {error['code']}: {error['message']}")
     return Refused(status, error["code"], error["message"], _retry_after_s(result))

@@ -106,7 +106,7 @@ def test_an_answer_that_is_not_a_nodes_leaves_a_write_unknown(kvp2p: Run, node: 
         assert f"answered {status} and not as a kvp2p node does" in result.err
 
 
-@pytest.mark.parametrize("status", [502, 504])
+@pytest.mark.parametrize("status", [502, 503, 504])
 def test_a_proxys_error_page_leaves_the_write_of_a_key_unknown(kvp2p: Run, node: Node, status: int) -> None:
     node.page = (status, b"<html>Bad Gateway</html>")
     assert kvp2p("put", "settings", "k", "v").status == 4
