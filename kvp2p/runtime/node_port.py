@@ -272,10 +272,10 @@ class NodePort:
                 await self._sweep_moved.park()
             now_ns = time.monotonic_ns()
             if self._sweep_at_ns <= now_ns:
-                self._sweep_at_ns = self._end_overdue(now_ns)
+                self._end_overdue(now_ns)
 
-    def _end_overdue(self, now_ns: int) -> float:
-        """End what is unsent after its deadline as refused, what was sent as unknown after the grace [I10]; return when to look again."""
+    def _end_overdue(self, now_ns: int) -> None:
+        """End what is unsent after its deadline as refused, what was sent as unknown after the grace [I10]."""
         overdue: list[_Request] = []
         next_ns: float = math.inf
         for request in chain(self._requests.values(), self._waits.values()):
@@ -284,6 +284,8 @@ class NodePort:
                 overdue.append(request)
             else:
                 next_ns = min(next_ns, due_ns)
+        # Before anybody is told: who is told may send more, and that moves the sweep. Not for each of many that are due one after the other.
+        self._sweep_at_ns = max(next_ns, now_ns + SWEEP_INTERVAL_MS * MS)
         for request in overdue:
             self._abandon(request)
             if request.is_sent:
@@ -291,7 +293,6 @@ class NodePort:
             else:
                 request.end_unsent("deadline_passed", TOO_LATE)
         self.on_ended()
-        return max(next_ns, now_ns + SWEEP_INTERVAL_MS * MS)  # not for each of many that are due one after the other
 
     def _end_all(self, reason: str) -> None:
         requests = [*self._requests.values(), *self._waits.values()]

@@ -283,6 +283,26 @@ async def test_a_sent_write_without_an_answer_is_unknown_after_deadline_and_grac
         assert port.connected
 
 
+async def test_a_write_that_follows_an_overdue_one_ends_at_its_own_deadline(
+    short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvp2p.runtime.node_port.ANSWER_GRACE_MS", 50)
+    node = FakeNode(short_tmp_path / "node.sock", stay_silent)
+    ended: list[Outcome] = []
+    following = [a_put(b"second")]
+    async with node.serving(), running_port(node.path) as port:
+        await port.wait_connected()
+
+        def go_on() -> None:  # as a connection does with the next write of its pipeline
+            if len(ended) == 1 and following:
+                port.submit_nowait(following.pop(), 50, ended.append)
+
+        port.on_ended = go_on
+        port.submit_nowait(a_put(b"first"), 50, ended.append)
+        await until(lambda: len(ended) == 2)
+    assert [outcome.ending for outcome in ended] == [Ending.UNKNOWN, Ending.UNKNOWN]
+
+
 async def test_a_write_that_the_node_does_not_take_is_refused_at_its_deadline_and_never_leaves(
     short_tmp_path: Path,
 ) -> None:
