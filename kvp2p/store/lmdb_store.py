@@ -211,6 +211,9 @@ class LmdbStore:
         free = self._free()
         if free >= STORE_RESERVE_BYTES:
             return False
+        if free < STORE_RESERVE_BYTES // 2:
+            # While an old reader pins them, freed pages are not used again and the file grows: the rest is for what makes room.
+            return True
         try:
             with self._handle.begin() as transaction:
                 trees = [transaction.stat(), *(transaction.stat(table) for table in self._environment.tables.values())]

@@ -327,7 +327,7 @@ def test_a_full_disk_is_recovered_by_deleting(
         with store.write() as writer:
             for number in range(20):
                 writer.put_row(SPACE, b"%d" % number, make_row(b"v" * 100_000))
-        free = 0
+        free = 600_000
         with pytest.raises(StoreFull), store.write():
             raise AssertionError("wrote into the reserve")
         for numbers in (range(15), range(15, 16)):  # pages are used again from the second commit after theirs
@@ -338,6 +338,30 @@ def test_a_full_disk_is_recovered_by_deleting(
         with store.write() as writer:
             writer.put_row(SPACE, b"more", make_row(b"v" * 1_000))
         assert store.used_bytes() == used, "nothing was asked of the disk"
+
+
+def test_an_old_reader_that_pins_freed_pages_lets_puts_take_half_of_the_reserve_and_no_more(
+    directory: Path, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve = 1 << 20
+    monkeypatch.setattr(lmdb_store, "STORE_RESERVE_BYTES", reserve)
+    disk: int = GIBIBYTES
+    with LmdbStore.open(directory, free=lambda: disk - store.used_bytes()) as store:
+        with store.write() as writer:
+            for number in range(20):
+                writer.put_row(SPACE, b"%d" % number, make_row(b"v" * 100_000))
+        disk = store.used_bytes() + reserve - 1
+        with store.read():
+            for number in range(15):
+                with store.write(into_reserve=True) as writer:
+                    writer.put_row(SPACE, b"%d" % number, make_row(None))
+            with pytest.raises(StoreFull):
+                for number in range(100):
+                    with store.write() as writer:
+                        writer.put_row(SPACE, b"more %d" % number, make_row(b"v" * 100_000))
+            assert disk - store.used_bytes() > reserve // 4
+            with store.write(into_reserve=True) as writer:
+                writer.put_row(SPACE, b"19", make_row(None))
 
 
 # The limit on file sizes cuts a write short just as a full disk does: LMDB reports EIO, and the free space decides.
