@@ -48,6 +48,8 @@ class AntiEntropy:
         self._walks = 0
         self._bytes_in_flight = 0
         self._parts_in_flight = 0
+        self._failures = 0  # batches that the disk did not take, since it last took one
+        self._is_resting = False  # the disk is full: asking on and on would only cost the peers
 
     # --- what peers say
 
@@ -70,7 +72,7 @@ class AntiEntropy:
         if pulling is not None and pulling.peer == peer:
             pulling.heard_ns = board.now.mono_ns
         accepted = board.accepted.stamp_of(frame.issuer)
-        if not board.complete or frame.upto <= accepted:
+        if not board.complete or frame.upto <= accepted or self._is_resting:
             return
         if frame.after > accepted:
             self._pull(frame.issuer, prefer=peer)  # a gap [I3]
@@ -155,6 +157,14 @@ class AntiEntropy:
             return
         self._abandon_walk("the peer was silent")
 
+    def on_rest_over(self) -> None:
+        """See whether there is room by now."""
+        self._is_resting = False
+        if self.board.complete:
+            self._pull_waiting()
+        else:
+            self._walk_if_needed()
+
     # --- pulls
 
     def _pull_after_grace(self, issuer: Issuer, stamp: Stamp) -> None:
@@ -171,7 +181,7 @@ class AntiEntropy:
                     self._pull_after_grace(issuer, stamp)
 
     def _pull(self, issuer: Issuer, prefer: NodeId | None = None, avoid: NodeId | None = None) -> None:
-        if issuer in self._pulls or not self.board.complete or self._walking is not None:
+        if issuer in self._pulls or not self.board.complete or self._walking is not None or self._is_resting:
             return
         if len(self._pulls) >= PULLS_MAX:
             return  # `_pull_waiting` comes back to it
@@ -216,7 +226,7 @@ class AntiEntropy:
     # --- the walk
 
     def _walk_if_needed(self) -> None:
-        if self.board.complete or self._walking is not None or self._parts_in_flight:
+        if self.board.complete or self._walking is not None or self._parts_in_flight or self._is_resting:
             return
         sources = [peer for peer, digest in self.board.digests() if digest.complete]
         if sources:
@@ -265,6 +275,7 @@ class AntiEntropy:
         self._parts_in_flight += parts
 
         def done(result: BatchResult) -> None:
+            self._failures = 0
             if result.walk_rest is not None:
                 self.board.persist(result.walk_rest, done, failed)
                 return
@@ -278,6 +289,10 @@ class AntiEntropy:
         def failed(_: str) -> None:
             self._bytes_in_flight -= batch_bytes
             self._parts_in_flight -= parts
+            self._failures += 1
+            if self._failures > 1 and not self._is_resting:
+                self._is_resting = True
+                self.board.set_timer("rest", self.board.settings.digest_idle_ms)
             if parts and self._walking is not None:
                 self._abandon_walk("a part could not be stored")
             self._pull_all_after_grace()

@@ -276,6 +276,8 @@ class ReplicaMachine:
                 self.anti_entropy.on_pull_timeout(Issuer(key))
             case "walk":
                 self.anti_entropy.on_walk_timeout()
+            case "rest":
+                self.anti_entropy.on_rest_over()
             case "hear":
                 self.leadership.on_nobody_heard()
                 self._tell_all()

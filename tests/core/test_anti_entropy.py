@@ -211,6 +211,43 @@ def test_what_is_in_flight_behind_a_failed_batch_is_asked_for_again() -> None:
     assert a.machine.board.vector == vector(x=3)
 
 
+def test_a_full_disk_is_tried_now_and_then_not_on_and_on() -> None:
+    a = alone()
+    a.meets("z", digest_of(vector(x=2)))
+    a.hold_disk()
+    for _ in range(2):
+        a.hears("z", frame_of(0, 1, 2))
+        a.fail()
+    asked = len(a.sent_to("z", Pull))
+    a.hears("z", frame_of(0, 1, 2))
+    a.hears("z", end(0))
+    assert not a.disk, "what comes while the disk is full is dropped"
+    a.cluster.pass_ms(SETTINGS.digest_idle_ms - 100)
+    assert len(a.sent_to("z", Pull)) == asked
+    a.cluster.pass_ms(200)
+    assert len(a.sent_to("z", Pull)) == asked + 1
+    a.release_disk()
+    a.hears("z", frame_of(0, 1, 2))
+    assert a.machine.board.vector == vector(x=2)
+
+
+def test_a_new_node_with_a_full_disk_walks_now_and_then_not_on_and_on() -> None:
+    a = alone(complete=False)
+    a.meets("z", digest_of(vector(x=2)))
+    a.hold_disk()
+    a.hears("z", part(1, b"k"))
+    a.fail()
+    a.hears("z", part(2, b"k"))
+    a.hears("z", part(2, b"l", after=b"k"))
+    a.fail()
+    a.fail()
+    asked = len(a.sent_to("z", WalkRequest))
+    a.hears("z", digest_of(vector(x=3)))
+    assert len(a.sent_to("z", WalkRequest)) == asked
+    a.cluster.pass_ms(SETTINGS.digest_idle_ms + 100)
+    assert a.sent_to("z", WalkRequest)[asked:] == [WalkRequest(3, None)]
+
+
 # --- logs that are trimmed
 
 
