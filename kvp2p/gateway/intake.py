@@ -87,7 +87,7 @@ class Intake:
         self._pairs: Pairs = []
         self._known_pairs: Pairs = []
         self._fields = Fields([])
-        self._body: list[bytes] | None = None
+        self._body: bytes | bytearray | None = None  # one piece, however many parts it came in [I9]
         self._body_bytes = 0
         self._refusal: RequestError | None = None  # of the request that is being received
         self._head_bytes = 0  # received of an unfinished head, whole reads only
@@ -224,7 +224,7 @@ class Intake:
             and fields.content_length <= VALUE_BYTES_MAX
             and self._keeps_body_of(fields.authorization)
         )
-        self._body = [] if keeps else None
+        self._body = b"" if keeps else None
         if fields.expects_continue and has_body:
             self._taker.send_continue()
 
@@ -238,15 +238,22 @@ class Intake:
                 raise _value_too_large(self._body_bytes)
         elif self._body is not None:
             if self._taker.hold(len(part)):
-                self._body.append(part)
+                self._append(part)
             else:
                 self._drop_body()
                 self._refusal = _overloaded()
 
+    def _append(self, part: bytes) -> None:
+        body = self._body
+        if isinstance(body, bytearray):
+            body += part
+        else:  # most bodies come in one part, which is not copied
+            self._body = bytearray(body) + part if body else part
+
     def _drop_body(self) -> None:
-        parts, self._body = self._body, None
-        if parts:
-            self._taker.release(sum(map(len, parts)))
+        body, self._body = self._body, None
+        if body:
+            self._taker.release(len(body))
 
     def on_chunk_header(self) -> None:
         """Note the end of a size line."""
@@ -274,8 +281,8 @@ class Intake:
             return
         if not is_kept_alive and parser.get_http_version() not in _HTTP_VERSIONS:
             raise _version_not_supported()
-        body_bytes, parts, self._body = self._body_bytes, self._body, None
-        body = b"" if not body_bytes else None if parts is None else b"".join(parts)
+        body_bytes, kept, self._body = self._body_bytes, self._body, None
+        body = b"" if not body_bytes else None if kept is None else bytes(kept)
         refusal, self._refusal = self._refusal, None
         exchange = Exchange(method, target, fields, self._clock(), body, body_bytes, refusal)
         exchange.closes = self.is_last = not is_kept_alive or method == b"CONNECT"

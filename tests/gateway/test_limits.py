@@ -1,7 +1,9 @@
 """Time, number and pressure: what ends a connection, and what does not."""
 
 import json
+import tracemalloc
 from pathlib import Path
+from time import monotonic
 
 import pytest
 import trio
@@ -9,6 +11,8 @@ import trio
 from kvp2p.config import HttpSettings
 from kvp2p.core.operations import Put
 from kvp2p.gateway.answers import CODES, error_answer
+from kvp2p.gateway.exchange import Exchange
+from kvp2p.gateway.intake import Intake
 from kvp2p.gateway.server import DRAIN_SECONDS
 from kvp2p.limits import HTTP_RESPONSE_BUFFER_BYTES_MAX
 from tests.gateway.rig import NAMESPACE, Rig, Wire, request, rig, until
@@ -208,6 +212,50 @@ async def test_bodies_that_are_dropped_or_left_unfinished_give_their_room_back(s
             await pipelined.send(request("PUT", "/v1/words/k", b"1") + reading + request("PUT", "/v1/words/k", b"22"))
             await until(lambda: r.gateway.bodies.held_bytes == 2)
         await until(lambda: r.gateway.bodies.held_bytes == 0)
+
+
+class Room:
+    """Has room for everything, and keeps what the intake hands over."""
+
+    def __init__(self) -> None:
+        self.held_bytes = 0
+        self.taken: list[Exchange] = []
+
+    def take_plain_get(self, *_: object) -> bool:
+        return False
+
+    def take(self, exchange: Exchange) -> None:
+        self.taken.append(exchange)
+
+    def hold(self, count: int) -> bool:
+        self.held_bytes += count
+        return True
+
+    def release(self, count: int) -> None:
+        self.held_bytes -= count
+
+    def send_continue(self) -> None:
+        return
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2, 7])
+def test_body_in_tiny_chunks_keeps_little_more_than_the_bytes_that_are_counted(chunk_bytes: int) -> None:
+    room = Room()
+    intake = Intake(room, lambda _: True, monotonic)
+    some_chunks = (b"%x\r\n" % chunk_bytes + b"x" * chunk_bytes + b"\r\n") * 100
+    tracemalloc.start()
+    try:
+        intake.feed(request("PUT", "/v1/words/k", headers={"Transfer-Encoding": "chunked"}))
+        before_bytes = tracemalloc.get_traced_memory()[0]
+        for _ in range(200):
+            intake.feed(some_chunks)
+        kept_bytes = tracemalloc.get_traced_memory()[0] - before_bytes
+    finally:
+        tracemalloc.stop()
+    assert room.held_bytes == 20_000 * chunk_bytes
+    assert kept_bytes < 1.25 * room.held_bytes + 4_096
+    intake.feed(b"0\r\n\r\n")
+    assert room.taken[0].body == b"x" * room.held_bytes
 
 
 @pytest.mark.slow
