@@ -331,7 +331,8 @@ async def test_pipelined_writes_are_under_way_together_and_answered_in_order(sho
     async with rig(short_tmp_path) as r, await r.connect() as wire:
         r.node.gate = trio.Event()
         await wire.send(b"".join(request("PUT", f"/v1/words/k{n}", b"%d" % n) for n in range(5)))
-        await until(lambda: len(r.node.submitted) == 5)
+        # The fake reads nothing more once it waits at the gate, so look at what the gateway has handed to the port.
+        await until(lambda: len(r.node_port._requests) == 5)
         await wire.send(request("DELETE", "/v1/words/k0") + request("PUT", "/v1/words/%zz", b""))
         r.node.gate.set()
         versions = [(await wire.reply()).json["version"] for _ in range(5)]
@@ -349,7 +350,6 @@ async def test_write_after_a_write_does_not_wait_in_separate_packets(short_tmp_p
         first_gate = r.node.gate
         await wire.send(request("PUT", "/v1/words/a", b"1"))
         await until(lambda: len(r.node.submitted) == 1)
-        # The fake's one reader is held at the gate, so look at what the gateway has handed to the port.
         await wire.send(request("PUT", "/v1/words/b", b"2"))
         await until(lambda: len(r.node_port._requests) == 2)
         first_gate.set()
