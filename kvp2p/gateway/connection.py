@@ -209,17 +209,21 @@ class Connection:
         """Go on after an outcome has come. The caller releases the view afterwards."""
         if self.is_closed:
             return
-        try:
-            self._work()
-        except Exception:  # noqa: BLE001  as in `serve`
-            _LOG.exception("connection_failed")
-            self.abort()
+        self._work_or_abort()
         self._set_deadline(monotonic())
         self._note_progress()
 
     def _note_progress(self) -> None:
         if self._progress is not None:
             self._progress.set()
+
+    def _work_or_abort(self) -> None:
+        """Work for a task that is not this connection's own, and must outlive it."""
+        try:
+            self._work()
+        except Exception:  # noqa: BLE001  as in `serve`
+            _LOG.exception("connection_failed")
+            self.abort()
 
     def _work(self) -> None:
         """Answer and send until something must be waited for: the node, or the peer."""
@@ -359,7 +363,7 @@ class Connection:
             self.abort()
             return
         self._take_rejection(RequestError("request_timeout", "the request did not arrive in time"))
-        self._work()
+        self._work_or_abort()
 
     def drain(self) -> None:
         """End after the requests in hand; at once when there are none."""

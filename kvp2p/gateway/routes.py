@@ -116,8 +116,8 @@ class Routes:
         target: Target,
         fields: Fields,
     ) -> None:
-        outcome = await self.node.await_version(version, self.min_version_wait_ms)
         try:
+            outcome = await self.node.await_version(version, self.min_version_wait_ms)
             # The node's word counts for its own store, and this is the same file: the view opened now covers it.
             if outcome.ending == Ending.ACKED or self.reads.covers(version):
                 answer = read(target, fields)
@@ -130,6 +130,9 @@ class Routes:
             answer = refusal_answer(refusal)
         except StoreError as error:
             answer = error_answer("unavailable", f"this node cannot read its store: {error}")
+        except Exception:  # noqa: BLE001  one request met a bug of ours: this task shares its nursery with all the others
+            _LOG.exception("read_failed")
+            answer = error_answer("internal_error", "this is a fault of kvp2p; the log of the gateway process has more")
         finally:
             self.views.release()
         exchange.end(answer)

@@ -9,13 +9,14 @@ import pytest
 import trio
 
 from kvp2p.config import HttpSettings
-from kvp2p.core.operations import Put
+from kvp2p.core.operations import Outcome, Put
 from kvp2p.gateway.answers import CODES, error_answer
+from kvp2p.gateway.connection import Connection
 from kvp2p.gateway.exchange import Exchange
-from kvp2p.gateway.intake import Intake
+from kvp2p.gateway.intake import Intake, Phase
 from kvp2p.gateway.server import DRAIN_SECONDS
 from kvp2p.limits import HTTP_RESPONSE_BUFFER_BYTES_MAX
-from tests.gateway.rig import NAMESPACE, Rig, Wire, request, rig, until
+from tests.gateway.rig import NAMESPACE, Rig, Wire, hex_version, request, rig, until
 
 IMPATIENT = HttpSettings(head_timeout_seconds=0.2, body_timeout_seconds=0.3, idle_timeout_seconds=0.4)
 
@@ -299,6 +300,40 @@ async def test_bug_in_one_connection_ends_that_one_alone(
         await wire.send(request("GET", "/v1/words"))
         assert await wire.is_closed()
         assert (await r.ask("GET", "/healthz")).status == 200
+    assert "a bug" in capsys.readouterr().out
+
+
+async def test_bug_at_a_timeout_ends_that_connection_alone(
+    short_tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(short_tmp_path, IMPATIENT) as r, await r.connect() as wire:
+
+        def fail(*_: object) -> None:
+            raise ZeroDivisionError("a bug")
+
+        await wire.send(b"GET /v1")
+        await until(lambda: any(one._intake.phase is Phase.HEAD for one in r.gateway._connections))
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "_advance", fail)
+            assert await wire.is_closed()
+        assert (await r.ask("GET", "/healthz")).status == 200
+    assert "a bug" in capsys.readouterr().out
+
+
+async def test_bug_in_a_read_that_waited_is_told_and_ends_nothing_else(
+    short_tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(short_tmp_path) as r, await r.connect() as wire:
+
+        async def fail(*_: object) -> Outcome:
+            await trio.lowlevel.checkpoint()
+            raise ZeroDivisionError("a bug")
+
+        monkeypatch.setattr(r.node_port, "await_version", fail)
+        headers = {"KV-Min-Version": hex_version(1 << 60)}
+        reply = await wire.ask(request("GET", "/v1/words/k", headers=headers))
+        assert (reply.status, reply.code) == (500, "internal_error")
+        assert (await wire.ask(request("GET", "/healthz"))).status == 200
     assert "a bug" in capsys.readouterr().out
 
 
