@@ -86,16 +86,17 @@ class Access:
         """
         if not self._is_complete:
             raise RequestError("not_ready", _NOT_ARRIVED)
-        token = self._tokens.get(authorization)
-        if token is None:
-            token = self._look_up(view, authorization)
+        known = self._tokens.get(authorization)
+        token = self._look_up(view, authorization) if known is None else known
+        if token.expires_at and token.expires_at <= self._wall_s():
+            # Not kept: else whoever presents it would make `forget_expired` empty everything each second.
+            raise RequestError("unauthorized", "the token has expired")
+        if known is None:
             if len(self._tokens) >= ACCESS_CACHED_MAX:
                 self._forget()
             self._tokens[authorization] = token
             if token.expires_at:
                 self._first_expiry = min(self._first_expiry or token.expires_at, token.expires_at)
-        if token.expires_at and token.expires_at <= self._wall_s():
-            raise RequestError("unauthorized", "the token has expired")
         return token
 
     def _look_up(self, view: View, authorization: bytes) -> Token:

@@ -615,6 +615,18 @@ async def test_token_that_expires_is_refused_within_a_tick(short_tmp_path: Path)
         assert (reply.status, reply.error["message"]) == (401, "the token has expired")
 
 
+async def test_expired_token_does_not_make_the_gateway_forget_the_others(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path) as r, await r.connect() as wire:
+        access = r.gateway.access
+        r.writer.put(b"k", b"v")
+        r.writer.add_token("expired", Permission.READ, expires_at=2_000)
+        assert await warm(r, wire, READER) == 200
+        assert [await warm(r, wire, "expired") for _ in range(2)] == [401, 401]
+        access.forget_expired()
+        assert {authorization for authorization, _ in access.readable} == {f"Bearer {READER}".encode()}
+        assert list(access._tokens) == [f"Bearer {READER}".encode()]
+
+
 @pytest.mark.parametrize("authorization", ["", "Bearer", "Bearer ", "Basic abc", "admin-token", "Bearer admin-tokenx"])
 async def test_anything_but_a_known_bearer_token_is_401(short_tmp_path: Path, authorization: str) -> None:
     async with rig(short_tmp_path) as r:
