@@ -47,6 +47,7 @@ HTTP_LINGER_SECONDS: Final = 1.0  # after our last byte, so that the peer reads 
 ACCESS_CACHED_MAX: Final = (
     16_384  # pairs of token and namespace that a process serves without a look at the store; guess
 )
+API_BACKLOG_MAX: Final = 100  # connections that the kernel keeps for the API port; hypercorn's own
 API_BODY_BYTES_MAX: Final = 64 * 1024  # of a request to the API port; guess
 
 # The mesh.

@@ -17,32 +17,19 @@ from typing import Final
 import trio
 
 from kvp2p.config import SOCKET_FILE, NodeConfig
+from kvp2p.limits import API_BACKLOG_MAX
 from kvp2p.runtime.child import ChildLife
+from kvp2p.runtime.listening import open_listener
 from kvp2p.store.reader import Replica
 
-BACKLOG: Final = 100  # hypercorn's own
 NICENESS: Final = 5  # a third of the weight of the node and of each gateway, where processors are short; nothing else
 
 
 def run(config: NodeConfig, life: ChildLife) -> None:
     """Serve the API port until the supervisor asks to drain."""
     os.nice(NICENESS)
-    with open_listener(config.host, config.api_port) as listener:
+    with open_listener(config.host, config.api_port, backlog=API_BACKLOG_MAX) as listener:
         trio.run(_run, config, life, listener)
-
-
-def open_listener(host: str, port: int) -> socket.socket:
-    """Bind and listen. Raises OSError."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    return listener
 
 
 async def _run(config: NodeConfig, life: ChildLife, listener: socket.socket) -> None:

@@ -16,8 +16,10 @@ import structlog
 import trio
 
 from kvp2p.config import SOCKET_FILE, NodeConfig
-from kvp2p.gateway.server import Gateway, open_listener
+from kvp2p.gateway.server import Gateway
+from kvp2p.limits import HTTP_BACKLOG_MAX
 from kvp2p.runtime.child import ChildLife
+from kvp2p.runtime.listening import open_listener
 from kvp2p.runtime.node_port import NodePort
 from kvp2p.store.reader import Replica
 
@@ -38,7 +40,7 @@ def run(config: NodeConfig, life: ChildLife, index: int) -> None:
 async def _serve(config: NodeConfig, life: ChildLife, index: int, replica: Replica) -> None:
     node = NodePort(SOCKET_FILE, "gateway")
     async with life.supervised() as drain, trio.open_nursery() as nursery:
-        listener = open_listener(config.host, config.data_port)
+        listener = open_listener(config.host, config.data_port, backlog=HTTP_BACKLOG_MAX, is_shared=True)
         await nursery.start(node.run)
         gateway = Gateway(nursery, [listener], replica, node, config.http, config.api_url, config.ready_lag_ms_max)
         gateway.start()

@@ -30,7 +30,7 @@ from kvp2p.gateway.reads import Reads
 from kvp2p.gateway.routes import Routes
 from kvp2p.gateway.views import Views
 from kvp2p.gateway.writes import Writes
-from kvp2p.limits import HTTP_ACCEPTS_MAX, HTTP_BACKLOG_MAX
+from kvp2p.limits import HTTP_ACCEPTS_MAX
 from kvp2p.runtime.node_port import NodePort
 from kvp2p.store.reader import Replica
 
@@ -39,25 +39,6 @@ _LOG = structlog.get_logger("kvp2p.gateway")
 TICK_SECONDS: Final = 1.0  # dates have seconds; counters are reported as often
 DRAIN_SECONDS: Final = 3.5  # the supervisor kills after 5 s
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-
-def open_listener(host: str, port: int) -> socket.socket:
-    """Bind and listen, sharing the port with the other gateways of this node. Raises OSError.
-
-    The supervisor has made sure that no other node has the port.
-    """
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.setblocking(False)
-        listener.bind(address)
-        listener.listen(HTTP_BACKLOG_MAX)
-    except OSError:
-        listener.close()
-        raise
-    return listener
 
 
 class Gateway:

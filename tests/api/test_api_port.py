@@ -12,7 +12,7 @@ import httpx
 import trio
 
 import kvp2p
-from kvp2p.api import main, server
+from kvp2p.api import server
 from kvp2p.config import load_config
 from kvp2p.core.apply import apply_batch
 from kvp2p.core.batches import Settle, StampedWrite, WriteGroup
@@ -21,6 +21,7 @@ from kvp2p.core.messages import Designation, Member
 from kvp2p.core.operations import CreateNamespace, Operation, Put, refused, unknown
 from kvp2p.core.port import Identity
 from kvp2p.ids import SYSTEM_NAMESPACE, AccountId, Issuer, NamespaceId, NodeId
+from kvp2p.runtime.listening import open_listener
 from kvp2p.store.lmdb_store import LmdbStore
 from kvp2p.store.reader import Replica
 from kvp2p.supervisor.directory import create_cluster, create_member
@@ -137,7 +138,7 @@ async def serving_api(directory: Path, port: int, *, member: bool = False) -> As
         stop = trio.Event()
         async with node.serving(), trio.open_nursery() as nursery:
             ready = trio.Event()
-            listener = main.open_listener(config.host, config.api_port)
+            listener = open_listener(config.host, config.api_port, backlog=64)
             nursery.start_soon(server.serve, config, replica, str(socket), listener, ready.set, stop)
             await ready.wait()
             headers = {"Authorization": f"Bearer {token}"}
@@ -340,7 +341,7 @@ async def test_without_the_node_process_status_is_503_and_a_write_is_not_applied
     ready, stop = trio.Event(), trio.Event()
     with Replica(created.directory) as replica:
         async with trio.open_nursery() as nursery:
-            listener, socket = main.open_listener(config.host, config.api_port), created.directory / "node.sock"
+            listener, socket = open_listener(config.host, config.api_port, backlog=64), created.directory / "node.sock"
             nursery.start_soon(server.serve, config, replica, str(socket), listener, ready.set, stop)
             await ready.wait()
             headers = {"Authorization": f"Bearer {created.admin_token}"}
@@ -371,7 +372,7 @@ async def test_caller_of_a_starting_api_process_waits_and_is_not_refused(
     created = create_cluster(short_tmp_path / "n1", "n1", {"api_port": free_ports(1)[0]})
     config = load_config(created.directory / "kvp2p.toml")
     ready, stop = trio.Event(), trio.Event()
-    listener = main.open_listener(config.host, config.api_port)
+    listener = open_listener(config.host, config.api_port, backlog=64)
     stream = await trio.open_tcp_stream(config.host, config.api_port)
     await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: n1\r\nConnection: close\r\n\r\n")
     with Replica(created.directory) as replica:

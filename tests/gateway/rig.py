@@ -20,8 +20,9 @@ from kvp2p.core.batches import StampedWrite, WriteGroup
 from kvp2p.core.operations import CreateNamespace, Delete, Ending, Operation, Outcome, Put
 from kvp2p.core.port import Identity
 from kvp2p.core.system_rows import Permission, Token, encode_token, hash_token, token_key
-from kvp2p.gateway.server import Gateway, open_listener
+from kvp2p.gateway.server import Gateway
 from kvp2p.ids import SYSTEM_NAMESPACE, AccountId, ClusterId, Issuer, NamespaceId, NodeId, Stamp, Version
+from kvp2p.runtime.listening import open_listener
 from kvp2p.runtime.node_port import NodePort
 from kvp2p.store.lmdb_store import LmdbStore
 from kvp2p.store.reader import Replica
@@ -311,7 +312,7 @@ async def rig(
             if node_runs:
                 await nursery.start(node.run)
             port = NodePort(node.path, "gateway")
-            listener = open_listener("127.0.0.1", 0)
+            listener = open_listener("127.0.0.1", 0, backlog=64, is_shared=True)
             gateway = Gateway(nursery, [listener], replica, port, settings or HttpSettings(), API_URL, ready_lag_ms_max)
             await nursery.start(port.run)
             gateway.start()
