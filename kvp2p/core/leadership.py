@@ -275,7 +275,10 @@ class Leadership:
     def _follow(self, designation: Designation) -> None:
         board = self.board
         board.designation = designation
-        self._taking_over = None
+        if self._taking_over is not None:
+            # Its group may still become durable: `leads` tells of it until it has ended, or it could be closed too low [I8].
+            self._taking_over.close("another designation was heard of; nothing was applied")
+            self._deposed, self._taking_over = self._taking_over, None
         self._settle()
         is_mine = designation.node == board.me.node
         if is_mine and self.role in (Role.HEARING, Role.CATCHING_UP):
