@@ -28,8 +28,9 @@ from kvp2p.ids import SYSTEM_NAMESPACE, Issuer, NodeId, Stamp
 def opening_rows(board: Board, writer: LeaderWriter) -> tuple[Operation, ...]:
     """Return the first entries of a new issuer: its own row, and those of this node's earlier ones, closed.
 
-    Known: the processes that issued under those have ended, so nothing is added to them, and this node has caught up with every complete
-    peer that it heard. Not known: whether this disk was rolled back and a peer that was not heard has more (see above).
+    Known: the processes that issued under those have ended, or it was this one and its last group has ended (`Leadership.on_vector`
+    waits for that), so nothing is added to them; and this node has caught up with every complete peer that it heard. Not known:
+    whether this disk was rolled back and a peer that was not heard has more (see above).
     """
     me = board.me.node
     ended = [

@@ -140,7 +140,12 @@ class Leadership:
         if self._is_waiting_for_disk or self.board.is_stopping:
             return
         if self.board.complete and self.board.vector.covers_vector(self._target):
-            self._lead()
+            if self._deposed is not None and self._deposed.may_add:
+                # Its issuer would be closed below its true end. What it adds moves the vector and leads here again; if that
+                # adds nothing, the timer does.
+                self.board.set_timer("open", self.board.settings.digest_idle_ms)
+            else:
+                self._lead()
         elif self.role is Role.HEARING:
             self.role = Role.CATCHING_UP
             self.board.notice("leader_catching_up", "warning", behind=repr(self._target))
