@@ -55,7 +55,9 @@ MESH_MESSAGE_BYTES_MAX: Final = 256 * 1024  # one websocket message (DESIGN §6:
 FRAME_BYTES_MAX: Final = 224 * 1024  # rows in one frame or walk part, before framing
 FRAME_POSITIONS_MAX: Final = 4_096
 TERM_MAX: Final = 2**32 - 1  # a version has 4 bytes for it
-VECTOR_ISSUERS_MAX: Final = 4_096  # guess: one per start of a leader between two purges
+# One per start of a leader until a fence exists. A walk's part may have to carry the largest row and the whole vector: a value of 196 608
+# bytes, metadata of 1 024, a key and two ends of 528 each, 20 + 16 * 3 584 of vector, about 100 of heads: 256 700 of the 262 139 that fit.
+VECTOR_ISSUERS_MAX: Final = 3_584
 MEMBERS_MAX: Final = 1_024
 PEERS_MAX: Final = 32  # full mesh up to here
 UNPROVEN_LINKS_MAX: Final = 64  # guess: connections to the mesh port that have not proved to be a member's yet

@@ -33,7 +33,9 @@ from kvp2p.limits import (
     METADATA_BYTES_MAX,
     OPS_PER_WRITE_MAX,
     PULL_BYTES_MAX,
+    TERM_MAX,
     VALUE_BYTES_MAX,
+    VECTOR_ISSUERS_MAX,
     WRITE_BYTES_MAX,
 )
 from kvp2p.wire.link_messages import Credit, LinkMessage, Ping, Pong
@@ -297,6 +299,36 @@ def test_every_write_within_the_limits_fits_one_message(operations: list[Operati
 
     count = min(OPS_PER_WRITE_MAX, WRITE_BYTES_MAX // operation_bytes(operations[0]))
     assert len(encode_message(Forward((1 << 64) - 1, 5_000, tuple(operations * count)))) < MESH_MESSAGE_BYTES_MAX
+
+
+LAST = Stamp((1 << 63) - 1)
+FULL_VECTOR = VersionVector({Issuer(n.to_bytes(8, "big")): LAST for n in range(1, VECTOR_ISSUERS_MAX + 1)}, VERSION)
+FULL_KEY = (NEXT, b"k" * KEY_BYTES_MAX)
+FULL_ROW = encode_row(
+    Kind.VALUE, bytes(VALUE_BYTES_MAX), b"m" * METADATA_BYTES_MAX, (1 << 40) - 1, make_version(9, LAST, ISSUER)
+)
+LARGEST: dict[str, Message] = {
+    "part of a walk": WalkPart(
+        (1 << 64) - 1, (NAMESPACE, FULL_KEY[1]), FULL_KEY, ((*FULL_KEY, FULL_ROW),), FULL_VECTOR
+    ),
+    "digest": Digest(
+        FULL_VECTOR,
+        bytes(16),
+        True,
+        FULL_VECTOR,
+        Designation(TERM_MAX, ISSUER, NodeId(bytes(16))),
+        ISSUER,
+        True,
+        (1 << 64) - 1,
+    ),
+}
+
+
+@pytest.mark.parametrize("message", LARGEST.values(), ids=LARGEST.keys())
+def test_the_largest_vector_fits_one_message_with_whatever_travels_along(message: Message) -> None:
+    element = encode_message(message)
+    assert len(element) < MESH_MESSAGE_BYTES_MAX - 4096, "with room"
+    assert unpack(pack([element])) == [message]
 
 
 def test_credit_and_pings_are_small() -> None:
