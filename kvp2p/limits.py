@@ -77,6 +77,13 @@ SHARED_PAYLOAD_BYTES_MAX: Final = 16 * 1024
 MEMBER_NAME_CHARS_MAX: Final = 128  # guess
 URL_CHARS_MAX: Final = 512  # guess: scheme, host name of 253, port
 CBOR_DEPTH_MAX: Final = 8  # arrays inside arrays; the deepest message uses 5
+# guess: from here on each start of a leader is logged with a warning
+ISSUERS_WARNED_OF: Final = VECTOR_ISSUERS_MAX // 2
+# A node that has begun more issuers than this within so long waits before it begins another: a crash loop uses up one in 10 s in the long
+# run. The span is longer than 8 + 1 waits, so that a loop goes on waiting. Guesses; a leader that is killed every 25 s stays below.
+ISSUERS_LATELY_MAX: Final = 8
+ISSUERS_LATELY_MS: Final = 100_000
+ISSUERS_PAUSE_MS: Final = 10_000
 ISSUERS_KEPT_FREE: Final = 64  # guess: issuers that other leaders may have begun and this node has not heard of yet
 
 # The write path.

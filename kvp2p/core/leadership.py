@@ -5,7 +5,7 @@ Keeps true: I2: a node that starts to lead draws a new issuer and first hears a 
 reachable for `first_contact_ms` its own store counts. A leader behind such a digest that it saw catches up before it leads. Of
 two designations that meet, the lower steps down; a promotion takes 1 + the greatest term heard of. Whoever leads has first made durable
 that its issuer is open (and, when promoted, its designation), and that those of its earlier lives are closed; until then nothing is told.
-I9: nobody begins a log that would make the vector too long to be read again.
+I9: nobody begins a log that would make the vector too long to be read again, and a node that goes on crashing begins one in 10 s.
 In and out: digests in; `LeaderWriter` and `IssuerCloser` while leading. Leadership is read from the store, not from the configuration.
 Source: DESIGN.md §2 to §4; terms as in Ongaro and Ousterhout, *Raft* (2014), given by an operator instead of an election.
 """
@@ -19,7 +19,7 @@ from kvp2p.core import system_rows
 from kvp2p.core.batches import Settle
 from kvp2p.core.board import Board
 from kvp2p.core.events import CloseIssuer, Promote, Reply
-from kvp2p.core.hlc import HybridClock
+from kvp2p.core.hlc import HybridClock, stamp_wall_ms
 from kvp2p.core.issuers import IssuerCloser, opening_rows
 from kvp2p.core.messages import Designation, Digest
 from kvp2p.core.operations import Ending, Operation, Outcome, Put, refused
@@ -27,7 +27,15 @@ from kvp2p.core.roster import Members
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.core.writing import LeaderWriter
 from kvp2p.ids import ISSUER_BYTES, SYSTEM_NAMESPACE, Issuer, NodeId, Stamp
-from kvp2p.limits import ISSUERS_KEPT_FREE, TERM_MAX, VECTOR_ISSUERS_MAX
+from kvp2p.limits import (
+    ISSUERS_KEPT_FREE,
+    ISSUERS_LATELY_MAX,
+    ISSUERS_LATELY_MS,
+    ISSUERS_PAUSE_MS,
+    ISSUERS_WARNED_OF,
+    TERM_MAX,
+    VECTOR_ISSUERS_MAX,
+)
 
 
 class Role(StrEnum):
@@ -65,7 +73,8 @@ class Leadership:
         self._target: VersionVector = EMPTY_VECTOR
         self._shown_by: dict[Issuer, NodeId] = {}
         self._has_heard = False
-        self._is_waiting_for_disk = False
+        self._is_waiting = False  # for the timer `open`: after a full disk, or too many starts
+        self._has_paused = False
         self._promotion: Promote | None = None
         self._is_full_told = False
 
@@ -137,18 +146,33 @@ class Leadership:
         """Start to lead once everything that was heard of is here."""
         if self.role not in (Role.HEARING, Role.CATCHING_UP) or not self._has_heard:
             return
-        if self._is_waiting_for_disk or self.board.is_stopping:
+        if self._is_waiting or self.board.is_stopping:
             return
         if self.board.complete and self.board.vector.covers_vector(self._target):
             if self._deposed is not None and self._deposed.may_add:
-                # Its issuer would be closed below its true end. What it adds moves the vector and leads here again; if that
-                # adds nothing, the timer does.
+                # Or its issuer would be closed below its true end. When its group adds something, the vector moves and this is
+                # asked again; else the timer asks.
                 self.board.set_timer("open", self.board.settings.digest_idle_ms)
-            else:
+            elif self._has_paused or not self._has_led_too_often():
                 self._lead()
         elif self.role is Role.HEARING:
             self.role = Role.CATCHING_UP
             self.board.notice("leader_catching_up", "warning", behind=repr(self._target))
+
+    def _has_led_too_often(self) -> bool:
+        """Tell whether this node has begun so many issuers lately that it has to wait; if so, it looks again later, once."""
+        board = self.board
+        # Where a log ends stands for where it began: a node has one after the other, so all but the first of these began lately, too.
+        # A clock that was ahead makes older ones count as well; that costs a wait, not more.
+        since_ms = board.now.wall_ms - ISSUERS_LATELY_MS
+        own = [row.issuer for row in board.issuers.values() if row.node == board.me.node]
+        lately = sum(stamp_wall_ms(board.vector.stamp_of(issuer)) > since_ms for issuer in own)
+        if lately <= ISSUERS_LATELY_MAX or self._promotion is not None:  # an operator's word is no crash loop
+            return False
+        self._has_paused = self._is_waiting = True
+        board.set_timer("open", ISSUERS_PAUSE_MS)
+        board.notice("leader_pauses", "warning", issuers=lately, within_ms=ISSUERS_LATELY_MS, pause_ms=ISSUERS_PAUSE_MS)
+        return True
 
     def on_nobody_heard(self) -> None:
         """No complete peer was reachable in time: the own store counts [I2]."""
@@ -157,9 +181,9 @@ class Leadership:
             self.on_vector()
 
     def on_retry(self, what: str) -> None:
-        """Write again what found the disk full: the first group of a leader, a closed issuer, or a designation heard of."""
+        """Do now what had to wait, or found the disk full: the first group of a leader, a closed issuer, a designation heard of."""
         if what == "open":
-            self._is_waiting_for_disk = False
+            self._is_waiting = False
             self.on_vector()
         elif what == "settle":
             self._settle()
@@ -182,7 +206,7 @@ class Leadership:
     def _prepare(self) -> None:
         self.role = Role.HEARING
         self._has_heard = False
-        self._is_waiting_for_disk = False
+        self._is_waiting = self._has_paused = False
         self._target = EMPTY_VECTOR
         self._shown_by = {}
         is_override = self._promotion is not None and self._promotion.override
@@ -265,7 +289,7 @@ class Leadership:
                 self._give_up_promotion(f"the new designation could not be stored: {reason}", "disk_full")
             else:
                 self.role = Role.HEARING
-                self._is_waiting_for_disk = True
+                self._is_waiting = True
                 self.board.set_timer("open", self.board.settings.digest_idle_ms)
 
         writer.begin_term((*rows, *opening_rows(self.board, writer)), done, failed)
@@ -275,6 +299,9 @@ class Leadership:
         self.role = Role.LEADING
         self._closer = IssuerCloser(self.board, writer)
         self.board.notice("leading", term=writer.designation.term, issuer=writer.issuer.hex())
+        issuers = len(self.board.vector)
+        if issuers >= ISSUERS_WARNED_OF:
+            self.board.notice("many_issuers", "warning", issuers=issuers, issuers_max=VECTOR_ISSUERS_MAX)
         self._closer.on_digest()
 
     def _follow(self, designation: Designation) -> None:

@@ -13,6 +13,7 @@ import kvp2p
 from kvp2p.core.leadership import Role
 from kvp2p.core.port import Identity
 from kvp2p.core.vector import VersionVector
+from kvp2p.limits import VECTOR_ISSUERS_MAX
 from kvp2p.runtime.driver import ReplicaDriver
 
 _LACKS_SHOWN_MAX = 16  # guess: as many as a person reads; a node that catches up lacks one or two
@@ -109,6 +110,8 @@ def status_document(driver: ReplicaDriver, identity: Identity, lag_ms_max: int |
         "skew_ms": machine.readiness.skew_ms,
         "state_hash": f"{board.state_hash:032x}",
         "vector": show_vector(board.vector),
+        "issuers": len(board.vector),
+        "issuers_max": VECTOR_ISSUERS_MAX,
         "diverged": machine.readiness.is_diverged,
         "candidates": [node.hex() for node in board.candidates],
         "peers": peers,

@@ -16,6 +16,7 @@ from kvp2p.core.messages import Digest
 from kvp2p.core.operations import Ending, Outcome
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.ids import Issuer, NodeId, Stamp, Version, make_version, version_issuer, version_stamp, version_term
+from kvp2p.limits import VECTOR_ISSUERS_MAX
 from kvp2p.node import local_server
 from kvp2p.node.local_server import LocalServer
 from kvp2p.node.status import Counters, own_counters, readiness, status_document
@@ -206,6 +207,7 @@ async def test_status_tells_what_the_node_believes(store: GatedStore, short_tmp_
     assert (status["ready"], status["ready_reason"], status["complete"]) == (True, "", True)
     assert (status["lag_ms"], status["skew_ms"], status["diverged"]) == (0, None, False)
     assert status["vector"] == {version_issuer(version).hex(): f"{version_stamp(version):016x}"}
+    assert (status["issuers"], status["issuers_max"]) == (1, VECTOR_ISSUERS_MAX)
     assert len(status["state_hash"]) == 32
     assert int(status["state_hash"], 16) != 0
     assert (status["candidates"], status["peers"]) == ([], [])
