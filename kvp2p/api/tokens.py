@@ -2,7 +2,8 @@
 
 Decides: what a new token may be; its text is drawn here and shown once.
 Keeps true: a token is stored as a hash, and neither hash nor text is ever shown again. Each change is one write to the system
-    namespace, so revocation reaches every node like any write; I10, its outcome is told as it came.
+    namespace, so revocation reaches every node like any write; I10, its outcome is told as it came. The last token that
+    may administer the cluster is not revoked.
 In and out: requests of an admin, JSON out; writes go to the node.
 """
 
@@ -72,12 +73,25 @@ class Tokens:
         return json_response({**_shown(token), "token": text, "version": version}, 201)
 
     async def revoke(self, request: Request) -> Response:
-        """Revoke a token by its id."""
+        """Revoke a token by its id, unless nobody could administer the cluster afterwards.
+
+        That is judged by this node's store and not again by the leader: of two admin tokens, two nodes that are asked at the
+        same moment may each revoke one. Nor does it look ahead: a token that is left may expire.
+        """
         with self._access.view(request, Permission.ADMIN) as (view, _):
             named = request.path_params["token_id"]
-            found = [one for one in _tokens(view) if one.token_id == named]
+            tokens = list(_tokens(view))
+        found = [one for one in tokens if one.token_id == named]
         if not found:
             raise RequestError("token_not_found", f"there is no token with the id {named[:80]!r}")
+        now = time.time()
+        if any(_administers(one, now) for one in found) and not any(
+            _administers(one, now) for one in tokens if one.token_id != named
+        ):
+            raise RequestError(
+                "last_admin_token",
+                "this is the last token that may administer the whole cluster; create another one first, then revoke this",
+            )
         deletes = [Delete(SYSTEM_NAMESPACE, token_key(one.token_hash)) for one in found]
         expect_write(request)
         outcome = await self._port.submit(deletes, WRITE_DEADLINE_MS)
@@ -93,6 +107,10 @@ def _tokens(view: View) -> Iterator[Token]:
             return
         if row_kind(row) == Kind.VALUE:
             yield decode_token(key, bytes(row[ROW_HEAD_BYTES:]))
+
+
+def _administers(token: Token, now: float) -> bool:
+    return token.allows(Permission.ADMIN, None, None) and not 0 < token.expires_at <= now
 
 
 def _shown(token: Token) -> dict[str, object]:

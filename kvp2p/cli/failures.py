@@ -23,6 +23,7 @@ _ADVICE: Final = {
     "not_caught_up": "This node is behind; ask another node or try again in a moment.",
     "no_leader": "Nothing was written. Reads go on; `kvp2p status` shows which node leads or led.",
     "node_unavailable": "Nothing was written. The node process is down or starting; its supervisor restarts it, try again.",
+    "last_admin_token": "`kvp2p token create NAME --permission admin` makes another.",
     "overloaded": "Nothing was written. Try again with fewer writes at once.",
     "deadline_passed": "Nothing was written. Try again.",
     "disk_full": "Nothing was written. Make room on the leader's disk.",

@@ -38,6 +38,7 @@ from kvp2p.store.reader import View
 _LOG = structlog.get_logger("kvp2p.gateway")
 
 _NOT_ARRIVED = "this node has not received the cluster's namespaces and tokens yet; ask another node or retry"
+_NONE_LEFT = "this cluster has no token any more: all were revoked, so nobody can use it or make a new one"
 
 
 class Access:
@@ -112,21 +113,27 @@ class Access:
                     raise RequestError(
                         "unauthorized", "the token's row cannot be read; create another token"
                     ) from error
-        if not self._has_tokens(view):
+        has_tokens = self._has_tokens(view)
+        if has_tokens is None:
             raise RequestError("not_ready", _NOT_ARRIVED)
+        if not has_tokens:
+            raise RequestError("unauthorized", _NONE_LEFT)
         if not authorization:
             raise RequestError("unauthorized", "a token is needed: Authorization: Bearer <token>")
         if scheme.lower() != b"bearer" or not text:
             raise RequestError("unauthorized", "the Authorization header must be: Bearer <token>")
         raise RequestError("unauthorized", "the token is not known, or was revoked")
 
-    def _has_tokens(self, view: View) -> bool:
+    def _has_tokens(self, view: View) -> bool | None:
+        """Tell whether there are tokens; None when there is not even one that was revoked: they have not arrived."""
+        found = None
         for key, row in view.transaction.rows(SYSTEM_NAMESPACE, TOKEN_PREFIX):
             if not key.startswith(TOKEN_PREFIX):
-                return False
+                return found
             if row_kind(row) == Kind.VALUE:
                 return True
-        return False
+            found = False
+        return found
 
     def namespaces(self, view: View, token: Token) -> list[Namespace]:
         """Return the namespaces that a token sees, by id. Raises StoreCorrupt when some row cannot be read."""

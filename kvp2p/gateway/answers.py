@@ -56,6 +56,7 @@ CODES: Final[dict[str, Meaning]] = {
     "route_not_found": Meaning(404),
     "method_not_allowed": Meaning(405),
     "request_timeout": Meaning(408, retryable=True),
+    "last_admin_token": Meaning(409),
     "precondition_failed": Meaning(412),
     "value_too_large": Meaning(413),
     "metadata_too_large": Meaning(413),

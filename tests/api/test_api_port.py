@@ -18,8 +18,9 @@ from kvp2p.core.apply import apply_batch
 from kvp2p.core.batches import Settle, StampedWrite, WriteGroup
 from kvp2p.core.hlc import HybridClock
 from kvp2p.core.messages import Designation, Member
-from kvp2p.core.operations import CreateNamespace, Operation, Put, refused, unknown
+from kvp2p.core.operations import CreateNamespace, Delete, Operation, Put, refused, unknown
 from kvp2p.core.port import Identity
+from kvp2p.core.system_rows import Permission, Token, encode_token, hash_token, token_key
 from kvp2p.ids import SYSTEM_NAMESPACE, AccountId, Issuer, NamespaceId, NodeId
 from kvp2p.runtime.listening import open_listener
 from kvp2p.store.lmdb_store import LmdbStore
@@ -151,6 +152,11 @@ async def serving_api(directory: Path, port: int, *, member: bool = False) -> As
     store.close()
 
 
+def expired_admin(account: AccountId) -> Token:
+    text_hash = hash_token("kv_expired")
+    return Token(text_hash, text_hash.hex()[:16], "old", account, frozenset({Permission.ADMIN}), None, 1, 0)
+
+
 async def until_connected(client: httpx.AsyncClient) -> None:
     for _ in range(200):
         if (await client.get("/admin/v1/status")).status_code != 503:
@@ -225,6 +231,46 @@ async def test_a_created_token_works_is_listed_without_its_secret_and_ends_when_
         assert await served.status_for("/admin/v1/status", created["token"]) == 401
         again = await served.client.delete(f"/admin/v1/tokens/{created['id']}")
         assert (again.status_code, again.json()["error"]["code"]) == (404, "token_not_found")
+
+
+async def test_the_last_token_that_administers_the_cluster_is_not_revoked(
+    short_tmp_path: Path, free_ports: Ports
+) -> None:
+    async with serving_api(short_tmp_path, free_ports(1)[0]) as served:
+        served.node.apply((CreateNamespace(NAMESPACE, served.identity.account, "settings"),))
+        await served.new_token(permissions=["read", "write"])
+        await served.new_token(permissions=["admin"], namespaces=["settings"])
+        served.node.apply((Put(SYSTEM_NAMESPACE, *encode_token(expired_admin(served.identity.account))),))
+        tokens = (await served.client.get("/admin/v1/tokens")).json()["tokens"]
+        first = next(one["id"] for one in tokens if one["name"] == "first admin token")
+        writes = len(served.node.writes)
+        answer = await served.client.delete(f"/admin/v1/tokens/{first}")
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["applied"]) == (409, "last_admin_token", "no")
+        assert "create another one first" in error["message"]
+        assert len(served.node.writes) == writes
+
+        other = await served.new_token(permissions=["admin"])
+        assert (await served.client.delete(f"/admin/v1/tokens/{first}")).status_code == 204
+        assert await served.status_for("/admin/v1/status", other) == 200
+
+
+async def test_an_expired_admin_token_can_always_be_revoked(short_tmp_path: Path, free_ports: Ports) -> None:
+    async with serving_api(short_tmp_path, free_ports(1)[0]) as served:
+        expired = expired_admin(served.identity.account)
+        served.node.apply((Put(SYSTEM_NAMESPACE, *encode_token(expired)),))
+        assert (await served.client.delete(f"/admin/v1/tokens/{expired.token_id}")).status_code == 204
+
+
+async def test_a_complete_node_whose_tokens_are_all_gone_does_not_say_that_it_has_just_joined(
+    short_tmp_path: Path, free_ports: Ports
+) -> None:
+    async with serving_api(short_tmp_path, free_ports(1)[0]) as served:
+        token = served.client.headers["authorization"].removeprefix("Bearer ")
+        served.node.apply((Delete(SYSTEM_NAMESPACE, token_key(hash_token(token))),))  # as two racing nodes may
+        answer = await served.client.get("/admin/v1/tokens")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
+        assert "no token any more" in answer.json()["error"]["message"]
 
 
 async def test_a_token_that_makes_no_sense_is_refused_and_nothing_is_written(

@@ -8,8 +8,17 @@ import pytest
 import trio
 
 from kvp2p.api.app import Api
+from kvp2p.core.apply import apply_batch
+from kvp2p.core.batches import StampedWrite, WriteGroup
+from kvp2p.core.hlc import HybridClock
+from kvp2p.core.operations import Put
+from kvp2p.core.system_rows import Permission, Token, encode_token
+from kvp2p.ids import SYSTEM_NAMESPACE, Issuer
+from kvp2p.store.lmdb_store import LmdbStore
 from kvp2p.store.reader import Replica
 from kvp2p.supervisor.directory import create_cluster
+
+TOKEN_ID = "0123456789abcdef"
 
 
 class FaultyPort:
@@ -26,14 +35,14 @@ class FaultyPort:
 
 async def error_of(directory: Path, method: str, path: str, port: FaultyPort) -> dict[str, Any]:
     created = create_cluster(directory, "n1")
+    add_token(created.directory / "store")
     with Replica(created.directory) as replica:
-        tokens = path.format(token=token_id(replica)) if "{token}" in path else path
         application = Api(replica, port, "http://n1").application()  # type: ignore[arg-type]
         transport = httpx.ASGITransport(application, raise_app_exceptions=False)
         headers = {"Authorization": f"Bearer {created.admin_token}"}
         async with httpx.AsyncClient(transport=transport, base_url="http://n1", headers=headers) as client:
             answer = await client.request(
-                method, tokens, json={"name": "t", "permissions": ["read"]} if method == "POST" else None
+                method, path, json={"name": "t", "permissions": ["read"]} if method == "POST" else None
             )
     assert answer.status_code == 500
     error: dict[str, Any] = answer.json()["error"]
@@ -41,14 +50,14 @@ async def error_of(directory: Path, method: str, path: str, port: FaultyPort) ->
     return error
 
 
-def token_id(replica: Replica) -> str:
-    from kvp2p.api.tokens import _tokens
+def add_token(store: Path) -> None:
+    with LmdbStore.open(store) as opened, opened.write() as txn:
+        token = Token(b"t" * 32, TOKEN_ID, "t", txn.identity.account, frozenset({Permission.READ}), None, 0, 0)
+        write = StampedWrite(HybridClock().tick(1), (Put(SYSTEM_NAMESPACE, *encode_token(token)),))
+        apply_batch(txn, WriteGroup(1, Issuer(b"issuer01"), (write,), 1))
 
-    with replica.view() as view:
-        return next(iter(_tokens(view))).token_id
 
-
-@pytest.mark.parametrize(("method", "path"), [("POST", "/admin/v1/tokens"), ("DELETE", "/admin/v1/tokens/{token}")])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/admin/v1/tokens"), ("DELETE", f"/admin/v1/tokens/{TOKEN_ID}")])
 async def test_a_fault_after_the_write_was_sent_leaves_its_outcome_unknown(
     tmp_path: Path, method: str, path: str
 ) -> None:
