@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def start(arguments: argparse.Namespace) -> None:
     from scripts.local_cluster.asking import describe_all, print_document
-    from scripts.local_cluster.starting import launch, make_cluster, wait_for_leader, wait_until_ready
+    from scripts.local_cluster.starting import launch, make_cluster, require_data, wait_for_leader, wait_until_ready
 
     directory: Path = arguments.dir
     directory.mkdir(parents=True, exist_ok=True)
@@ -39,6 +39,8 @@ def start(arguments: argparse.Namespace) -> None:
         else:
             state = make_cluster(directory, arguments.nodes or 3, arguments.gateways, arguments.base_port)
             write_state(directory, state)
+    for node in state.nodes:
+        require_data(node)  # before any is started
     launches: dict[str, Launch] = {}
     try:
         for node in state.nodes:

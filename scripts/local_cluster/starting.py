@@ -160,9 +160,19 @@ class Launch(NamedTuple):
     log_from: int
 
 
+def require_data(node: Node) -> None:
+    """Raise CannotError for a node whose data directory is gone: there is nothing that could be started."""
+    if not node.directory.is_dir():
+        raise CannotError(
+            f"{node.name} has no data directory ({node.directory}). Put it back; or, to go on without it, take {node.name} out "
+            f"of the nodes in {node.directory.parent / STATE_FILE}, start the others and `add` an empty one"
+        )
+
+
 def launch(directory: Path, name: str) -> Launch:
     """Start a node's supervisor in a session of its own, with no tie to this program, and write down who it is."""
     node = read_state(directory).node(name)
+    require_data(node)
     with node.log.open("ab") as log:
         log_from = log.tell()
         process = subprocess.Popen(

@@ -17,7 +17,7 @@ import pytest
 
 from kvp2p.supervisor.group import group_members, read_process
 from scripts.local_cluster.starting import wait_until_ready as wait_until_all_are_ready
-from scripts.local_cluster.state import CannotError, read_state
+from scripts.local_cluster.state import CannotError, Node, State, read_state, write_state
 
 PROGRAM = Path(__file__).resolve().parents[2] / "scripts" / "cluster.py"
 NODE_FIELDS = {"name", "pid", "data_url", "api_url", "mesh_url", "data_dir", "leader"}
@@ -263,6 +263,26 @@ def test_node_that_cannot_start_is_told_with_the_end_of_its_log(cluster: Cluster
     finally:
         settings.write_text(text)
     cluster.run("restart", "n2")
+
+
+def test_node_without_its_data_directory_is_told_before_anything_is_started(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "c")
+    nodes = [Node(name, str(cluster.directory / name), 1, 2, 3) for name in ("n1", "n2")]
+    (cluster.directory / "n1").mkdir(parents=True)
+    write_state(cluster.directory, State("", "", "", 1, nodes))
+    for command in (["start"], ["restart", "n2"]):
+        told = cluster.run(*command, status=1).stderr
+        assert told.startswith(f"cluster: n2 has no data directory ({cluster.directory}/n2). Put it back; ")
+        assert list((cluster.directory / "n1").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["check", "test", "lock"])
+def test_scripts_that_do_much_only_print_help_when_asked_for_it(name: str) -> None:
+    script = PROGRAM.parent / name
+    done = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=10, check=True)
+    assert f"scripts/{name}" in done.stdout
+    assert len(done.stdout.splitlines()) < 15
+    assert done.stderr == ""
 
 
 def test_unknown_node_is_wrong_usage(cluster: Cluster) -> None:
