@@ -62,6 +62,17 @@ class Refusal(StrEnum):
     MALFORMED = "malformed"
 
 
+# What somebody has to check for a refusal that no further attempt can mend; true at both ends.
+CHECKS: Final[dict[str, str]] = {
+    Refusal.OTHER_CLUSTER: "the two nodes belong to different clusters: check the mesh URLs in `join`, and that this node was made "
+    "with the cluster.key of a member of the cluster that it is to join",
+    Refusal.OTHER_VERSION: "the two nodes speak different versions of the protocol: check that they run the same release of kvp2p",
+    Refusal.WRONG_KEY: "the two nodes are of one cluster and have different keys: check that cluster.key is the same file on both",
+    Refusal.COPIED_NODE_ID: "two processes have the same node id: check that no copy of a data directory runs; make a further "
+    "node with `kvp2p init --join`",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """This end. `instance` is drawn each time the process starts, so that a restarted node is told from its former self."""

@@ -25,7 +25,7 @@ from kvp2p.errors import HandshakeRefused, LinkClosed, RemoteProtocolError
 from kvp2p.ids import ClusterId, NodeId
 from kvp2p.limits import PEERS_MAX, UNPROVEN_LINKS_MAX
 from kvp2p.net.dialling import Backoff, Target, Targets, parse_mesh_url
-from kvp2p.net.handshake import INSTANCE_BYTES, NONCE_BYTES, Handshake, Identity, Peer, Phase, Refusal, refuse
+from kvp2p.net.handshake import CHECKS, INSTANCE_BYTES, NONCE_BYTES, Handshake, Identity, Peer, Phase, Refusal, refuse
 from kvp2p.net.link import Encoder, Link
 from kvp2p.net.notices import Notices
 from kvp2p.net.registry import Registry, Session
@@ -69,6 +69,9 @@ class Mesh:
         random: Random | None = None,
     ) -> None:
         self.port = 0
+        self.refused_dial = (
+            ""  # why the last dial was refused, if somebody has to mend it; empty again with the next link
+        )
         self._identity = Identity(cluster, node, secrets.token_bytes(INSTANCE_BYTES), key)
         self._host = host
         self._settings = settings or MeshSettings()
@@ -238,9 +241,12 @@ class Mesh:
         if reason in _QUIET or (reason == _LOST and not is_dialled):
             _log.debug("handshake_ended", reason=reason, remote=remote, told=told)
         else:
-            self._notices.tell(
-                "dial_failed" if reason == _LOST else "handshake_refused", reason, remote=remote, told=told
-            )
+            fields = {"remote": remote, "told": told}
+            if reason in CHECKS:
+                fields["check"] = CHECKS[reason]
+                if is_dialled:  # whoever merely calls here says nothing about this node
+                    self.refused_dial = CHECKS[reason]
+            self._notices.tell("dial_failed" if reason == _LOST else "handshake_refused", reason, **fields)
         # Of all refusals only this one says something about the peer that is worth keeping, and it costs nothing if it is a lie.
         linked_with = handshake.peer if reason == Refusal.ALREADY_LINKED else None
         return _Opening(None, None if linked_with is None else linked_with.node, reason)
@@ -307,6 +313,7 @@ class Mesh:
     async def _serve(self, session: Session) -> None:
         peer, link = session.peer.node, session.link
         session.is_up = True
+        self.refused_dial = ""
         _log.info("link_up", peer=peer.hex(), dialled=session.is_dialled)
         # Neither of the two calls is cut off by the end of the link: the host could not tell whether it had been told.
         await self._host.on_link_up(peer, link)

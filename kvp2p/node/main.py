@@ -70,11 +70,11 @@ async def _serve(
     driver.dialler = mesh
     counters = Counters()
     documents: dict[str, Callable[[], dict[str, Any]]] = {
-        "status": lambda: status_document(driver, identity, config.ready_lag_ms_max),
+        "status": lambda: status_document(driver, identity, config.ready_lag_ms_max, mesh.refused_dial),
         "metrics": lambda: _sum(counters.sums(), own_counters(driver)),
     }
     server = LocalServer(driver, counters, documents, on_process_gone=lambda: _check_readers(store))
-    driver.on_handled = lambda: server.end_turn(*readiness(driver, config.ready_lag_ms_max))
+    driver.on_handled = lambda: server.end_turn(*readiness(driver, config.ready_lag_ms_max, mesh.refused_dial))
     async with life.supervised() as drain, trio.open_nursery() as nursery:
         await nursery.start(mesh.run, config.host, config.mesh_port)
         await nursery.start(driver.run)

@@ -55,11 +55,12 @@ def show_vector(vector: VersionVector) -> dict[str, str]:
     return {issuer.hex(): f"{stamp:016x}" for issuer, stamp in vector.items()}
 
 
-def readiness(driver: ReplicaDriver, lag_ms_max: int | None) -> tuple[bool, str]:
-    """Tell whether this node's reads are complete, and if not, why."""
+def readiness(driver: ReplicaDriver, lag_ms_max: int | None, refused_dial: str = "") -> tuple[bool, str]:
+    """Tell whether this node's reads are complete, and if not, why; `refused_dial` is what the mesh says of its last dial."""
     facts = driver.machine.readiness
     if not facts.is_ready:
-        return False, "the node has not caught up with its peers since it started"
+        reason = "the node has not caught up with its peers since it started"
+        return False, f"{reason}, and a link was refused: {refused_dial}" if refused_dial else reason
     if lag_ms_max is not None:
         lag_ms = facts.lag_ms()
         if lag_ms > lag_ms_max:
@@ -67,12 +68,14 @@ def readiness(driver: ReplicaDriver, lag_ms_max: int | None) -> tuple[bool, str]
     return True, ""
 
 
-def status_document(driver: ReplicaDriver, identity: Identity, lag_ms_max: int | None) -> dict[str, Any]:
+def status_document(
+    driver: ReplicaDriver, identity: Identity, lag_ms_max: int | None, refused_dial: str = ""
+) -> dict[str, Any]:
     """Return what this node believes, as JSON values."""
     machine = driver.machine
     board = machine.board
     board.now = driver.now()
-    is_ready, reason = readiness(driver, lag_ms_max)
+    is_ready, reason = readiness(driver, lag_ms_max, refused_dial)
     designation = board.designation
     peers = [
         {

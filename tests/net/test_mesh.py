@@ -15,6 +15,7 @@ from kvp2p.core.operations import Put
 from kvp2p.ids import ClusterId, NamespaceId, NodeId
 from kvp2p.limits import DATA_CREDIT_BYTES_MAX, DATA_QUEUE_BYTES_MAX
 from kvp2p.net import registry as registry_module
+from kvp2p.net.handshake import CHECKS
 from kvp2p.net.settings import MeshSettings
 from tests.net.hosts import Node, RecordingHost, Wire, node_id, numbered, running, start, until
 
@@ -257,8 +258,22 @@ async def test_a_stranger_is_refused_on_both_ends_by_name(changes: dict[str, byt
             await trio.sleep(0.1)  # further attempts
             assert a.mesh.links() == stranger.mesh.links() == {}
     assert warnings(logs) == [("handshake_refused", reason)] * 2  # each end once, however often it is tried
+    assert {one["check"] for one in logs if one["log_level"] == "warning"} == {CHECKS[reason]}
+    assert "cluster.key" in CHECKS[reason]
+    assert (a.mesh.refused_dial, stranger.mesh.refused_dial) == ("", CHECKS[reason])
     assert "kkk" not in str(logs)
     assert "xxx" not in str(logs)
+
+
+async def test_a_refusal_of_the_past_is_forgotten_with_the_next_link() -> None:
+    a, b, stranger = Node("a"), Node("b"), Node("z", key=b"x" * 32)
+    async with running(a, b, stranger):
+        a.mesh.connect(stranger.id, stranger.url)
+        await until(lambda: bool(a.mesh.refused_dial))
+        a.mesh.stop_dialling(stranger.id)
+        a.mesh.connect(B, b.url)
+        await a.host.until_up(B)
+        assert a.mesh.refused_dial == ""
 
 
 async def test_a_copied_data_directory_is_told_and_not_linked() -> None:

@@ -147,6 +147,14 @@ async def test_a_write_is_answered_with_its_version_and_can_be_awaited(store: Ga
         assert txn.vector.covers(version)
 
 
+async def test_a_node_that_is_not_ready_says_why_a_link_was_refused(store: GatedStore, short_tmp_path: Path) -> None:
+    async with serving(store, short_tmp_path / "node.sock") as rig:
+        assert readiness(rig.driver, None, "check this") == (True, "")
+        rig.driver.machine.readiness.is_ready = False
+        assert readiness(rig.driver, None) == (False, "the node has not caught up with its peers since it started")
+        assert readiness(rig.driver, None, "check this")[1].endswith("started, and a link was refused: check this")
+
+
 async def test_a_write_that_comes_after_its_deadline_is_refused_and_not_applied(
     store: GatedStore, short_tmp_path: Path
 ) -> None:
