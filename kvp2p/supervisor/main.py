@@ -47,7 +47,7 @@ def serve(config: NodeConfig) -> int:
         open_files = raise_open_files_limit()
         specs = child_specs(config)
         logs.get_logger("kvp2p.supervisor").info(
-            "serving",
+            "starting",
             pid=os.getpid(),
             data_url=config.data_url,
             api_url=config.api_url,
