@@ -3,7 +3,7 @@
 Decides: the format, a JSON array of {"key", "value", "metadata"?, "expiration"?, "base64"?}, and how much goes on at once.
 Keeps true: I9, so many writes are under way and no more. I10, each is sent once; after some failures no more are begun, and the
     report, which an import that is interrupted gives as well, says how many were acknowledged, refused, unknown and not begun.
-    The whole file is checked before the first write.
+    The whole file is checked before the first write. An export takes the place of an older file when it is whole, not before.
 Source: shared Cloudflare API, bulk write of Workers KV.
 """
 
@@ -12,6 +12,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -185,10 +187,11 @@ def export(
     session = session_of(context, url, token, as_json=False)
 
     async def walk(client: Client, stream: TextIO) -> int:
-        count, cursor = 0, None
-        stream.write("[")
+        count, cursor, head = 0, None, "["
         while True:
             page = await client.list_keys(namespace, prefix, 1000, cursor)
+            stream.write(head)  # only now: of a namespace that is not there nothing is printed
+            head = ""
             for start in range(0, len(page.keys), EXPORT_BATCH):
                 batch = page.keys[start : start + EXPORT_BATCH]
                 for info, found in zip(
@@ -207,11 +210,34 @@ def export(
         if output is None:
             count = session.run(lambda client: walk(client, sys.stdout))
         else:
-            with output.open("w", encoding="utf-8") as stream:
+            with _replacement(output) as stream:
                 count = session.run(lambda client: walk(client, stream))
+    except BrokenPipeError:
+        raise
     except OSError as error:
         usage(f"{output or 'stdout'} cannot be written: {error.strerror}")
-    say(f"{count} keys")
+    say("1 key" if count == 1 else f"{count} keys")
+
+
+@contextmanager
+def _replacement(path: Path) -> Iterator[TextIO]:
+    """Open a file beside `path` that takes its place when the block ends well; otherwise `path` stays as it was."""
+    target = path.resolve()  # of a link, what it points to is replaced
+    if target.exists() and not target.is_file():  # a pipe or a device: there is no old content to keep
+        with target.open("w", encoding="utf-8") as stream:
+            yield stream
+        return
+    beside = target.with_name(f".{target.name[:200]}.{os.getpid()}.part")
+    try:
+        with beside.open("x", encoding="utf-8") as stream:
+            if target.exists():
+                shutil.copymode(target, beside)
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _exported(info: KeyInfo, found: Found) -> dict[str, Any]:

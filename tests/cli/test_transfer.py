@@ -42,6 +42,32 @@ def test_export_of_a_prefix_and_of_nothing_is_an_array(kvp2p: Run, node: Node) -
     assert kvp2p("export", "settings", "--prefix", "c").document == []
 
 
+def test_an_export_that_fails_leaves_the_old_file_and_prints_nothing(kvp2p: Run, node: Node, tmp_path: Path) -> None:
+    backup = tmp_path / "backup.json"
+    backup.write_text("[the old backup]")
+    result = kvp2p("export", "nowhere", "--output", str(backup))
+    assert (result.status, result.out) == (1, b"")
+    assert kvp2p("export", "nowhere").out == b""
+    assert kvp2p("export", "settings", "--output", str(backup), "--token", "wrong").status == 3
+    assert kvp2p("export", "settings", "--output", str(tmp_path / "no" / "where")).status == 2
+    assert backup.read_text() == "[the old backup]"
+    assert list(tmp_path.iterdir()) == [backup]
+
+
+def test_an_export_takes_the_place_of_the_file_that_a_link_names(kvp2p: Run, node: Node, tmp_path: Path) -> None:
+    node.values = {b"k": (b"v", None)}
+    backup, link = tmp_path / "backup.json", tmp_path / "link"
+    backup.write_text("old")
+    backup.chmod(0o600)
+    link.symlink_to(backup)
+    assert kvp2p("export", "settings", "--output", str(link)).err == "1 key\n"
+    assert json.loads(backup.read_bytes()) == [{"key": "k", "value": "v"}]
+    assert backup.stat().st_mode & 0o777 == 0o600
+    assert link.is_symlink()
+    assert kvp2p("export", "settings", "--output", "/dev/null").status == 0
+    assert not Path("/dev/null").is_file()
+
+
 def test_of_a_key_that_stands_there_twice_the_last_counts(kvp2p: Run, node: Node, tmp_path: Path) -> None:
     entries = [{"key": "k", "value": "first"}, {"key": "k", "value": "bGFzdA==", "base64": True}]
     result = kvp2p("import", "settings", bulk_file(tmp_path, entries), "--json")
