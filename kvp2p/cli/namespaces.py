@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvp2p.cli.failures import Failure
+from kvp2p.cli.failures import REFUSED, Failure, interrupted, usage
 from kvp2p.cli.output import add_command, print_table, say
 from kvp2p.cli.session import Json, Token, Url, failed, print_json, session_of
 
@@ -83,8 +83,8 @@ def delete(
       kvp2p namespace delete settings --yes
     """
     session = session_of(context, url, token, as_json)
-    if not yes and sys.stdin.isatty() and not typer.confirm(f"Delete {namespace!r} with all its keys?", err=True):
-        raise Failure(3, "declined", "nothing was deleted", "")
+    if not yes:
+        _ask(namespace)
 
     async def write(client: Client) -> WriteOutcome:
         return await client.delete_namespace(namespace)
@@ -98,6 +98,21 @@ def delete(
         print_json({"version": outcome.version})
     else:
         say("Deleted.")
+
+
+def _ask(namespace: str) -> None:
+    """Ask whether to delete a namespace; raises Failure unless the answer is yes."""
+    if not sys.stdin.isatty():
+        usage("nothing was deleted: without a terminal to ask at, give --yes")
+    sys.stderr.write(f"Delete {namespace!r} with all its keys? [y/N]: ")
+    sys.stderr.flush()
+    try:
+        answer = sys.stdin.readline()
+    except KeyboardInterrupt as error:
+        sys.stderr.write("\n")
+        raise interrupted() from error
+    if answer.strip().lower() not in ("y", "yes"):
+        raise Failure(REFUSED, "declined", "nothing was deleted", "")
 
 
 add_command(app, "create", create)

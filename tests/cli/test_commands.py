@@ -121,6 +121,7 @@ def test_missing_keys_namespaces_and_tokens_end_with_1(kvp2p: Run) -> None:
         ["get", "settings", "k", "--url", "http://127.0.0.1:1/v1"],
         ["get", "settings", "k", "--token", "bäd"],
         ["init", "--dir", "d", "--name", "n", "--join", "ws://127.0.0.1:1"],
+        ["namespace", "delete", "settings"],
         ["no-such-command"],
     ],
     ids=" ".join,
@@ -215,7 +216,7 @@ def test_namespaces_are_created_listed_and_deleted(kvp2p: Run, node: Node) -> No
     assert kvp2p("namespace", "create", "settings").out.strip() == b"0123456789abcdef0123456789abcdef"
     assert b"settings" in kvp2p("namespace", "list").out
     assert kvp2p("namespace", "list", "--json").document["namespaces"][0]["title"] == "settings"
-    assert kvp2p("namespace", "delete", "settings").status == 0
+    assert kvp2p("namespace", "delete", "settings", "--yes").status == 0
     assert node.writes() == [("PUT", "/v1/settings"), ("DELETE", "/v1/settings")]
 
 

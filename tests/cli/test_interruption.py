@@ -10,6 +10,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 Run = Callable[..., Any]
 Node = Any
 TOKEN = "kv_secret"
+PROGRAM = "from kvp2p.cli.main import main; main()"
 
 
 def interrupted(
@@ -25,7 +27,7 @@ def interrupted(
 ) -> tuple[int, bytes, str]:
     """Run a command, press Ctrl-C when the node has fallen silent, and return exit code, stdout and stderr."""
     process = subprocess.Popen(
-        [sys.executable, "-c", "from kvp2p.cli.main import main; main()", *arguments],
+        [sys.executable, "-c", PROGRAM, *arguments],
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -75,6 +77,35 @@ def test_an_interruption_before_a_write_is_sent_ends_with_130(node: Node) -> Non
     assert (status, out) == (130, b"")
     assert "Traceback" not in err
     assert node.writes() == []
+
+
+@pytest.mark.parametrize(("typed", "expected"), [(b"\x03", 130), (b"\x04", 3), (b"n\n", 3), (b"y\n", 0)])
+def test_a_namespace_is_deleted_from_a_terminal_only_when_the_answer_is_yes(
+    node: Node, typed: bytes, expected: int
+) -> None:
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "namespace", "delete", "settings"],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "KVP2P_URL": node.url, "KVP2P_TOKEN": TOKEN},
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  no threads in the child
+    )
+    os.close(theirs)
+    said = b""
+    while b"[y/N]:" not in said:
+        said += os.read(ours, 1024)
+    os.write(ours, typed)
+    out, _ = process.communicate(timeout=20)
+    with suppress(OSError):  # at its end a terminal fails instead of returning nothing
+        while more := os.read(ours, 1024):
+            said += more
+    os.close(ours)
+    assert (process.returncode, out) == (expected, b"")
+    assert b"Traceback" not in said
+    assert len(node.writes()) == (expected == 0)
 
 
 @pytest.mark.parametrize("parallel", [1, 5])

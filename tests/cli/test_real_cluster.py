@@ -70,7 +70,7 @@ def test_an_export_of_one_namespace_imported_into_another_is_the_same(cli: Cli) 
     assert cli("import", "two", "-", stdin=exported.stdout).returncode == 0
     assert cli("export", "two").stdout == exported.stdout
     assert {one["key"]: one for one in json.loads(exported.stdout)} == {one["key"]: one for one in entries}
-    assert cli("namespace", "delete", "two").returncode == 0
+    assert cli("namespace", "delete", "two", "--yes").returncode == 0
     assert cli("list", "two").returncode == 1
 
 
