@@ -66,7 +66,7 @@ def list_namespaces(context: typer.Context, url: Url = None, token: Token = None
     if session.as_json:
         print_json({"namespaces": [{"id": one.id, "title": one.title} for one in found]})
     else:
-        print_table(("ID", "TITLE"), [(one.id, one.title) for one in found])
+        print_table(("ID", "TITLE"), [(one.id, one.title) for one in found], folds="TITLE")
 
 
 def delete(

@@ -7,6 +7,7 @@ In and out: columns and rows of text in. `add_command` makes help of a docstring
 from __future__ import annotations
 
 import inspect
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
@@ -23,8 +24,13 @@ def say(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows under column heads."""
+def columns_shown() -> int | None:
+    """Return the width of the terminal that stdout is, None when it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, folds: str) -> None:
+    """Print rows under column heads. On a terminal that is too narrow the column `folds` is given several lines."""
     if not sys.stdout.isatty():
         for row in (columns, *rows):
             sys.stdout.write("\t".join(map(shown, row)) + "\n")
@@ -33,9 +39,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column != folds)
     for row in rows:
         table.add_row(*(Text(shown(one)) for one in row))
     Console(highlight=False).print(table)

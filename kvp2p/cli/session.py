@@ -3,14 +3,14 @@
 Decides: where `--url`, `--token` and `--json` come from (the command, the program, the environment, in this order).
 Keeps true: I10, no write is ever sent twice; failures of the client become failures of the command here and nowhere else.
 In and out: `Session.run` runs an async function on an open client; `Session.api` asks the API port, whose address the data port
-    tells.
+    tells; `Session.read_each` asks many nodes at once.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
@@ -75,8 +75,7 @@ class Session:
                 REFUSED, "connection_lost", f"the connection to {self.url} was lost: {error}", "Try again."
             ) from error
         except (KeyboardInterrupt, BaseExceptionGroup) as error:
-            # Ctrl-C that hits a task comes in the group of its nursery.
-            if isinstance(error, BaseExceptionGroup) and error.split(KeyboardInterrupt)[0] is None:
+            if not _is_interruption(error):
                 raise
             raise (interrupted_write() if writes and has_begun else interrupted()) from error
 
@@ -86,16 +85,56 @@ class Session:
         document: dict[str, Any] = self._request("GET", f"{self.url}/healthz", None)
         return document
 
-    def api(self, method: str, path: str, document: object = None, *, api_url: str | None = None) -> Any:
-        """Ask the API port of the node, or the one at `api_url`; return the JSON of the answer, None when it has none."""
-        return self._request(method, (api_url or str(self.health["api_url"])) + path, document)
+    def api(self, method: str, path: str, document: object = None) -> Any:
+        """Ask the API port of the node; return the JSON of the answer, None when it has none."""
+        return self._request(method, str(self.health["api_url"]) + path, document)
+
+    def read_each(self, urls: Sequence[str], timeout_s: float) -> list[dict[str, Any] | Failure]:
+        """Read from all addresses at once; of one that has not answered in `timeout_s`, or wrongly, return the failure."""
+        import httpx
+        import trio
+
+        told: list[dict[str, Any] | Failure] = [
+            Failure(REFUSED, "no_answer", f"no answer from {url} in {timeout_s:g} s", "") for url in urls
+        ]
+
+        async def read(client: httpx.AsyncClient, number: int) -> None:
+            try:
+                told[number] = _document("GET", urls[number], await client.get(urls[number]))
+            except httpx.ConnectError as error:
+                told[number] = Failure(REFUSED, "not_sent", f"cannot reach {urls[number]}: {_plain(str(error))}")
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                told[number] = Failure(REFUSED, "connection_lost", f"no answer from {urls[number]}: {error}", "")
+            except Failure as failure:
+                told[number] = failure
+
+        async def run() -> None:
+            limits = httpx.Limits(max_connections=None)
+            client = httpx.AsyncClient(headers=self._headers, timeout=None, limits=limits, trust_env=False)  # noqa: S113  one bound for all
+            with trio.move_on_after(timeout_s):
+                async with client, trio.open_nursery() as nursery:
+                    for number in range(len(urls)):
+                        nursery.start_soon(read, client, number)
+
+        try:
+            trio.run(run)
+        except (KeyboardInterrupt, BaseExceptionGroup) as error:
+            if not _is_interruption(error):
+                raise
+            raise interrupted() from error
+        return told
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
 
     def _request(self, method: str, url: str, document: object) -> Any:
         import httpx
 
-        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         try:
-            answer = httpx.request(method, url, headers=headers, json=document, timeout=TIMEOUT_S, trust_env=False)
+            answer = httpx.request(
+                method, url, headers=self._headers, json=document, timeout=TIMEOUT_S, trust_env=False
+            )
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise Failure(REFUSED, "not_sent", f"cannot reach {url}: {_plain(str(error))}") from error
         except httpx.HTTPError as error:
@@ -130,6 +169,11 @@ def _document(method: str, url: str, answer: httpx.Response) -> Any:
             "Check the address.",
         )
     raise refused(str(told.get("code")), str(told.get("message")))
+
+
+def _is_interruption(error: BaseException) -> bool:
+    """Tell Ctrl-C; that which hits a task comes in the group of its nursery."""
+    return not isinstance(error, BaseExceptionGroup) or error.split(KeyboardInterrupt)[0] is not None
 
 
 def session_of(context: typer.Context, url: str | None, token: str | None, as_json: bool) -> Session:

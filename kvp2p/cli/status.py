@@ -1,73 +1,88 @@
 """`kvp2p status`: what each member says of itself, side by side.
 
 Decides: what is asked of whom: the roster of one node, then every member's own API port, all at the same time.
-Keeps true: a member that does not answer is shown as that, and costs a few seconds once.
+Keeps true: a member that does not answer is shown as that, and costs 2 s once, however many there are. What another node says is
+    never shown as a member's: an address may have gone to somebody else.
 In and out: `/admin/v1/members` and each `/admin/v1/status` in; a table or JSON out.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import typer
 
 from kvp2p.cli.failures import Failure
-from kvp2p.cli.output import print_table, say
+from kvp2p.cli.output import columns_shown, print_table, say
 from kvp2p.cli.session import Json, Session, Token, Url, print_json, session_of
 
-ASKED_AT_ONCE_MAX: Final = 32
-COLUMNS: Final = ("NODE", "ROLE", "READY", "LAG", "SKEW", "KEYS", "VECTOR", "H", "DATA")
-
+ANSWER_TIMEOUT_S: Final = 2.0  # guess: a healthy node takes milliseconds, a person waits this long gladly
+WIDE_COLUMNS: Final = 120  # from here on there is room for addresses
+COLUMNS: Final = ("NODE", "ID", "ROLE", "READY", "LAG", "SKEW", "KEYS", "VECTOR", "H")
 
 _DESIGNATED: Final = {"hearing": "hearing", "catching_up": "catching up", "taking_over": "taking over"}  # to lead soon
+_ANOTHER: Final = "another node answers there"
 
 
 def status(context: typer.Context, url: Url = None, token: Token = None, as_json: Json = False) -> None:
     """Show all nodes: who leads, how far behind each is, and whether their data are equal.
 
-    VECTOR is the number of logs and the newest position that the node has of them; H is its state hash.
+    ID is the beginning of the node's id. VECTOR is the number of logs that the node has,
+    and the last 8 digits of the newest position; H is the beginning of its state hash.
     Two nodes with the same vector and different H disagree: that is a fault.
+    Wide terminals are shown the data addresses, too; --json shows everything in full.
     Example:
       kvp2p status
     """
     session = session_of(context, url, token, as_json)
     members: list[dict[str, Any]] = session.api("GET", "/admin/v1/members")["members"]
     members.sort(key=lambda member: (member["name"], member["node_id"]))
-    with ThreadPoolExecutor(max_workers=ASKED_AT_ONCE_MAX) as pool:
-        told = list(pool.map(lambda member: _ask(session, member), members))
+    told = _ask(session, members)
     if session.as_json:
         print_json({"cluster_id": session.health["cluster_id"], "members": told})
         return
-    print_table(COLUMNS, [_row(one) for one in told])
+    width = columns_shown()
+    is_wide = width is None or width >= WIDE_COLUMNS
+    rows = [(*_row(one), one["data_url"]) if is_wide else _row(one) for one in told]
+    print_table((*COLUMNS, "DATA") if is_wide else COLUMNS, rows, folds="NODE")
     _remark(told)
 
 
-def _ask(session: Session, member: dict[str, Any]) -> dict[str, Any]:
-    """Return a member's row of the roster with its own `status`, or with `error`."""
-    try:
-        says = session.api("GET", "/admin/v1/status", api_url=member["api_url"] or None)
-    except Failure as failure:
-        return {**member, "status": None, "error": failure.message}
-    return {**member, "status": says, "error": None}
+def _ask(session: Session, members: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return each member's row of the roster with its own `status`, or with `error`."""
+    answers = session.read_each([f"{member['api_url']}/admin/v1/status" for member in members], ANSWER_TIMEOUT_S)
+    told = []
+    for member, says in zip(members, answers, strict=True):
+        if isinstance(says, Failure):
+            told.append({**member, "status": None, "error": says.message})
+        elif says.get("node_id") != member["node_id"]:
+            told.append({**member, "status": None, "error": _ANOTHER})
+        else:
+            told.append({**member, "status": says, "error": None})
+    return told
 
 
 def _row(one: dict[str, Any]) -> tuple[str, ...]:
     says = one["status"]
+    short_id = one["node_id"][:8]
     if says is None:
-        return (one["name"], "?", "no answer", "-", "-", "-", "-", "-", one["data_url"])
+        return (one["name"], short_id, "?", "other node" if one["error"] == _ANOTHER else "no answer", *("-" * 5))
     keys = sum(namespace["keys"] for namespace in says["namespaces"])
     return (
         one["name"],
+        short_id,
         "leader" if says.get("leader") is True else _DESIGNATED.get(says.get("role"), "replica"),
         {True: "yes", False: "no"}.get(says.get("ready"), "-"),
         _milliseconds(says.get("lag_ms")),
         _milliseconds(says.get("skew_ms")),
         str(keys),
         _vector(says.get("vector") or {}),
-        (says.get("state_hash") or "-")[:16],
-        one["data_url"],
+        (says.get("state_hash") or "-")[:8],
     )
+
+
+def _nodes(count: int) -> str:
+    return "1 node" if count == 1 else f"{count} nodes"
 
 
 def _milliseconds(value: object) -> str:
@@ -77,12 +92,19 @@ def _milliseconds(value: object) -> str:
 def _vector(vector: dict[str, str]) -> str:
     if not vector:
         return "-"
-    issuer, stamp = max(vector.items(), key=lambda item: item[1])
-    return f"{len(vector)}: {issuer[:8]}@{stamp}"
+    return f"{len(vector)}@{max(vector.values())[-8:]}"  # the first digits are years and days
 
 
 def _remark(told: list[dict[str, Any]]) -> None:
     answered = [one["status"] for one in told if one["status"] is not None]
+    silent = len(told) - len(answered)
+    for one in told:
+        if one["error"] == _ANOTHER:
+            say(f"{one['name']} ({one['node_id'][:8]}): {_ANOTHER}, at {one['api_url']}")
+    if silent:
+        say(f"{silent} of {_nodes(len(told))} {'does' if silent == 1 else 'do'} not answer.")
+    else:
+        say("The only node answers." if len(told) == 1 else f"All {_nodes(len(told))} answer.")
     names = {one["node_id"]: one["name"] for one in told}
     for one in told:
         for lack in (one["status"] or {}).get("lacks", ()):
@@ -98,5 +120,5 @@ def _remark(told: list[dict[str, Any]]) -> None:
             hashes.setdefault(repr(sorted((says.get("vector") or {}).items())), set()).add(says["state_hash"])
     if any(len(different) > 1 for different in hashes.values()):
         say("Nodes with the same vector have different H: their data differ.")
-    elif len(answered) == len(told) and len(hashes) == 1:
+    elif not silent and len(answered) > 1 and len(hashes) == 1:
         say("All nodes are equal.")

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import typer
 
-from kvp2p.cli.output import add_command, print_table, say
+from kvp2p.cli.output import add_command, columns_shown, print_table, say
 from kvp2p.cli.session import Json, Token, Url, print_json, session_of
 
 app = typer.Typer(no_args_is_help=True, help="Create, list and revoke tokens.", rich_markup_mode=None)
@@ -61,6 +61,7 @@ def create(
 def list_tokens(context: typer.Context, url: Url = None, token: Token = None, as_json: Json = False) -> None:
     """List all tokens, without their text.
 
+    A terminal is shown the beginning of a namespace's id and how many more there are; --json has all.
     Example:
       kvp2p token list
     """
@@ -69,17 +70,18 @@ def list_tokens(context: typer.Context, url: Url = None, token: Token = None, as
     if session.as_json:
         print_json(document)
         return
+    is_brief = columns_shown() is not None
     rows = [
         (
             one["id"],
             one["name"],
             ",".join(one["permissions"]),
-            "all" if one["namespaces"] is None else ",".join(one["namespaces"]),
-            "never" if one["expires_at"] is None else _date(one["expires_at"]),
+            _namespaces(one["namespaces"], is_brief=is_brief),
+            "never" if one["expires_at"] is None else _date(one["expires_at"], is_brief=is_brief),
         )
         for one in document["tokens"]
     ]
-    print_table(("ID", "NAME", "PERMISSIONS", "NAMESPACES", "EXPIRES"), rows)
+    print_table(("ID", "NAME", "PERMISSIONS", "NAMESPACES", "EXPIRES"), rows, folds="NAME")
 
 
 def revoke(
@@ -102,9 +104,19 @@ def revoke(
         say("Revoked.")
 
 
-def _date(seconds: int) -> str:
-    suffix = " (over)" if seconds <= time.time() else ""
-    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds)) + suffix
+def _namespaces(ids: list[str] | None, *, is_brief: bool) -> str:
+    if ids is None:
+        return "all"
+    if not is_brief:
+        return ",".join(ids)
+    return ids[0][:8] + ("" if len(ids) == 1 else f" +{len(ids) - 1}")
+
+
+def _date(seconds: int, *, is_brief: bool) -> str:
+    is_over = seconds <= time.time()
+    if is_brief:
+        return time.strftime("over %Y-%m-%d" if is_over else "%Y-%m-%d %H:%MZ", time.gmtime(seconds))
+    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds)) + (" (over)" if is_over else "")
 
 
 add_command(app, "create", create)

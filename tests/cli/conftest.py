@@ -37,6 +37,12 @@ class FakeNode:
     page_keys_max: int = 1000
     members: list[dict[str, Any]] = field(default_factory=list)
     says: dict[str, Any] = field(default_factory=dict)  # in its status, besides the usual
+    is_status_late: bool = False
+    tokens: list[dict[str, Any]] = field(
+        default_factory=lambda: [
+            {"id": "1" * 16, "name": "ops", "permissions": ["read"], "namespaces": None, "expires_at": None}
+        ]
+    )
     created_tokens: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
 
@@ -157,8 +163,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.node.created_tokens.append(asked)
                 self.answer(201, {"id": "1" * 16, "token": "kv_new", **asked})
             case "GET", ["tokens"]:
-                token = {"id": "1" * 16, "name": "ops", "permissions": ["read"], "namespaces": None, "expires_at": None}
-                self.answer(200, {"tokens": [token]})
+                self.answer(200, {"tokens": self.node.tokens})
             case "DELETE", ["tokens", token_id]:
                 if token_id == "1" * 16:
                     self.answer(204)
@@ -167,12 +172,17 @@ class Handler(BaseHTTPRequestHandler):
             case "GET", ["members"]:
                 self.answer(200, {"members": self.node.members})
             case "GET", ["status"]:
+                if self.node.is_status_late:
+                    self.node.is_over.wait(30)
+                    self.close_connection = True
+                    return
                 status = {
                     "leader": True,
                     "ready": True,
                     "lag_ms": 0,
                     "skew_ms": 3,
                     "state_hash": "ab" * 16,
+                    "node_id": "1" * 32,
                     **self.node.says,
                 }
                 namespaces = [{"keys": len(self.node.values)}]

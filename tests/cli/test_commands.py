@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,9 +245,68 @@ def test_status_shows_members_that_answer_and_members_that_do_not(kvp2p: Run, no
         assert dict(zip(heads, first, strict=True))["ROLE"] == "leader"
         assert dict(zip(heads, first, strict=True))["SKEW"] == "3 ms"
         assert dict(zip(heads, second, strict=True))["READY"] == "no answer"
+        assert [first[1], second[1]] == ["1" * 8, "2" * 8]
+        assert result.err == "1 of 2 nodes does not answer.\n"
         document = kvp2p("status", "--json").document
         assert document["members"][0]["status"]["lag_ms"] == 0
         assert document["members"][1]["status"] is None
+
+
+def test_status_does_not_show_what_another_node_says_as_a_members(kvp2p: Run, node: Node) -> None:
+    node.members = [
+        {"name": "n1", "api_url": node.url, "data_url": node.url, "node_id": "1" * 32},
+        {"name": "gone", "api_url": node.url, "data_url": node.url, "node_id": "2" * 32},
+    ]
+    result = kvp2p("status")
+    gone = result.out.decode().splitlines()[1].split("\t")
+    assert gone == ["gone", "2" * 8, "?", "other node", "-", "-", "-", "-", "-", node.url]
+    assert f"gone (22222222): another node answers there, at {node.url}" in result.err
+    assert "1 of 2 nodes does not answer" in result.err
+    assert "equal" not in result.err
+    first, _ = kvp2p("status", "--json").document["members"]
+    assert (first["status"], first["error"]) == (None, "another node answers there")
+
+
+def test_status_says_that_nodes_with_the_same_data_are_equal(kvp2p: Run, node: Node) -> None:
+    one = {"name": "n1", "api_url": node.url, "data_url": node.url, "node_id": "1" * 32}
+    node.members = [one]
+    assert kvp2p("status").err == "The only node answers.\n"
+    node.members = [one, {**one, "name": "n2"}]
+    assert kvp2p("status").err == "All 2 nodes answer.\nAll nodes are equal.\n"
+
+
+def test_status_waits_two_seconds_for_all_nodes_that_are_late_together(kvp2p: Run, node: Node) -> None:
+    node.is_status_late = True
+    one = {"api_url": node.url, "data_url": node.url, "node_id": "1" * 32}
+    node.members = [{"name": f"n{number}", **one} for number in range(40)]
+    begun = time.monotonic()
+    result = kvp2p("status")
+    assert 2 <= time.monotonic() - begun < 8
+    assert "40 of 40 nodes do not answer." in result.err
+
+
+def test_tables_keep_ids_whole_on_a_narrow_terminal(kvp2p: Run, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")  # no colours
+    node.members = [{"name": "node-1", "api_url": node.url, "data_url": node.url, "node_id": "1" * 32}]
+    node.says = {"lag_ms": 1234}
+    heads, row = kvp2p("status").out.decode().splitlines()
+    assert heads.split() == ["NODE", "ID", "ROLE", "READY", "LAG", "SKEW", "KEYS", "VECTOR", "H"]
+    assert " ".join(row.split()) == "node-1 11111111 leader yes 1234 ms 3 ms 0 1@22222222 abababab"
+    node.tokens = [
+        {
+            "id": "1" * 16,
+            "name": "a long name of a token",
+            "permissions": ["admin", "read", "write"],
+            "namespaces": ["2" * 32, "3" * 32],
+            "expires_at": 2_000_000_000,
+        }
+    ]
+    lines = kvp2p("token", "list").out.decode().splitlines()
+    assert all(len(line.rstrip()) <= 80 for line in lines)
+    for word in ("1" * 16, "admin,read,write", "22222222 +1", "2033-05-18 03:33Z"):
+        assert word in lines[1]
 
 
 def test_status_shows_what_a_leader_that_is_catching_up_waits_for(kvp2p: Run, node: Node) -> None:
