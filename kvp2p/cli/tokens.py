@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 
+from kvp2p.cli.failures import USAGE, Failure
 from kvp2p.cli.output import add_command, columns_shown, print_table, say
 from kvp2p.cli.session import Json, Token, Url, print_json, session_of
 
@@ -93,15 +94,36 @@ def revoke(
 ) -> None:
     """Revoke a token; it stops working on each node as the write arrives there.
 
+    The last token that administers the cluster is not revoked: create another one first.
     Example:
       kvp2p token revoke 3f2a9c0d11e84b57
     """
     session = session_of(context, url, token, as_json)
+    _refuse_last_admin(token_id, session.api("GET", "/admin/v1/tokens")["tokens"])
     session.api("DELETE", f"/admin/v1/tokens/{quote(token_id, safe='')}")
     if session.as_json:
         print_json({"revoked": token_id})
     else:
         say("Revoked.")
+
+
+def _refuse_last_admin(token_id: str, tokens: list[dict[str, Any]]) -> None:
+    """Raise Failure when without this token nobody could administer the cluster, as far as the list tells."""
+    now = time.time()
+    admins = {
+        one["id"]
+        for one in tokens
+        if "admin" in one["permissions"]
+        and one["namespaces"] is None
+        and (one["expires_at"] is None or one["expires_at"] > now)
+    }
+    if admins == {token_id}:
+        raise Failure(
+            USAGE,
+            "last_admin_token",
+            "this is the last token that administers the cluster: create another admin token first",
+            "`kvp2p token create NAME -p admin` does.",
+        )
 
 
 def _namespaces(ids: list[str] | None, *, is_brief: bool) -> str:

@@ -231,6 +231,22 @@ def test_a_created_token_stands_alone_on_stdout(kvp2p: Run, node: Node) -> None:
     assert kvp2p("token", "revoke", "1" * 16).status == 0
 
 
+def test_the_last_token_that_administers_the_cluster_is_not_revoked(kvp2p: Run, node: Node) -> None:
+    admin = {"id": "1" * 16, "name": "ops", "permissions": ["admin"], "namespaces": None, "expires_at": None}
+    node.tokens = [
+        admin,
+        {**admin, "id": "2" * 16, "permissions": ["read", "write"]},
+        {**admin, "id": "3" * 16, "namespaces": ["4" * 32]},
+        {**admin, "id": "5" * 16, "expires_at": 1},
+    ]
+    refused = kvp2p("token", "revoke", "1" * 16)
+    assert refused.status == 2
+    assert "create another admin token first" in refused.err
+    assert node.writes() == []
+    node.tokens.append({**admin, "id": "6" * 16})
+    assert kvp2p("token", "revoke", "1" * 16).status == 0
+
+
 def test_status_shows_members_that_answer_and_members_that_do_not(kvp2p: Run, node: Node) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
