@@ -14,16 +14,18 @@ import binascii
 import json
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TextIO
 
 import typer
 
-from kvp2p.cli.failures import REFUSED, UNKNOWN, Failure, usage
+from kvp2p.cli.failures import REFUSED, UNKNOWN, Failure, refused, usage
 from kvp2p.cli.keys import Namespace
 from kvp2p.cli.output import say, shown
 from kvp2p.cli.session import Json, Token, Url, print_json, session_of
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 FAILURES_MAX: Final = 10  # then no more writes are begun: a leader that is gone refuses them all
 EXPORT_BATCH: Final = 64  # values in memory at a time: 64 of 192 KiB are 12 MiB
+_HOPELESS_CODES: Final = frozenset({"namespace_not_found"})
 _FIELDS: Final = frozenset({"key", "value", "metadata", "expiration", "expiration_ttl", "base64"})
 
 
@@ -49,7 +52,10 @@ class Item:
 
 @dataclass(slots=True)
 class Tally:
-    """How the writes of an import ended. `last_key` is that of the write that was begun last, in the order of the file."""
+    """How the writes of an import ended. `last_key` is that of the write that was begun last, in the order of the file.
+
+    When `is_over` no more are begun; `hopeless` is a refusal that all others would meet as well.
+    """
 
     begun: int = 0
     acked: int = 0
@@ -57,6 +63,8 @@ class Tally:
     unknown: int = 0
     last_key: str | None = None
     failures: list[str] = field(default_factory=list)
+    is_over: bool = False
+    hopeless: Failure | None = None
 
     @property
     def failed(self) -> int:
@@ -81,7 +89,8 @@ def import_file(
     """Store every entry of a JSON file, each by a write of its own.
 
     The file is an array of objects: "key", "value" (a string), and if wanted
-    "metadata" (any JSON), "expiration" (unix seconds), "base64": true.
+    "metadata" (any JSON), "base64": true. "expiration" and "expiration_ttl" are
+    known, but this version refuses entries that have them: nothing expires yet.
     Examples:
       kvp2p import settings dump.json
       kvp2p export settings | kvp2p import copy -
@@ -97,16 +106,27 @@ def import_file(
 
             waiting = iter(items)
 
-            async def work() -> None:
-                for item in waiting:
-                    if tally.failed >= FAILURES_MAX:
+            async def work(count: int) -> None:
+                for item in islice(waiting, count):
+                    if tally.is_over:
                         return
                     await _write(client, namespace, item, tally)
                     advance()
 
-            async with trio.open_nursery() as nursery:
-                for _ in range(min(parallel, len(items))):
-                    nursery.start_soon(work)
+            async def heed_interruption(signals: AsyncIterator[int]) -> None:
+                async for _ in signals:
+                    # Raised here and not in a worker or a connection, where others would begin writes before they hear of it.
+                    tally.is_over = True
+                    raise KeyboardInterrupt
+
+            with trio.open_signal_receiver(signal.SIGINT) as signals:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(heed_interruption, signals)
+                    await work(1)  # alone: with a wrong namespace or token it is the only one
+                    async with trio.open_nursery() as workers:
+                        for _ in range(min(parallel, len(items))):
+                            workers.start_soon(work, len(items))
+                    nursery.cancel_scope.cancel()
 
         cut_short: Failure | None = None
         if items:
@@ -115,7 +135,7 @@ def import_file(
             except Failure as failure:
                 cut_short = failure
     tally.end()
-    _report(tally, len(items), cut_short, as_json=session.as_json)
+    _report(tally, len(items), cut_short or tally.hopeless, as_json=session.as_json)
 
 
 async def _write(client: Client, namespace: str, item: Item, tally: Tally) -> None:
@@ -131,10 +151,14 @@ async def _write(client: Client, namespace: str, item: Item, tally: Tally) -> No
             tally.acked += 1
         case Refused(code=code, message=message):
             tally.refused += 1
+            if code in _HOPELESS_CODES or outcome.status in (401, 403):
+                tally.is_over = True
+                tally.hopeless = refused(code or f"http_{outcome.status}", message)
             tally.failures.append(f"{shown(item.key)}: refused, {code}: {message}")
         case _:
             tally.unknown += 1
             tally.failures.append(f"{shown(item.key)}: unknown, {outcome.reason}")
+    tally.is_over = tally.is_over or tally.failed >= FAILURES_MAX
 
 
 def _report(tally: Tally, total: int, cut_short: Failure | None, *, as_json: bool) -> None:
@@ -163,6 +187,8 @@ def _report(tally: Tally, total: int, cut_short: Failure | None, *, as_json: boo
     if cut_short is not None:
         code, message, status = cut_short.code, f"{message}: {cut_short.message}", cut_short.status
     advice = "Importing a file again writes all its keys again."
+    if cut_short is not None and cut_short.advice:
+        advice = f"{cut_short.advice} {advice}"
     raise Failure(UNKNOWN if tally.unknown else status, code, message, advice, document)
 
 
@@ -276,7 +302,9 @@ def parse_bulk(document: object) -> list[Item]:
         items.pop(item.key, None)
         items[item.key] = item
     if len(items) < len(document):
-        say(f"{len(document) - len(items)} entries are followed by a later one for the same key and left out")
+        left_out = len(document) - len(items)
+        count = "1 entry is" if left_out == 1 else f"{left_out} entries are"
+        say(f"{count} followed by a later one for the same key and left out")
     return list(items.values())
 
 

@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from kvp2p.client import Client
+from kvp2p.client.response import ResponseParser
+
 Run = Callable[..., Any]
 Node = Any
 TOKEN = "kv_secret"
@@ -126,6 +129,36 @@ def test_an_import_that_is_interrupted_says_how_far_it_came(node: Node, tmp_path
     assert told["error"]["code"] == "interrupted"
     assert f"{told['acked']} of 100 written, 0 refused, {told['unknown']} unknown" in err
     assert f"in the order of the file: {told['last_key']}" in err
+
+
+def test_an_import_that_is_interrupted_begins_no_further_write(
+    kvp2p: Run, node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "bulk.json"
+    file.write_text(json.dumps([{"key": f"k{number}", "value": "v"} for number in range(2_000)]))
+    fed = begun = 0
+    feed, put = ResponseParser.feed, Client.put
+
+    def feed_and_interrupt(parser: ResponseParser, data: Any) -> None:
+        """Press Ctrl-C where it does most harm: in a connection, whose end wakes all writes at once."""
+        nonlocal fed
+        feed(parser, data)
+        fed += 1
+        if fed == 100:
+            signal.raise_signal(signal.SIGINT)
+
+    def put_and_count(*arguments: Any, **options: Any) -> Any:
+        nonlocal begun
+        begun += 1
+        return put(*arguments, **options)
+
+    monkeypatch.setattr(ResponseParser, "feed", feed_and_interrupt)
+    monkeypatch.setattr(Client, "put", put_and_count)
+    result = kvp2p("import", "settings", str(file), "--json")
+    told = result.document
+    assert (result.status, told["refused"], told["error"]["code"]) == (4, 0, "interrupted")
+    assert 1 <= told["unknown"] <= 128
+    assert told["acked"] + told["unknown"] == begun == 2_000 - told["not_begun"]
 
 
 @pytest.mark.parametrize("status", [200, 500, 502, 503, 504])

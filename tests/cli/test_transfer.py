@@ -79,6 +79,7 @@ def test_of_a_key_that_stands_there_twice_the_last_counts(kvp2p: Run, node: Node
         "not_begun": 0,
         "last_key": "k",
     }
+    assert "1 entry is followed" in result.err
     assert node.values == {b"k": (b"last", None)}
 
 
@@ -127,6 +128,21 @@ def test_an_import_stops_soon_after_writes_are_refused_and_says_what_was_not_beg
     assert tally["not_begun"] == 500 - tally["refused"]
     assert len(node.writes()) == tally["refused"]
     assert "no_leader" in result.err
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status"),
+    [((404, "namespace_not_found", "gone"), 1), ((401, "unauthorized", "who"), 3), ((403, "forbidden", "no"), 3)],
+)
+def test_an_import_ends_with_the_first_refusal_that_all_writes_would_meet(
+    kvp2p: Run, node: Node, tmp_path: Path, refusal: Any, status: int
+) -> None:
+    node.refusal = refusal
+    entries = [{"key": f"k{number}", "value": "v"} for number in range(500)]
+    result = kvp2p("import", "settings", bulk_file(tmp_path, entries), "--json")
+    assert (result.status, len(node.writes())) == (status, 1)
+    assert (result.document["refused"], result.document["not_begun"]) == (1, 499)
+    assert result.document["error"]["code"] == refusal[1]
 
 
 def test_an_import_with_an_unknown_outcome_ends_with_4(kvp2p: Run, node: Node, tmp_path: Path) -> None:
