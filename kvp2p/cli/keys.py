@@ -10,9 +10,10 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import unquote_to_bytes
 
 import typer
@@ -23,6 +24,8 @@ from kvp2p.cli.session import Json, Session, Token, Url, failed, print_json, ses
 
 if TYPE_CHECKING:
     from kvp2p.client import Client, Found, KeyInfo, KeyPage, WriteOutcome
+
+_BAD_ENCODING: Final = re.compile("%(?![0-9A-Fa-f]{2})")
 
 Namespace = Annotated[str, typer.Argument(help="Namespace: its title or its id.", show_default=False)]
 Key = Annotated[str, typer.Argument(help="Key, 1 to 512 bytes of UTF-8, as it is; see --encoded.", show_default=False)]
@@ -237,7 +240,13 @@ def _print_outcome(session: Session, outcome: WriteOutcome) -> None:
 
 
 def _key_bytes(key: str, *, encoded: bool) -> bytes:
-    return unquote_to_bytes(os.fsencode(key)) if encoded else os.fsencode(key)
+    if not key:
+        usage("a key may not be empty")
+    if not encoded:
+        return os.fsencode(key)
+    if _BAD_ENCODING.search(key):
+        usage(f"{shown(key)!r} has a bad encoding: after each % there must be two hex digits (%25 is the % itself)")
+    return unquote_to_bytes(os.fsencode(key))
 
 
 def _parse_metadata(text: str | None) -> Any:

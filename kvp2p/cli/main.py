@@ -7,12 +7,14 @@ In and out: `main` is the entry point. Commands import what they need when they 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import cache
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from kvp2p.cli import keys, namespaces, nodes, status, tokens, transfer
 from kvp2p.cli.failures import INTERRUPTED, REFUSED, USAGE, Failure
@@ -20,12 +22,32 @@ from kvp2p.cli.output import add_command
 from kvp2p.cli.session import URL_DEFAULT, Session, print_json
 from kvp2p.errors import ConfigError, KvError
 
+
+class Program(TyperGroup):
+    """The tree of commands. typer ends with 1, which means not found here, when whoever reads stdout has gone."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's own class is private
+        """Run a command; raises `_PipeClosedError` when stdout has been closed, also for what was buffered until the end."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError as error:
+            raise _PipeClosedError from error
+        return result
+
+
+class _PipeClosedError(Exception):
+    """Whoever read our stdout has what it wanted."""
+
+
 app = typer.Typer(
+    cls=Program,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="An open, self-hosted Workers KV: write anywhere, read everywhere from the local disk.",
+    help="A self-hosted key-value store like Workers KV: write anywhere, read everywhere from the local disk.\n\n"
+    "It has an HTTP API of its own; Workers programs cannot be run against it yet.",
     epilog="Exit codes: 0 done, 1 not found, 2 usage, 3 refused (nothing was applied), 4 unknown (a write was sent, and "
     "nothing tells whether it was applied; after Ctrl-C, too), 130 interrupted before a write was sent.",
 )
@@ -88,9 +110,9 @@ def main() -> None:
         _end(Failure(USAGE, "config", str(error), ""))
     except KvError as error:
         _end(Failure(REFUSED, "refused", str(error), ""))
-    except BrokenPipeError:
-        # Whoever read our stdout has what it wanted. Python would complain once more at exit.
-        sys.stdout = None
+    except (_PipeClosedError, BrokenPipeError):
+        # Python would complain once more at exit, of what is still buffered.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from urllib.parse import quote
 
 import typer
@@ -16,6 +16,8 @@ import typer
 from kvp2p.cli.failures import USAGE, Failure
 from kvp2p.cli.output import add_command, columns_shown, print_table, say
 from kvp2p.cli.session import Json, Token, Url, print_json, session_of
+
+EXPIRES_IN_S_MIN: Final = 60  # guess: below it, clocks that differ may end a token before it is used
 
 app = typer.Typer(no_args_is_help=True, help="Create, list and revoke tokens.", rich_markup_mode=None)
 
@@ -31,12 +33,18 @@ def create(
         typer.Option("--namespace", "-n", help="Only for this namespace; may be repeated.", show_default=False),
     ] = None,
     account: Annotated[str | None, typer.Option(help="Account id; yours unless given.", show_default=False)] = None,
-    expires_in: Annotated[int | None, typer.Option(help="Seconds until it ends.", min=1, show_default=False)] = None,
+    expires_in: Annotated[
+        int | None, typer.Option(help="Seconds until it ends.", min=EXPIRES_IN_S_MIN, show_default=False)
+    ] = None,
     url: Url = None,
     token: Token = None,
     as_json: Json = False,
 ) -> None:
     """Create a token and print it, this once.
+
+    Permissions: read allows to get and list, and metrics; write allows to put and delete
+    and does not include read. admin includes both, and is needed for namespaces, tokens
+    and status. A token that is restricted to namespaces cannot administer the cluster.
 
     Examples:
       kvp2p token create web -p read -n settings

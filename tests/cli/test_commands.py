@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +54,29 @@ def test_an_encoded_key_is_the_one_of_a_url(kvp2p: Run, node: Node) -> None:
     assert kvp2p("get", "settings", "a%20b").status == 1
     assert kvp2p("delete", "settings", "--encoded", "a%20b/%00%C3%A9+").status == 0
     assert node.values == {}
+
+
+def test_what_is_wrong_with_a_key_or_an_end_is_said(kvp2p: Run) -> None:
+    assert "a key may not be empty" in kvp2p("put", "settings", "", "v").err
+    assert "bad encoding" in kvp2p("get", "settings", "%zz", "--encoded").err
+    expiry = kvp2p("token", "create", "web", "-p", "read", "--expires-in", "1").err
+    assert "--expires-in" in expiry
+    assert "60" in expiry
+
+
+@pytest.mark.parametrize("arguments", [("list", "settings", "--all"), ("export", "settings")], ids=" ".join)
+@pytest.mark.parametrize("keys", [3, 3_000])
+def test_a_reader_that_has_enough_ends_a_command_quietly(node: Node, arguments: tuple[str, ...], keys: int) -> None:
+    node.values = {b"%04d" % number: (b"v" * 100, None) for number in range(keys)}
+    node.page_keys_max = 100
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = [sys.executable, "-c", "from kvp2p.cli.main import main; main()", *arguments]
+    environment = {**os.environ, "KVP2P_URL": node.url, "KVP2P_TOKEN": "kv_secret"}
+    ended = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, env=environment, timeout=20, check=False)
+    os.close(writer)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr in (b"", b"3 keys\n")
 
 
 def test_get_adds_nothing_to_the_value_and_writes_files(kvp2p: Run, node: Node, tmp_path: Path) -> None:
@@ -123,6 +148,10 @@ def test_missing_keys_namespaces_and_tokens_end_with_1(kvp2p: Run) -> None:
         ["get", "settings", "k", "--token", "bäd"],
         ["init", "--dir", "d", "--name", "n", "--join", "ws://127.0.0.1:1"],
         ["namespace", "delete", "settings"],
+        ["put", "settings", "", "v"],
+        ["get", "settings", "%zz", "--encoded"],
+        ["get", "settings", "a%2", "--encoded"],
+        ["token", "create", "web", "-p", "read", "--expires-in", "1"],
         ["no-such-command"],
     ],
     ids=" ".join,
@@ -343,6 +372,14 @@ def test_every_command_has_help_with_an_example(kvp2p: Run) -> None:
         result = kvp2p(*words, "--help")
         assert result.status == 0
         assert f"  kvp2p {' '.join(words)}" in result.out.decode(), words
+
+
+def test_help_says_what_permissions_allow_and_what_is_not_there_yet(kvp2p: Run) -> None:
+    told = " ".join(kvp2p("token", "create", "--help").out.decode().split())
+    assert "does not include read" in told
+    assert "restricted to namespaces cannot administer the cluster" in told
+    assert "yet" in kvp2p("--help").out.decode()
+    assert "refuses entries" in kvp2p("import", "--help").out.decode()
 
 
 def test_version_is_printed_without_a_node(kvp2p: Run, node: Node) -> None:
