@@ -95,7 +95,8 @@ class Session:
         import trio
 
         told: list[dict[str, Any] | Failure] = [
-            Failure(REFUSED, "no_answer", f"no answer from {url} in {timeout_s:g} s", "") for url in urls
+            Failure(REFUSED, "no_answer", f"no answer from {url} in {timeout_s:g} s", "Ask another node.")
+            for url in urls
         ]
 
         async def read(client: httpx.AsyncClient, number: int) -> None:

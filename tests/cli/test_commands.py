@@ -330,6 +330,16 @@ def test_status_waits_two_seconds_for_all_nodes_that_are_late_together(kvp2p: Ru
     assert "40 of 40 nodes do not answer." in result.err
 
 
+def test_status_gives_up_a_node_that_takes_connections_and_says_nothing(kvp2p: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        begun = time.monotonic()
+        result = kvp2p("status", "--url", f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert time.monotonic() - begun < 8
+    assert (result.status, result.out) == (3, b"")
+    assert "no answer from" in result.err
+    assert "Ask another node" in result.err
+
+
 def test_tables_keep_ids_whole_on_a_narrow_terminal(kvp2p: Run, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
