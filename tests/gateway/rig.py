@@ -101,6 +101,7 @@ class FakeNode:
         self.reports: list[Report] = []
         self.hello: Hello | None = None
         self._streams: list[trio.SocketStream] = []
+        self._sending = trio.Lock()  # what a test pushes must not meet what the node says by itself
         self._scope = trio.CancelScope()
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
@@ -124,19 +125,23 @@ class FakeNode:
     async def push_readiness(self, readiness: Readiness) -> None:
         self.readiness = readiness
         for stream in self._streams:
-            await stream.send_all(encode_local([readiness]))
+            await self._send(stream, readiness)
+
+    async def _send(self, stream: trio.SocketStream, *messages: LocalMessage) -> None:
+        async with self._sending:
+            await stream.send_all(encode_local(messages))
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         decoder = LocalDecoder()
         self._streams.append(stream)
         try:
             async with stream:
-                await stream.send_all(encode_local([self.readiness]))
+                await self._send(stream, self.readiness)
                 while data := await stream.receive_some(65536):
                     answers = [one for message in decoder.feed(data) if (one := self._accept(message)) is not None]
                     if answers:  # a Hello waits for nothing: the gate may be shut before it arrives
                         await self.gate.wait()
-                        await stream.send_all(encode_local(answers))
+                        await self._send(stream, *answers)
         except trio.BrokenResourceError:
             return
         finally:
