@@ -159,7 +159,7 @@ def _document(method: str, url: str, answer: httpx.Response) -> Any:
     error = document.get("error") if isinstance(document, dict) else None
     told = error if isinstance(error, dict) else {}
     # A proxy's 502 or 504 says nothing of what the node behind it did with a write, and neither does its error page with 200.
-    is_certain = told.get("applied") == "no" or ("applied" not in told and 300 <= answer.status_code < 500)
+    is_certain = told.get("applied") == "no" or ("applied" not in told and 400 <= answer.status_code < 500)
     if method != "GET" and not is_certain:
         raise unknown(str(told.get("message") or f"{url} answered {answer.status_code} and not as a kvp2p node does"))
     if not told:
