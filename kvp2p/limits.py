@@ -12,7 +12,13 @@ from typing import Final
 # What a caller may store (Cloudflare KV's limits, shared/cloudflare-kv.md §3).
 KEY_BYTES_MAX: Final = 512
 METADATA_BYTES_MAX: Final = 1024
-VALUE_BYTES_MAX: Final = 192 * 1024  # inline rows only; a row stays under 256 KiB in LMDB and in one mesh message
+VALUE_BYTES_MAX: Final = 26_214_400  # Cloudflare's 25 MiB, inclusive
+# Up to here a value stands in its row (DESIGN §5); a longer one is cut into chunks, and the row names them.
+INLINE_VALUE_BYTES_MAX: Final = 32 * 1024
+# What a row may hold all the same: kvp2p 0.1 wrote values up to here without chunks. A row stays under 256 KiB in LMDB and on the mesh.
+ROW_VALUE_BYTES_MAX: Final = 192 * 1024
+CHUNK_BYTES: Final = 256 * 1024  # all chunks of a value but the last (DESIGN §5)
+CHUNKS_PER_VALUE_MAX: Final = VALUE_BYTES_MAX // CHUNK_BYTES  # 100; their ids take 3 200 bytes of a row
 NAMESPACE_TITLE_CHARS_MAX: Final = 512
 NAMESPACES_PER_ACCOUNT_MAX: Final = 1_000
 LIST_KEYS_MAX: Final = 1_000
@@ -22,6 +28,7 @@ TOKEN_NAME_CHARS_MAX: Final = 128  # guess
 OPS_PER_WRITE_MAX: Final = 10_000  # Cloudflare's bulk limit
 WRITE_BYTES_MAX: Final = 224 * 1024  # one forwarded write fits one mesh message
 TTL_SECONDS_MIN: Final = 60
+EXPIRES_AT_MAX: Final = 2**53 - 1  # unix seconds; what a JSON number holds exactly
 
 # HTTP parsing (DESIGN §6: what httptools lets through).
 HTTP_URL_BYTES_MAX: Final = 8 * 1024
@@ -114,6 +121,15 @@ BATCHES_PER_SYNC_MAX: Final = 256  # guess: bounds how long the first of them wa
 CODE_CHARS_MAX: Final = 64  # the codes of DESIGN §7 have up to 20
 EXPLANATION_CHARS_MAX: Final = 1_024  # guess: a sentence or three for a person
 WRITE_TIMEOUT_MS_MAX: Final = 60_000  # guess: twelve times the deadline of a write, so that the deadline may be tuned
+
+# Large values.
+CHUNK_PART_BYTES: Final = (
+    64 * 1024
+)  # of a chunk in one mesh message: a control message waits for no more than this; guess
+CHUNK_PULLS_MAX: Final = 4  # chunks under way to this node, so at most 1 MiB of parts in its memory; guess
+CHUNKS_WANTED_MAX: Final = 64  # missing chunks that a batch's result names; more are named when these are here
+PENDING_TOLD_MAX: Final = 1_024  # versions without all their chunks that a batch's result names
+STAGED_RELEASED_MAX: Final = 256  # staged chunks freed in one transaction
 
 # The store.
 STORE_READERS_MAX: Final = 512  # slots of the lock file: several transactions for each of some dozens of processes

@@ -15,12 +15,14 @@ Source: DESIGN.md §2 and §3; last-writer-wins registers after Shapiro et al. (
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import assert_never
 
 from kvp2p.core import system_rows
 from kvp2p.core.batches import (
     Batch,
     BatchResult,
+    ChunkBatch,
     FrameBatch,
     NamespaceSweep,
     Settle,
@@ -29,8 +31,11 @@ from kvp2p.core.batches import (
     WalkBatch,
     WriteGroup,
 )
+from kvp2p.core.chunk_rows import pending_of
 from kvp2p.core.entry import (
+    ChunkId,
     Kind,
+    decode_chunk_list,
     decode_row,
     encode_row,
     is_tombstone,
@@ -65,7 +70,7 @@ from kvp2p.ids import (
     version_issuer,
     version_stamp,
 )
-from kvp2p.limits import NAMESPACES_PER_ACCOUNT_MAX, WALK_ROWS_LOOKED_AT_MAX
+from kvp2p.limits import NAMESPACES_PER_ACCOUNT_MAX, STAGED_RELEASED_MAX, TTL_SECONDS_MIN, WALK_ROWS_LOOKED_AT_MAX
 
 _NO_ROOM = refused("disk_full", "the leader's disk is full; nothing was applied. Deleting goes on, and makes room")
 
@@ -89,6 +94,8 @@ def apply_batch(txn: WriteTransaction, batch: Batch, *, is_full: bool = False) -
             application.settle(batch)
         case NamespaceSweep(namespace=namespace, rows_max=rows_max):
             application.sweep(namespace, rows_max)
+        case ChunkBatch():
+            application.chunk_batch(batch)
         case _:
             assert_never(batch)
     return application.result(outcomes, frame)
@@ -108,6 +115,8 @@ def summarize(txn: ReadTransaction) -> StoreSummary:
         candidates=_candidates(txn),
         issuers=issuers_of(txn),
         namespaces_to_sweep=_dead_namespaces_with_rows(txn),
+        pending=pending_of(txn),
+        staged=tuple(islice(txn.staged(), STAGED_RELEASED_MAX)),
     )
 
 
@@ -160,6 +169,8 @@ class _Application:
         self.txn = txn
         self.rows = Joining(txn, state_hash_seed(txn))
         self.walk_rest: WalkBatch | None = None
+        self.chunks_missing: tuple[ChunkId, ...] = ()
+        self.chunks_refused: tuple[ChunkId, ...] = ()
 
     def result(self, outcomes: tuple[Outcome, ...], frame: Frame | None) -> BatchResult:
         txn, rows = self.txn, self.rows
@@ -178,6 +189,9 @@ class _Application:
             candidates=_candidates(txn) if rows.candidates_changed else None,
             issuers=issuers_of(txn) if rows.issuers_changed else None,
             rows_changed=rows.rows_changed,
+            pending=pending_of(txn) if rows.chunks.is_changed else None,
+            chunks_missing=self.chunks_missing,
+            chunks_refused=self.chunks_refused,
             walk_rest=self.walk_rest,
         )
 
@@ -227,6 +241,12 @@ class _Application:
             case Put() | Delete():
                 if not self.rows.is_live(operation.namespace):
                     return refused("namespace_not_found", f"there is no namespace {operation.namespace.hex()}")
+                if isinstance(operation, Put) and (
+                    operation.expires_in or operation.expires_at or operation.is_chunked
+                ):
+                    refusal = _expiry_refusal(operation, wall_ms) or self._chunks_refusal(operation)
+                    if refusal is not None:
+                        return refusal
                 return self._condition_refusal(operation, wall_ms)
             case DeleteNamespace(namespace=namespace):
                 if namespace == SYSTEM_NAMESPACE or not self.rows.is_live(namespace):
@@ -245,6 +265,14 @@ class _Application:
                 return None
             case _:
                 assert_never(operation)
+
+    def _chunks_refusal(self, operation: Put) -> Outcome | None:
+        if not operation.is_chunked:
+            return None
+        missing = self.rows.chunks.missing(decode_chunk_list(operation.value).ids)
+        if missing or operation.namespace == SYSTEM_NAMESPACE:
+            return refused("bad_request", f"the write names {len(missing)} chunks that the leader does not have")
+        return None
 
     def _condition_refusal(self, operation: Put | Delete, wall_ms: int) -> Outcome | None:
         if operation.condition == Condition.ALWAYS:
@@ -269,7 +297,11 @@ class _Application:
         match operation:
             case Put():
                 namespace, key = operation.namespace, operation.key
-                row = encode_row(Kind.VALUE, operation.value, operation.metadata, operation.expires_at, version)
+                kind = Kind.CHUNKED if operation.is_chunked else Kind.VALUE
+                # Rounded up: by the leader's clock it is never hidden early.
+                in_s = -(-wall_ms // 1000) + operation.expires_in
+                expires_at = in_s if operation.expires_in else operation.expires_at
+                row = encode_row(kind, operation.value, operation.metadata, expires_at, version)
             case Delete():
                 namespace, key = operation.namespace, operation.key
                 row = encode_row(Kind.TOMBSTONE, b"", None, 0, version)
@@ -394,18 +426,42 @@ class _Application:
     def sweep(self, namespace: NamespaceId, rows_max: int) -> None:
         if not self.rows.is_dead(namespace):
             return
-        keys = [key for _, (key, _) in zip(range(rows_max + 1), self.txn.rows(namespace), strict=False)]
-        for key in keys[:rows_max]:
-            self.txn.delete_row(namespace, key)
-        self.rows.rows_changed += len(keys[:rows_max])
-        if len(keys) > rows_max:
+        rows = list(islice(self.txn.rows(namespace), rows_max + 1))
+        for key, row in rows[:rows_max]:
+            self.rows.remove(namespace, key, row)
+        if len(rows) > rows_max:
             self.rows.newly_dead.append(namespace)
+
+    # --- chunks
+
+    def chunk_batch(self, batch: ChunkBatch) -> None:
+        chunks = self.rows.chunks
+        chunks.stage(batch.stage)
+        if batch.contents:
+            self.chunks_refused = chunks.store(batch.contents)
+        self.chunks_missing = chunks.missing(batch.stage)
+        chunks.release(batch.release)
 
 
 def key_served_for(row_key: RowKey, is_dead: Callable[[NamespaceId], bool]) -> RowKey:
     """Return the key whose row is sent for a position: a deleted namespace's positions are served as its tombstone [I7]."""
     namespace = row_key[0]
     return (SYSTEM_NAMESPACE, system_rows.namespace_key(namespace)) if is_dead(namespace) else row_key
+
+
+def _expiry_refusal(operation: Put, wall_ms: int) -> Outcome | None:
+    """Refuse an expiry that is nearer than allowed, by the leader's clock."""
+    if operation.expires_in:
+        is_early = operation.expires_in < TTL_SECONDS_MIN
+    else:
+        is_early = 0 < operation.expires_at < wall_ms // 1000 + TTL_SECONDS_MIN
+    if not is_early:
+        return None
+    when = f"in {operation.expires_in} s" if operation.expires_in else f"at {operation.expires_at}"
+    message = (
+        f"an entry cannot expire {when}: at least {TTL_SECONDS_MIN} s ahead are needed, it is {wall_ms // 1000} now"
+    )
+    return refused("bad_expiry", f"{message}; nothing was applied")
 
 
 def _is_visible(row: bytes, wall_ms: int) -> bool:

@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kvp2p.core.entry import is_tombstone
+from kvp2p.core.chunk_rows import Pending
+from kvp2p.core.entry import ChunkId, is_tombstone
 from kvp2p.core.messages import Designation, Frame, Member, RowKey, WalkPart
 from kvp2p.core.operations import Delete, DeleteNamespace, Operation, Outcome
 from kvp2p.core.port import Identity
@@ -98,7 +99,21 @@ class NamespaceSweep:
     may_use_reserve = True
 
 
-Batch = WriteGroup | FrameBatch | WalkBatch | Settle | NamespaceSweep
+@dataclass(frozen=True, slots=True)
+class ChunkBatch:
+    """Chunks: some to be kept for a write under way, contents that came, and some that no write under way keeps any longer."""
+
+    stage: tuple[ChunkId, ...] = ()
+    contents: tuple[tuple[ChunkId, bytes], ...] = ()
+    release: tuple[ChunkId, ...] = ()
+
+    @property
+    def may_use_reserve(self) -> bool:
+        """One that only releases may."""
+        return not (self.stage or self.contents)
+
+
+Batch = WriteGroup | FrameBatch | WalkBatch | Settle | NamespaceSweep | ChunkBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +131,10 @@ class StoreSummary:
     candidates: tuple[bytes, ...]
     issuers: tuple[IssuerRow, ...]
     namespaces_to_sweep: tuple[NamespaceId, ...]  # deleted, rows still to be freed
+    pending: Pending
+    staged: tuple[
+        ChunkId, ...
+    ]  # for writes of an earlier life, which have ended with it; some of them when there are many
 
 
 class BatchResult(NamedTuple):
@@ -132,6 +151,9 @@ class BatchResult(NamedTuple):
     candidates: tuple[bytes, ...] | None = None  # when a system row changed them
     issuers: tuple[IssuerRow, ...] | None = None  # all of them, when the row of one changed
     rows_changed: int = 0
+    pending: Pending | None = None  # the rows that lack chunks, when that may have changed
+    chunks_missing: tuple[ChunkId, ...] = ()  # of those that a ChunkBatch staged
+    chunks_refused: tuple[ChunkId, ...] = ()  # of its contents: these are not what their ids say
     walk_rest: WalkBatch | None = (
         None  # the next slice of a WalkBatch: nothing of its rows and vectors is stored before it
     )

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from kvp2p.core.entry import ChunkId
 from kvp2p.core.messages import Designation, KeyedRow, Member, RowKey
 from kvp2p.core.vector import VersionVector
-from kvp2p.ids import AccountId, ClusterId, Issuer, NamespaceId, NodeId, Stamp
+from kvp2p.ids import AccountId, ClusterId, Issuer, NamespaceId, NodeId, Stamp, Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,24 @@ class Identity:
     account: AccountId  # the cluster's first account
     node: NodeId
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkState:
+    """A chunk: how many stored rows name it (shown rows included), and whether its content is here."""
+
+    references: int
+    is_here: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRow:
+    """A stored row that lacks chunks. `shown` is the row that readers see until it has them, empty when they see none [I3]."""
+
+    version: Version
+    namespace: NamespaceId
+    key: bytes
+    shown: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +106,30 @@ class ReadTransaction(Protocol):
         """Iterate over an issuer's log strictly after a stamp, ascending."""
         ...
 
+    def chunk(self, chunk: ChunkId) -> bytes | None:
+        """Return the content of a chunk, None when it is not here."""
+        ...
+
+    def chunk_state(self, chunk: ChunkId) -> ChunkState | None:
+        """Tell what is known of a chunk, None when nothing is."""
+        ...
+
+    def is_staged(self, chunk: ChunkId) -> bool:
+        """Tell whether a write under way keeps the chunk."""
+        ...
+
+    def staged(self) -> Iterator[ChunkId]:
+        """Iterate over the chunks that writes under way keep; those of an earlier life of the process, too."""
+        ...
+
+    def pending(self, version: Version) -> PendingRow | None:
+        """Return what readers see in place of the row of that version, None when the row is whole."""
+        ...
+
+    def pending_rows(self) -> Iterator[PendingRow]:
+        """Iterate over the rows that lack chunks, by version."""
+        ...
+
     def totals(self, namespace: NamespaceId) -> NamespaceTotals | None:
         """Return a namespace's totals, None if it never had a row or is deleted."""
         ...
@@ -112,6 +155,26 @@ class WriteTransaction(ReadTransaction, Protocol):
 
     def put_positions(self, issuer: Issuer, positions: Iterable[tuple[Stamp, RowKey]]) -> None:
         """Add positions to an issuer's log."""
+        ...
+
+    def put_chunk(self, chunk: ChunkId, content: bytes) -> None:
+        """Store the content of a chunk; keeps not its state."""
+        ...
+
+    def set_chunk_state(self, chunk: ChunkId, state: ChunkState | None) -> None:
+        """Store a chunk's state; None forgets the chunk, its content included."""
+        ...
+
+    def set_staged(self, chunk: ChunkId, staged: bool) -> None:
+        """Note that a write under way keeps a chunk, or no longer does."""
+        ...
+
+    def put_pending(self, row: PendingRow) -> None:
+        """Note that the row of a version lacks chunks."""
+        ...
+
+    def delete_pending(self, version: Version) -> None:
+        """Note that the row of a version is whole, or gone."""
         ...
 
     def set_vector(self, vector: VersionVector) -> None: ...

@@ -24,11 +24,12 @@ import lmdb
 from kvp2p.errors import StoreError, StoreFormatError, StoreFull
 from kvp2p.limits import SPARE_TRANSACTIONS_MAX, STORE_READERS_MAX
 from kvp2p.store.meta import FORMAT_KEY, check_format
+from kvp2p.store.migration import OLD_FORMAT, migrate
 from kvp2p.store.tables import META, TABLE_NAMES
 
 DATA_FILE: Final = "data.mdb"
 MAP_BYTES_DEFAULT: Final = 1 << 40
-TABLES_MAX: Final = 16  # seven now
+TABLES_MAX: Final = 16  # ten now
 LIB_VERSION: Final = 0  # LMDB 0.9
 # guess: a commit that failed below this much free space failed for lack of it
 DISK_FULL_BYTES: Final = 16 * 1024 * 1024
@@ -167,7 +168,10 @@ def _open_tables(environment: Environment) -> None:
         except (lmdb.NotFoundError, lmdb.IncompatibleError) as error:
             raise StoreFormatError(f"{where} is an LMDB file, but not a store of kvp2p") from error
         with handle.begin(db=table) as transaction:
-            check_format(transaction.get(FORMAT_KEY), where)
+            older = None if environment.is_readonly else OLD_FORMAT
+            made = check_format(transaction.get(FORMAT_KEY), where, older=older)
+        if made == OLD_FORMAT:
+            migrate(handle)
         environment.tables = {name: handle.open_db(name.encode(), create=False) for name in TABLE_NAMES}
     except lmdb.Error as error:
         raise translate(error, environment.directory, lambda: free_bytes(environment.directory)) from error

@@ -21,7 +21,7 @@ from kvp2p.ids import ISSUER_BYTES, AccountId, ClusterId, Issuer, NodeId
 
 T = TypeVar("T")
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 FORMAT_KEY: Final = b"format"
 
 _DESIGNATION_BYTES = 4 + ISSUER_BYTES + 16
@@ -46,8 +46,11 @@ def encode_format() -> bytes:
     return _compact({"format": FORMAT_VERSION, "made_by": __version__})
 
 
-def check_format(raw: bytes | None, where: str) -> None:
-    """Raise StoreFormatError unless `raw` is the `format` of a store that this code reads."""
+def check_format(raw: bytes | None, where: str, *, older: int | None = None) -> int:
+    """Return the format of a store; `raw` is its `format`.
+
+    Raises StoreFormatError unless it is the one that this code reads, or `older`.
+    """
     try:
         fields = json.loads(raw or b"")
         made, made_by = int(fields["format"]), str(fields["made_by"])
@@ -55,15 +58,16 @@ def check_format(raw: bytes | None, where: str) -> None:
         raise StoreFormatError(
             f"{where} is not a store of kvp2p: it does not say its format. Give the directory that `kvp2p init` made"
         ) from error
-    if made != FORMAT_VERSION:
+    if made not in (FORMAT_VERSION, older):
         advice = (
             f"Start kvp2p {made_by} or newer on it"
             if made > FORMAT_VERSION
-            else f"Export it with kvp2p {made_by}, or join the cluster with an empty directory"
+            else "Start its node once (`kvp2p serve`): it brings the store to this format"
         )
         raise StoreFormatError(
             f"{where} has format {made}, made by kvp2p {made_by}; kvp2p {__version__} reads format {FORMAT_VERSION}. {advice}"
         )
+    return made
 
 
 def _encode_identity(identity: Identity) -> bytes:
