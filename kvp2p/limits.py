@@ -129,6 +129,11 @@ CHUNK_PART_BYTES: Final = (
 CHUNK_PULLS_MAX: Final = 4  # chunks under way to this node, so at most 1 MiB of parts in its memory; guess
 CHUNKS_WANTED_MAX: Final = 64  # missing chunks that a batch's result names; more are named when these are here
 PENDING_TOLD_MAX: Final = 1_024  # versions without all their chunks that a batch's result names
+# Of one local process: chunks that the node has been given and has not stored yet (4 MiB for each gateway in the node's memory), and all
+# that wait, which a gateway bounds by bytes besides; guesses.
+LOCAL_STAGES_IN_FLIGHT_MAX: Final = 16
+LOCAL_STAGES_MAX: Final = 256
+STAGE_TIMEOUT_MS: Final = 30_000  # from the chunk's place in the queue to its being durable; guess, a disk that stalls
 STAGED_RELEASED_MAX: Final = 256  # staged chunks freed in one transaction
 
 # The store.
