@@ -29,6 +29,7 @@ OPS_PER_WRITE_MAX: Final = 10_000  # Cloudflare's bulk limit
 WRITE_BYTES_MAX: Final = 224 * 1024  # one forwarded write fits one mesh message
 TTL_SECONDS_MIN: Final = 60
 EXPIRES_AT_MAX: Final = 2**53 - 1  # unix seconds; what a JSON number holds exactly
+EXPIRES_IN_MAX: Final = EXPIRES_AT_MAX // 2  # seconds from now, so that the moment is one of these
 
 # HTTP parsing (DESIGN §6: what httptools lets through).
 HTTP_URL_BYTES_MAX: Final = 8 * 1024

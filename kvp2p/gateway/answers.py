@@ -46,7 +46,7 @@ CODES: Final[dict[str, Meaning]] = {
     "bad_namespace": Meaning(400),
     "bad_request": Meaning(400),
     "malformed_request": Meaning(400),
-    "expiry_not_supported": Meaning(400),
+    "bad_expiry": Meaning(400),
     "namespace_limit": Meaning(400),
     "unauthorized": Meaning(401),
     "forbidden": Meaning(403),

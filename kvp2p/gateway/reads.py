@@ -9,7 +9,6 @@ In and out: a view and the request's fields in, whole answers out; RequestError 
 from __future__ import annotations
 
 import json
-import time
 from binascii import hexlify
 from collections.abc import Callable
 from typing import Final
@@ -44,11 +43,11 @@ _KEY_NOT_FOUND: Final = "there is no value under this key"
 class Reads:
     """The answers to reads."""
 
-    def __init__(self, views: Views, access: Access, wall_s: Callable[[], float] = time.time) -> None:
+    def __init__(self, views: Views, access: Access, now: Callable[[], float]) -> None:
         self._views = views
         self._access = access
         self._readable = access.readable
-        self._wall_s = wall_s
+        self._now = now  # unix seconds by which rows expire
 
     def plain_value(self, target: bytes, authorization: bytes) -> bytes | None:
         """Answer a GET of a value that needs nothing but the row; None for every other case. Raises StoreError.
@@ -85,8 +84,8 @@ class Reads:
         namespace = self._access.namespace(view, token, target.namespace, Permission.READ).namespace
         self._access.allow_reading(fields.authorization, b"/v1/" + target.namespace, namespace)
         expected = fields.if_match()
-        row = view.raw_row(namespace, key)
-        if row is None or is_hidden(row, self._wall_s):
+        row = view.shown_row(namespace, key)
+        if row is None or is_hidden(row, self._now):
             code = "key_not_found" if expected is None else "precondition_failed"
             return error_answer(code, _KEY_NOT_FOUND)
         stands = Version(row[12:32])
@@ -128,8 +127,8 @@ class Reads:
         return json_answer(json.dumps({"namespaces": listed}, separators=(",", ":")).encode("ascii"))
 
     def covers(self, version: Version) -> bool:
-        """Tell whether this node's store has everything up to a version."""
-        return self._views.current().vector.covers(version)
+        """Tell whether this node's store has everything up to a version, values in chunks whole [I3]."""
+        return self._views.current().shows(version)
 
 
 def _listed(one: ListedKey) -> bytes:

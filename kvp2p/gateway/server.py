@@ -24,6 +24,7 @@ from kvp2p.config import HttpSettings
 from kvp2p.gateway.access import Access
 from kvp2p.gateway.answers import error_answer, refresh_heads, with_close
 from kvp2p.gateway.bodies import Bodies
+from kvp2p.gateway.clock import LeaderClock
 from kvp2p.gateway.connection import Connection
 from kvp2p.gateway.counters import Counters
 from kvp2p.gateway.reads import Reads
@@ -61,7 +62,9 @@ class Gateway:
         self.bodies = Bodies()
         self.access = Access()
         self.views = Views(replica, self.access)
-        self.reads = Reads(self.views, self.access)
+        self.clock = LeaderClock(node)
+        replica.hide_by(self.clock.now)
+        self.reads = Reads(self.views, self.access, self.clock.now)
         self.writes = Writes(self.views, self.access)
         self.routes = Routes(
             self.reads,

@@ -364,7 +364,7 @@ class NodePort:
                     request.body = body
                     request.callback(Outcome(Ending.ACKED))
             case Readiness():
-                if message != self.readiness:
+                if (message.ready, message.reason) != (self.readiness.ready, self.readiness.reason):
                     _LOG.info("readiness_changed", ready=message.ready, reason=message.reason)
                 self.readiness = message
             case _:

@@ -45,12 +45,13 @@ class Writer:
     def __init__(self, store: LmdbStore) -> None:
         self.store = store
         self.stamp = 1 << 16
+        self.wall_ms = 1
 
     def write(self, *operations: Operation) -> Outcome:
         write = StampedWrite(Stamp(self.stamp), operations)
         self.stamp += len(operations)
         with self.store.write() as txn:
-            return apply_batch(txn, WriteGroup(1, ISSUER, (write,), wall_ms=1)).outcomes[0]
+            return apply_batch(txn, WriteGroup(1, ISSUER, (write,), self.wall_ms)).outcomes[0]
 
     def put(self, key: bytes, value: bytes, metadata: bytes | None = None, expires_at: int = 0) -> str:
         """Store a value behind the gateway's back; returns its version in hex."""
