@@ -49,6 +49,10 @@ HTTP_PENDING_BODY_BYTES_MAX: Final = 1024 * 1024  # of their bodies; guess
 HTTP_BODY_BYTES_HELD_MAX: Final = 64 * 1024 * 1024
 # read and dropped for a 413: Cloudflare's largest value, and a little
 HTTP_DISCARDED_BODY_BYTES_MAX: Final = 26_214_400 + 1024 * 1024
+# Values of more than one chunk that a gateway sends at once, and for how long: each holds a slot of the store, and the pages that are freed
+# meanwhile. 60 s for 25 MiB take a line of 3.5 Mbit/s (DESIGN §5); the number is a guess, well above the 50 that are tested.
+HTTP_STREAMS_MAX: Final = 64
+HTTP_STREAM_SECONDS_MAX: Final = 60.0
 HTTP_ACCEPTS_MAX: Final = 64  # connections in one go, so that a flood of them does not stop those that are there; guess
 HTTP_BACKLOG_MAX: Final = 1_024  # connections that the kernel keeps for us; guess
 HTTP_LINGER_SECONDS: Final = 1.0  # after our last byte, so that the peer reads it before a reset
@@ -139,6 +143,8 @@ STAGED_RELEASED_MAX: Final = 256  # staged chunks freed in one transaction
 
 # The store.
 STORE_READERS_MAX: Final = 512  # slots of the lock file: several transactions for each of some dozens of processes
+# Slots that the streams of all gateways may take; the others are for reads that end at once, of the gateways and of programs.
+STORE_STREAMS_MAX: Final = 384
 SPARE_TRANSACTIONS_MAX: Final = 16  # read transactions kept for renewal: beginning one takes 0.13 us instead of 0.5
 # guess: a few groups of writes; kept free for transactions that make room
 STORE_RESERVE_BYTES: Final = 32 * 1024 * 1024
