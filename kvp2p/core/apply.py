@@ -7,6 +7,7 @@ Keeps true
 * I4: the caller commits everything this module did, or nothing of it.
 * I6: a row that a walk's part lacks was removed there if the part's vector covers it; the vector rises at the walk's end only.
 * I7: a namespace's tombstone beats every entry of that id; its rows leave H at once, its space is freed in slices.
+* I8: what a Purge names goes in the transaction that raises the fence, here and at the leader alike; the vector does not pass one that cannot be applied.
 * I9: a walk's part is looked through in slices, since any number of rows may stand here where it has none.
 In and out: a `Batch` in, a `BatchResult` out. Conditions of writes are checked here, against the rows as they stand.
 Source: DESIGN.md §2 and §3; last-writer-wins registers after Shapiro et al. (2011).
@@ -24,7 +25,10 @@ from kvp2p.core.batches import (
     BatchResult,
     ChunkBatch,
     FrameBatch,
+    Garbage,
+    LogTrim,
     NamespaceSweep,
+    PurgeBatch,
     Settle,
     StampedWrite,
     StoreSummary,
@@ -44,7 +48,7 @@ from kvp2p.core.entry import (
     row_version,
 )
 from kvp2p.core.joining import Joining
-from kvp2p.core.messages import Frame, KeyedRow, RowKey
+from kvp2p.core.messages import Frame, KeyedRow, Purge, RowKey
 from kvp2p.core.operations import (
     Condition,
     CreateNamespace,
@@ -57,6 +61,8 @@ from kvp2p.core.operations import (
     refused,
 )
 from kvp2p.core.port import ReadTransaction, WriteTransaction
+from kvp2p.core.purge import PLACE_BYTES, Obstacle, obstacle
+from kvp2p.core.removal import Purging, trim_log
 from kvp2p.core.vector import EMPTY_VECTOR
 from kvp2p.errors import RemoteProtocolError
 from kvp2p.ids import (
@@ -67,8 +73,6 @@ from kvp2p.ids import (
     Stamp,
     Version,
     make_version,
-    version_issuer,
-    version_stamp,
 )
 from kvp2p.limits import NAMESPACES_PER_ACCOUNT_MAX, STAGED_RELEASED_MAX, TTL_SECONDS_MIN, WALK_ROWS_LOOKED_AT_MAX
 
@@ -94,6 +98,10 @@ def apply_batch(txn: WriteTransaction, batch: Batch, *, is_full: bool = False) -
             application.settle(batch)
         case NamespaceSweep(namespace=namespace, rows_max=rows_max):
             application.sweep(namespace, rows_max)
+        case PurgeBatch():
+            frame = application.order_purge(batch)
+        case LogTrim():
+            application.trim(batch)
         case ChunkBatch():
             application.chunk_batch(batch)
         case _:
@@ -109,12 +117,14 @@ def summarize(txn: ReadTransaction) -> StoreSummary:
         above=txn.above,
         state_hash=txn.state_hash,
         complete=txn.complete,
+        clock_offset_ms=txn.clock_offset_ms,
         designation=txn.designation,
         identity=txn.identity,
         members=txn.members,
         candidates=_candidates(txn),
         issuers=issuers_of(txn),
         namespaces_to_sweep=_dead_namespaces_with_rows(txn),
+        garbage=_garbage(txn),
         pending=pending_of(txn),
         staged=tuple(islice(txn.staged(), STAGED_RELEASED_MAX)),
     )
@@ -131,6 +141,13 @@ def is_namespace_deleted(txn: ReadTransaction, namespace: NamespaceId) -> bool:
 def state_hash_seed(txn: ReadTransaction) -> int:
     """Return the cluster's 64-bit seed of the state hash: the first half of its id."""
     return int.from_bytes(txn.identity.cluster[:8], "big")
+
+
+def _garbage(txn: ReadTransaction) -> Garbage:
+    grave = next(txn.graves(), None)
+    expiring = next(txn.expiring(), None)
+    first_expiry_s = 0 if expiring is None else int.from_bytes(expiring[0][:8], "big")
+    return Garbage(None if grave is None else grave[0], first_expiry_s, txn.log_positions)
 
 
 def _candidates(txn: ReadTransaction) -> tuple[bytes, ...]:
@@ -169,13 +186,15 @@ class _Application:
         self.txn = txn
         self.rows = Joining(txn, state_hash_seed(txn))
         self.walk_rest: WalkBatch | None = None
+        self.obstacle = Obstacle.NONE
+        self.trimmed = 0
         self.chunks_missing: tuple[ChunkId, ...] = ()
         self.chunks_refused: tuple[ChunkId, ...] = ()
 
     def result(self, outcomes: tuple[Outcome, ...], frame: Frame | None) -> BatchResult:
         txn, rows = self.txn, self.rows
         rows.finish()
-        if len(txn.above) and txn.vector.covers_vector(txn.above):
+        if not txn.above.is_empty and txn.vector.covers_vector(txn.above):
             txn.set_above(EMPTY_VECTOR)
         return BatchResult(
             vector=txn.vector,
@@ -183,12 +202,15 @@ class _Application:
             above=txn.above,
             state_hash=txn.state_hash,
             complete=txn.complete,
+            garbage=_garbage(txn),
             outcomes=outcomes,
             frame=frame,
             namespaces_to_sweep=tuple(rows.newly_dead),
             candidates=_candidates(txn) if rows.candidates_changed else None,
             issuers=issuers_of(txn) if rows.issuers_changed else None,
             rows_changed=rows.rows_changed,
+            obstacle=self.obstacle,
+            trimmed=self.trimmed,
             pending=pending_of(txn) if rows.chunks.is_changed else None,
             chunks_missing=self.chunks_missing,
             chunks_refused=self.chunks_refused,
@@ -200,7 +222,7 @@ class _Application:
     def write_group(self, group: WriteGroup, *, is_full: bool) -> tuple[tuple[Outcome, ...], Frame | None]:
         if group.designation is not None:
             self.txn.set_designation(group.designation)
-        after = self.txn.vector.stamp_of(group.issuer)
+        after = self.txn.vector.reach(group.term, group.issuer)
         positions: list[tuple[Stamp, RowKey]] = []
         needs_room = is_full and group.designation is None  # a new term is no more than a row or two
         outcomes = tuple(
@@ -211,8 +233,8 @@ class _Application:
             return outcomes, None
         upto = positions[-1][0]
         self.txn.put_positions(group.issuer, positions)
-        self.txn.set_vector(self.txn.vector.raised(group.issuer, upto))
-        return outcomes, Frame(group.issuer, after, upto, *self._rows_at(positions))
+        self.txn.set_vector(self.txn.vector.raised(make_version(group.term, upto, group.issuer)))
+        return outcomes, Frame(group.term, group.issuer, after, upto, *self._rows_at(positions))
 
     def _write(self, group: WriteGroup, write: StampedWrite, positions: list[tuple[Stamp, RowKey]]) -> Outcome:
         """Apply all operations of one write, or none of them: conditions are checked before anything is stored."""
@@ -354,19 +376,21 @@ class _Application:
     # --- what peers send
 
     def frame(self, frame: Frame) -> None:
-        issuer = frame.issuer
+        term, issuer, upto = frame.term, frame.issuer, frame.upto
         vector, above = self.txn.vector, self.txn.above
-        covered = vector.stamp_of(issuer)
+        covered = vector.reach(term, issuer)
         if covered < frame.after:
             return  # a gap: nothing is applied, the log is pulled first [I3]
-        raised = vector.raised(issuer, frame.upto)
+        if frame.purge is not None:
+            upto = Stamp(upto - 1)  # until it is applied [I8]
+        raised = vector.raised(make_version(term, upto, issuer))
         for namespace, key, row in frame.rows:
             version = row_version(row)
             if vector.covers(version):
                 continue  # [I1]
             self.rows.join(namespace, key, row)
             if not raised.covers(version):  # of another issuer, or later: it came along as the newer row of a key
-                above = above.raised(version_issuer(version), version_stamp(version))
+                above = above.raised(version)
         rows = frame.rows
         self.txn.put_positions(
             issuer, [(stamp, rows[index][:2]) for stamp, index in frame.positions if stamp > covered]
@@ -374,6 +398,8 @@ class _Application:
         if above is not self.txn.above:
             self.txn.set_above(above)
         self.txn.set_vector(raised)
+        if frame.purge is not None and covered < frame.upto:
+            self._purge_from_log(frame.purge, make_version(term, frame.upto, issuer))
 
     def walk(self, batch: WalkBatch) -> None:
         part, vector = batch.part, self.txn.vector
@@ -387,9 +413,11 @@ class _Application:
                 self.rows.join(namespace, key, row)
         if batch.end is not None:
             floor = self.txn.floor
-            for issuer, stamp in batch.end.items():
-                if stamp > vector.stamp_of(issuer):
-                    floor = floor.raised(issuer, stamp)  # these positions came without a log
+            for top in batch.end.tops():
+                if not vector.covers(top):
+                    floor = floor.raised(top)  # these positions came without a log
+            if vector.fence < batch.end.fence:
+                floor = floor.fenced(batch.end.fence)  # rows at positions below it are gone
             self.txn.set_floor(floor)
             self.txn.set_vector(vector.join(batch.end))
             self.txn.set_complete(True)
@@ -422,6 +450,8 @@ class _Application:
             self.txn.set_members(batch.members)
         if batch.complete is not None:
             self.txn.set_complete(batch.complete)
+        if batch.clock_offset_ms is not None:
+            self.txn.set_clock_offset_ms(batch.clock_offset_ms)
 
     def sweep(self, namespace: NamespaceId, rows_max: int) -> None:
         if not self.rows.is_dead(namespace):
@@ -431,6 +461,43 @@ class _Application:
             self.rows.remove(namespace, key, row)
         if len(rows) > rows_max:
             self.rows.newly_dead.append(namespace)
+
+    # --- purging
+
+    def order_purge(self, batch: PurgeBatch) -> Frame | None:
+        """Write a Purge into this leader's log and apply it, if there is anything to remove and nothing stands against it."""
+        txn = self.txn
+        base, fence = txn.vector.fence, batch.fence_max
+        due = [version for version, _ in islice(txn.graves(), batch.rows_max + 1) if version < fence]
+        if len(due) > batch.rows_max:
+            fence = due[-1]  # the rest goes with the next one
+        if fence <= base:
+            return None
+        last = batch.before_s.to_bytes(8, "big") + b"\xff" * (PLACE_BYTES - 8)
+        expired = [place for place, _ in islice(txn.expiring(), batch.rows_max)]
+        if len(expired) == batch.rows_max:
+            last = min(last, expired[-1])
+        purge = Purge(last, batch.floor, fence, base)
+        purging = Purging(txn, self.rows)
+        if not purging.has_work(purge) or obstacle(purge, txn.vector, txn.above) or purging.waits_for_sweep(fence):
+            return None
+        at = make_version(batch.term, batch.stamp, batch.issuer)
+        after = txn.vector.reach(batch.term, batch.issuer)
+        purging.apply(purge, at)
+        return Frame(batch.term, batch.issuer, after, batch.stamp, (), (), purge)
+
+    def _purge_from_log(self, purge: Purge, at: Version) -> None:
+        txn = self.txn
+        purging = Purging(txn, self.rows)
+        if purge.fence > txn.vector.fence:
+            self.obstacle = obstacle(purge, txn.vector, txn.above)
+            if not self.obstacle and purging.waits_for_sweep(purge.fence):
+                self.obstacle = Obstacle.SWEEPING
+        if not self.obstacle:
+            purging.apply(purge, at)
+
+    def trim(self, batch: LogTrim) -> None:
+        self.trimmed = trim_log(self.txn, batch)
 
     # --- chunks
 

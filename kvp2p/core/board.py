@@ -14,10 +14,22 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kvp2p.core.batches import Batch, BatchResult, StoreSummary
+from kvp2p.core.clock import LeaderClock
 from kvp2p.core.events import Effect, Notice, Persist, Send, SetTimer
 from kvp2p.core.messages import Designation, Digest, Member, Message
 from kvp2p.core.settings import ReplicaSettings
-from kvp2p.ids import Issuer, NodeId, Now, Stamp
+from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
+from kvp2p.ids import (
+    Issuer,
+    NodeId,
+    Now,
+    Stamp,
+    Version,
+    make_version,
+    version_issuer,
+    version_stamp,
+    version_term,
+)
 
 MS = 1_000_000  # nanoseconds
 
@@ -35,6 +47,7 @@ class Peer:
     """A peer with an open link."""
 
     digest: Digest | None = None
+    skew_ms: int | None = None  # its wall clock less ours, as of its latest digest: too small by its way here
     diverged: bool = False
     trimmed_at: dict[Issuer, Stamp] = field(default_factory=dict)  # where it could not go on, told on this link
 
@@ -64,6 +77,10 @@ class Board:
         self.above = store.above
         self.state_hash = store.state_hash
         self.complete = store.complete
+        self.garbage = store.garbage
+        self.clock = LeaderClock(store.clock_offset_ms, now)
+        self.leads = False
+        self.pending = store.pending
         self.candidates = store.candidates
         self.issuers = {row.issuer: row for row in store.issuers}
         self.designation: Designation | None = store.designation
@@ -141,6 +158,9 @@ class Board:
         self.above = result.above
         self.state_hash = result.state_hash
         self.complete = result.complete
+        self.garbage = result.garbage
+        if result.pending is not None:
+            self.pending = result.pending
         if result.candidates is not None:
             self.candidates = result.candidates
         if result.issuers is not None:
@@ -162,7 +182,40 @@ class Board:
     @property
     def is_comparable(self) -> bool:
         """Tell whether H stands for exactly the vector: no row stands above it."""
-        return not len(self.above)
+        return self.above.is_empty
+
+    def whole_vector(self) -> VersionVector:
+        """Return what is here durably, with all chunks [I3]: the vector, ending before the first row of each issuer that lacks some."""
+        if self.pending.has_more:
+            return EMPTY_VECTOR
+        lowered: dict[Issuer, Version] = {}
+        for version in self.pending.versions:
+            if version < self.vector.fence:
+                return EMPTY_VECTOR
+            issuer = version_issuer(version)
+            lowered[issuer] = min(version, lowered.get(issuer, version))
+        tops = []
+        for top in self.vector.tops():
+            first = lowered.get(version_issuer(top))
+            if first is not None and first <= top:
+                before = Stamp(version_stamp(first) - 1)
+                top = make_version(version_term(first), before, version_issuer(first))  # noqa: PLW2901
+            if version_stamp(top):
+                tops.append(top)
+        return VersionVector(tops, self.vector.fence) if lowered else self.vector
+
+    # --- time
+
+    def clock_ms(self) -> int:
+        """Return what this node believes the leader's clock to be, its own when it leads: by it values expire [I7]."""
+        if self.leads:
+            self.clock.lead(self.now)
+        return self.clock.read(self.now)
+
+    def peers_skew_ms(self) -> int | None:
+        """Return by how much the wall clocks of peers are ahead of ours: their median, so that one that is off does not count. None without peers."""
+        skews = sorted(peer.skew_ms for peer in self.peers.values() if peer.skew_ms is not None)
+        return skews[len(skews) // 2] if skews else None
 
     # --- peers
 

@@ -53,6 +53,8 @@ class Readiness:
             self._met.add(peer)
             self._target = self._target.join(digest.vector)
         self._compare_hashes(peer, digest)
+        if self.board.leads:
+            self._tell_skew(self.board.peers_skew_ms() or 0)
         if self.board.is_leader(peer):
             self._leader_heard_ns = self.board.now.mono_ns
             self._note_skew(digest)
@@ -81,7 +83,9 @@ class Readiness:
 
     @property
     def skew_ms(self) -> int | None:
-        """Return the leader's clock minus ours, as the best of the latest samples; None before any."""
+        """Return the leader's clock minus ours, as the best of the latest samples; at the leader, those of its peers. None before any."""
+        if self.board.leads:
+            return self.board.peers_skew_ms()
         return max(self._skews_ms) if self._skews_ms else None
 
     def lag_ms(self) -> int:
@@ -108,7 +112,10 @@ class Readiness:
     def _note_skew(self, digest: Digest) -> None:
         board = self.board
         self._skews_ms = [*self._skews_ms[1 - _SKEW_SAMPLES :], digest.wall_ms - board.now.wall_ms]
-        skew_ms = max(self._skews_ms)
+        self._tell_skew(max(self._skews_ms))
+
+    def _tell_skew(self, skew_ms: int) -> None:
+        board = self.board
         is_skewed = abs(skew_ms) > board.settings.skew_alarm_ms
         if is_skewed != self._is_skewed:
             self._is_skewed = is_skewed

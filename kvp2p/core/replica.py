@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import assert_never
 
 from kvp2p.core.anti_entropy import AntiEntropy
-from kvp2p.core.batches import BatchResult, NamespaceSweep
+from kvp2p.core.batches import BatchResult, NamespaceSweep, Settle
 from kvp2p.core.board import MS, Board, Peer, Random
+from kvp2p.core.clock import OFFSET_KEPT_MS
 from kvp2p.core.events import (
     Await,
     CloseIssuer,
@@ -45,6 +46,7 @@ from kvp2p.core.messages import (
     WalkRequest,
 )
 from kvp2p.core.operations import refused
+from kvp2p.core.purging import Purger
 from kvp2p.core.readiness import Readiness
 from kvp2p.core.roster import Members
 from kvp2p.core.settings import ReplicaSettings
@@ -63,11 +65,13 @@ class ReplicaMachine:
     holds: Holds
     forwarder: Forwarder
     readiness: Readiness
+    purger: Purger
 
     def __init__(self, settings: ReplicaSettings, random: Random) -> None:
         self._settings = settings
         self._random = random
         self._changed_ns = 0
+        self._clock_offset_ms = 0
         self._sweeping: dict[NamespaceId, bool] = {}
 
     def handle(self, event: Event, now: Now) -> list[Effect]:
@@ -110,14 +114,17 @@ class ReplicaMachine:
 
     def _start(self, event: Start, now: Now) -> list[Effect]:
         self.board = board = Board(self._settings, self._random, event.store, event.me, now)
+        self._clock_offset_ms = event.store.clock_offset_ms
         self.members = Members(board, event.store.members, event.seeds)
         self.leadership = Leadership(board, self.members)
         self.anti_entropy = AntiEntropy(board)
         self.holds = Holds(board)
         self.forwarder = Forwarder(board, self.holds)
         self.readiness = Readiness(board, self.members)
+        self.purger = Purger(board, self.leadership)
         self.members.start()
         self.readiness.start()
+        self.purger.start()
         self.leadership.start()
         self._sweep(event.store.namespaces_to_sweep)
         self.board.set_timer("digest", self._settings.digest_busy_ms)
@@ -152,6 +159,9 @@ class ReplicaMachine:
         state = self.board.peers[peer]
         is_first = state.digest is None
         state.digest = digest
+        state.skew_ms = digest.wall_ms - self.board.now.wall_ms
+        if digest.clock_ms and not self.board.leads:
+            self.board.clock.hear(digest.clock_ms, self.board.now)
         was_leading = self.leadership.role is Role.LEADING
         self.leadership.on_digest(peer, digest)
         self.anti_entropy.on_digest(peer, digest, is_first)
@@ -177,12 +187,22 @@ class ReplicaMachine:
             leads=self.leadership.issuer,
             complete=board.complete,
             wall_ms=board.now.wall_ms,
+            clock_ms=board.clock_ms() if board.clock.is_known else 0,
+            whole=None if not board.pending.versions else board.whole_vector(),
         )
 
     def _tell_all(self) -> None:
         digest = self._digest()
         for peer in self.board.peers:
             self.board.send(peer, digest)
+
+    def _keep_clock_offset(self) -> None:
+        """Write down by how much the leader's clock is ahead of this machine's, for the next start and for programs that read the file."""
+        board = self.board
+        offset_ms = board.clock.offset_ms(board.now)
+        if board.clock.is_known and abs(offset_ms - self._clock_offset_ms) > OFFSET_KEPT_MS:
+            self._clock_offset_ms = offset_ms
+            board.persist(Settle(clock_offset_ms=offset_ms))  # when the disk is full, the next change does it
 
     # --- writes
 
@@ -260,6 +280,7 @@ class ReplicaMachine:
         match name:
             case "digest":
                 self._tell_all()
+                self._keep_clock_offset()
                 is_busy = self.board.now.mono_ns - self._changed_ns < self._settings.busy_ms * MS
                 self.board.set_timer(
                     "digest", self._settings.digest_busy_ms if is_busy else self._settings.digest_idle_ms
@@ -283,6 +304,8 @@ class ReplicaMachine:
                 self._tell_all()
             case "roster":
                 self.members.store()
+            case "purge":
+                self.purger.on_timer()
             case "open" | "close" | "settle":
                 self.leadership.on_retry(name)
             case "contact":

@@ -256,10 +256,10 @@ class Cluster:
             with host.disk.store.read() as txn:
                 rows = {row.issuer: row for row in issuers_of(txn)}
                 vector = txn.vector
-            ended = [row for row in rows.values() if row.closed is not None]
-            if len(rows) != len(vector) or len(ended) != len(rows) - 1:
+            ended = {row.issuer: row.closed for row in rows.values() if row.closed is not None}
+            if any(issuer not in rows for issuer, _ in vector.items()) or len(ended) != len(rows) - 1:
                 return False
-            if any(row.closed < vector.stamp_of(row.issuer) for row in ended if row.closed is not None):
+            if any(stamp > ended.get(issuer, stamp) for issuer, stamp in vector.items()):
                 return False
         return True
 

@@ -1,6 +1,6 @@
 """The facts a store keeps about itself, and how each is written in the `meta` table.
 
-Decides: the bytes of format, identity, vector, floor, above, complete, designation and members.
+Decides: the bytes of format, identity, vector, floor, above, complete, clock offset, designation and members.
 Keeps true: what is written is read back equal, and a value that this code did not write is refused, not guessed at.
 In and out: typed values in, bytes out, and back. JSON is compact with sorted keys; integers are big-endian.
 """
@@ -132,6 +132,12 @@ VECTOR: Final = _vector_field(b"vector")
 FLOOR: Final = _vector_field(b"floor")
 ABOVE: Final = _vector_field(b"above")
 COMPLETE: Final[Field[bool]] = Field(b"complete", _encode_complete, _decode_complete, False)
+CLOCK_OFFSET: Final[Field[int]] = Field(
+    b"clock_offset_ms",
+    lambda offset_ms: offset_ms.to_bytes(8, "big", signed=True),
+    lambda raw: int.from_bytes(raw, "big", signed=True),
+    0,
+)
 DESIGNATION: Final[Field[Designation | None]] = Field(b"designation", _encode_designation, _decode_designation, None)
 MEMBERS: Final[Field[tuple[Member, ...]]] = Field(b"members", _encode_members, _decode_members, ())
 

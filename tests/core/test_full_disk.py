@@ -39,7 +39,7 @@ def group(*writes: tuple[Operation, ...], first: int = 1) -> WriteGroup:
 
 def frame(*rows: KeyedRow) -> FrameBatch:
     positions = tuple((Stamp(index + 1), index) for index in range(len(rows)))
-    return FrameBatch(Frame(X, Stamp(0), Stamp(len(rows)), positions, rows))
+    return FrameBatch(Frame(1, X, Stamp(0), Stamp(len(rows)), positions, rows))
 
 
 def walk(*rows: KeyedRow) -> WalkBatch:

@@ -238,7 +238,7 @@ async def test_status_tells_what_a_designated_node_waits_for(store: GatedStore) 
     peer, issuer = NodeId(b"p" * 16), Issuer(b"issuer-p")
     async with running(driver):
         await driver.on_link_up(peer, FakeLink())
-        shown = VersionVector({issuer: Stamp(9)})
+        shown = VersionVector([make_version(1, Stamp(9), issuer)])
         await driver.on_messages(peer, [Digest(shown, bytes(16), True, EMPTY_VECTOR, None, None, True, 0)])
         await until(lambda: status_document(driver, identity_of(NODE), None)["role"] == "catching_up")
         status = status_document(driver, identity_of(NODE), None)

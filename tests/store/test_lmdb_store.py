@@ -16,7 +16,7 @@ from kvp2p.core.messages import Designation
 from kvp2p.core.port import Identity
 from kvp2p.core.vector import VersionVector
 from kvp2p.errors import StoreError, StoreFormatError, StoreFull
-from kvp2p.ids import Issuer, NamespaceId, NodeId, Stamp
+from kvp2p.ids import Issuer, NamespaceId, NodeId, Stamp, make_version
 from kvp2p.limits import STORE_RESERVE_BYTES
 from kvp2p.store import lmdb_store
 from kvp2p.store.environment import DISK_FULL_BYTES, translate
@@ -67,7 +67,7 @@ def test_reopened_store_has_what_was_written(tmp_path: Path, identity: Identity,
         with store.write() as writer:
             for key in (b"\x00", b"k" * 512, b"\xff"):
                 writer.put_row(SPACE, key, make_row(key))
-            writer.set_vector(VersionVector({ISSUER: Stamp(3)}))
+            writer.set_vector(VersionVector([make_version(1, Stamp(3), ISSUER)]))
         assert store.used_bytes() > 8192
     for readonly in (True, False):
         with LmdbStore.open(tmp_path / "deep" / "store", readonly=readonly) as store, store.read() as reader:
@@ -75,7 +75,7 @@ def test_reopened_store_has_what_was_written(tmp_path: Path, identity: Identity,
             assert reader.designation == designation
             assert reader.complete is True
             assert [key for key, _ in reader.rows(SPACE)] == [b"\x00", b"k" * 512, b"\xff"]
-            assert reader.vector == VersionVector({ISSUER: Stamp(3)})
+            assert reader.vector == VersionVector([make_version(1, Stamp(3), ISSUER)])
 
 
 def test_store_is_not_made_over_another(directory: Path, identity: Identity) -> None:
@@ -216,20 +216,22 @@ OTHER_WRITER = """
 import sys
 from kvp2p.store.lmdb_store import LmdbStore
 from kvp2p.core.vector import VersionVector
-from kvp2p.ids import Issuer, Stamp
+from kvp2p.ids import Issuer, Stamp, make_version
 with LmdbStore.open(sys.argv[1]) as store, store.write() as writer:
-    writer.set_vector(writer.vector.raised(Issuer(b"issuer-2"), Stamp(5)))
+    writer.set_vector(writer.vector.raised(make_version(1, Stamp(5), Issuer(b"issuer-2"))))
 """
 
 
 def test_writer_notices_that_another_process_wrote(directory: Path) -> None:
     with LmdbStore.open(directory) as store:
         with store.write() as writer:
-            writer.set_vector(VersionVector({ISSUER: Stamp(1)}))
+            writer.set_vector(VersionVector([make_version(1, Stamp(1), ISSUER)]))
         with start_process(OTHER_WRITER, directory) as process:
             assert process.wait(20) == 0
         with store.write() as writer:
-            assert writer.vector == VersionVector({ISSUER: Stamp(1), Issuer(b"issuer-2"): Stamp(5)})
+            assert writer.vector == VersionVector(
+                [make_version(1, Stamp(1), ISSUER), make_version(1, Stamp(5), Issuer(b"issuer-2"))]
+            )
 
 
 def test_store_is_shared_within_a_process(directory: Path, make_row: MakeRow) -> None:

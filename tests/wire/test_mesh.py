@@ -19,6 +19,7 @@ from kvp2p.core.messages import (
     Message,
     Pull,
     PullEnd,
+    Purge,
     Roster,
     WalkPart,
     WalkRequest,
@@ -26,15 +27,15 @@ from kvp2p.core.messages import (
 from kvp2p.core.operations import Condition, CreateNamespace, Delete, DeleteNamespace, Operation, Outcome, Put, refused
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.errors import LocalProtocolError, RemoteProtocolError
-from kvp2p.ids import AccountId, Issuer, NamespaceId, NodeId, Stamp, Version, make_version
+from kvp2p.ids import VERSION_ZERO, AccountId, Issuer, NamespaceId, NodeId, Stamp, Version, make_version
 from kvp2p.limits import (
     KEY_BYTES_MAX,
     MESH_MESSAGE_BYTES_MAX,
     METADATA_BYTES_MAX,
     OPS_PER_WRITE_MAX,
     PULL_BYTES_MAX,
+    ROW_VALUE_BYTES_MAX,
     TERM_MAX,
-    VALUE_BYTES_MAX,
     VECTOR_ISSUERS_MAX,
     WRITE_BYTES_MAX,
 )
@@ -167,7 +168,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "walk that goes backwards": ([6, 1, PLACE, PLACE, [], VECTOR], "before it starts"),
     "forward of nothing": (forward(), "operations must be an array of 1"),
     "forward of too many": (forward(*[[3, NAMESPACE]] * 10_001), f"1 to {OPS_PER_WRITE_MAX}"),
-    "forward of too much": (forward(put(value=bytes(VALUE_BYTES_MAX)), put(value=bytes(40_000))), "229376 are the limit"),
+    "forward of too much": (forward(put(value=bytes(ROW_VALUE_BYTES_MAX)), put(value=bytes(40_000))), "229376 are the limit"),
     "forward with a deadline past all clocks": ([7, 1, 1 << 63, [[3, NAMESPACE]]], "deadline_ns"),
     "pong with a clock past all clocks": ([33, 1, 1 << 63], "clock_ns"),
     "operation of an unknown kind": (forward([4, NAMESPACE]), "unknown kind"),
@@ -175,7 +176,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "put with a field missing": (forward(put()[:-1]), "a Put must be"),
     "put of an empty key": (forward(put(key=b"")), "key must be 1 to 512"),
     "put of a long key": (forward(put(key=bytes(KEY_BYTES_MAX + 1))), "key must be 1 to 512"),
-    "put of a long value": (forward(put(value=bytes(VALUE_BYTES_MAX + 1))), "value must be"),
+    "put of a long value": (forward(put(value=bytes(ROW_VALUE_BYTES_MAX + 1))), "value must be"),
     "put of long metadata": (forward(put(metadata=bytes(METADATA_BYTES_MAX + 1))), "metadata must be"),
     "put with a condition as number": (forward(put(condition=0)), "condition must be 20 bytes"),
     "put with half a version": (forward(put(condition=bytes(10))), "condition must be 20 bytes"),
@@ -214,7 +215,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
 
 @pytest.mark.parametrize(("message", "told"), WRONG.values(), ids=WRONG.keys())
 def test_a_wrong_field_is_refused_by_name(message: list[Any], told: str) -> None:
-    good = cbor2.loads(encode_message(Pull(ISSUER, Stamp(1), 1)))
+    good = cbor2.loads(encode_message(Pull(1, ISSUER, Stamp(1), 1)))
     with pytest.raises(RemoteProtocolError, match=told):
         unpack_link(cbor2.dumps([good, message]))
 
@@ -226,18 +227,18 @@ def test_a_payload_is_an_array_of_messages_and_nothing_else(payload: bytes) -> N
 
 
 EDGES: list[Message] = [
-    Frame(ISSUER, Stamp(0), Stamp((1 << 63) - 1), ((Stamp((1 << 63) - 1), 0),), ((NAMESPACE, b"k" * 512, ROW),)),
-    Frame(ISSUER, Stamp(0), Stamp(1), (), ()),
+    Frame(1, ISSUER, Stamp(0), Stamp((1 << 63) - 1), ((Stamp((1 << 63) - 1), 0),), ((NAMESPACE, b"k" * 512, ROW),)),
+    Frame(1, ISSUER, Stamp(0), Stamp(1), (), ()),
     WalkPart(0, None, None, (), EMPTY_VECTOR),
     WalkPart(0, (NAMESPACE, b""), (NEXT, b""), ((NAMESPACE, b"k", ROW),), EMPTY_VECTOR),
     WalkPart(0, (NAMESPACE, b"j"), (NAMESPACE, b"k"), ((NAMESPACE, b"k", ROW),), EMPTY_VECTOR),
     WalkRequest(0, (NAMESPACE, b"")),
-    Forward(0, 0, (Put(NAMESPACE, b"k", bytes(VALUE_BYTES_MAX), bytes(METADATA_BYTES_MAX)),)),
+    Forward(0, 0, (Put(NAMESPACE, b"k", bytes(ROW_VALUE_BYTES_MAX), bytes(METADATA_BYTES_MAX)),)),
     Forward(0, 0, (Put(NAMESPACE, b"k", b"", b"", 0, Condition.VERSION_IS, VERSION),)),
     Roster(()),
     Roster((Member(NodeId(b"i" * 16), (1 << 63) - 1, "n1", "", "", ""),)),
     PullEnd(ISSUER, Stamp((1 << 63) - 1), trimmed=False),
-    WalkPart(0, None, None, (), VersionVector({ISSUER: Stamp((1 << 63) - 1)})),
+    WalkPart(0, None, None, (), VersionVector([make_version(TERM_MAX, Stamp((1 << 63) - 1), ISSUER)])),
 ]
 
 
@@ -248,7 +249,7 @@ def test_a_message_at_its_bounds_passes(message: Message) -> None:
 
 OURS: dict[str, tuple[Message, str]] = {
     "positions that descend": (
-        Frame(ISSUER, Stamp(0), Stamp(9), ((Stamp(3), 0), (Stamp(2), 0)), ((NAMESPACE, b"k", ROW),)),
+        Frame(1, ISSUER, Stamp(0), Stamp(9), ((Stamp(3), 0), (Stamp(2), 0)), ((NAMESPACE, b"k", ROW),)),
         "do not ascend: 2 after 3",
     ),
     "condition without its version": (
@@ -259,7 +260,7 @@ OURS: dict[str, tuple[Message, str]] = {
         Forward(1, 1, (Put(NAMESPACE, b"k", b"", if_version=VERSION),)),
         "condition ALWAYS contradicts",
     ),
-    "pull of nothing": (Pull(ISSUER, Stamp(0), 0), "a Pull that no peer would take: bytes_max"),
+    "pull of nothing": (Pull(1, ISSUER, Stamp(0), 0), "a Pull that no peer would take: bytes_max"),
     "roster that is too long": (
         Roster((Member(NodeId(bytes(16)), 1, "n", *["u" * 512] * 3),) * 200),
         "a Roster has .* bytes encoded; 262139 are the limit",
@@ -302,10 +303,12 @@ def test_every_write_within_the_limits_fits_one_message(operations: list[Operati
 
 
 LAST = Stamp((1 << 63) - 1)
-FULL_VECTOR = VersionVector({Issuer(n.to_bytes(8, "big")): LAST for n in range(1, VECTOR_ISSUERS_MAX + 1)}, VERSION)
+FULL_VECTOR = VersionVector(
+    (make_version(TERM_MAX, LAST, Issuer(n.to_bytes(8, "big"))) for n in range(VECTOR_ISSUERS_MAX)), VERSION
+)
 FULL_KEY = (NEXT, b"k" * KEY_BYTES_MAX)
 FULL_ROW = encode_row(
-    Kind.VALUE, bytes(VALUE_BYTES_MAX), b"m" * METADATA_BYTES_MAX, (1 << 40) - 1, make_version(9, LAST, ISSUER)
+    Kind.VALUE, bytes(ROW_VALUE_BYTES_MAX), b"m" * METADATA_BYTES_MAX, (1 << 40) - 1, make_version(9, LAST, ISSUER)
 )
 LARGEST: dict[str, Message] = {
     "part of a walk": WalkPart(
@@ -319,8 +322,11 @@ LARGEST: dict[str, Message] = {
         Designation(TERM_MAX, ISSUER, NodeId(bytes(16))),
         ISSUER,
         True,
-        (1 << 64) - 1,
+        (1 << 63) - 1,
+        (1 << 63) - 1,
+        FULL_VECTOR,
     ),
+    "purge": Frame(TERM_MAX, ISSUER, Stamp(0), LAST, (), (), Purge(bytes(24), FULL_VECTOR, VERSION, VERSION_ZERO)),
 }
 
 
