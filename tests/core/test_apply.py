@@ -160,8 +160,8 @@ def test_rows_above_the_vector_are_remembered_until_it_reaches_them() -> None:
     store = new_store()
     newer = value_row(7, issuer="y", term=2)
     frame = Frame(1, issuer_of("x"), Stamp(0), Stamp(1), ((Stamp(1), 0),), ((SYSTEM_NAMESPACE, b"k", newer),))
-    assert apply(store, FrameBatch(frame)).above == vector(y=7)
-    same = Frame(1, issuer_of("y"), Stamp(0), Stamp(7), ((Stamp(7), 0),), ((SYSTEM_NAMESPACE, b"k", newer),))
+    assert apply(store, FrameBatch(frame)).above == VersionVector([version(7, "y", 2)])
+    same = Frame(2, issuer_of("y"), Stamp(0), Stamp(7), ((Stamp(7), 0),), ((SYSTEM_NAMESPACE, b"k", newer),))
     assert apply(store, FrameBatch(same)).above == EMPTY_VECTOR
 
 

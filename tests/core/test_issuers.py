@@ -344,7 +344,7 @@ def test_an_operator_closes_the_issuer_of_a_node_that_is_gone() -> None:
 def test_an_operator_closes_an_issuer_from_before_issuers_had_rows() -> None:
     a = leader(frame_of(0, 5))
     assert a.replies[a.close_issuer(X)].ending == Ending.ACKED
-    assert issuer_rows(a.store)[X] == IssuerRow(X, None, 0, Stamp(5))
+    assert issuer_rows(a.store)[X] == IssuerRow(X, None, 1, Stamp(5))
     a.meets("c", given_way(a, x=6))
     a.hears("c", frame_of(5, 6))
     a.hears("c", given_way(a, x=6))

@@ -102,12 +102,20 @@ def test_messages_of_anything_are_refused_or_encode_to_the_same_bytes(tag: int, 
     assert pack([encode_message(one) for one in received]) == payload
 
 
-def frame(*, after: object = 5, upto: object = 9, positions: object = (), rows: object = ()) -> list[Any]:
-    return [1, ISSUER, after, upto, positions, rows]
+def frame(
+    *, after: object = 5, upto: object = 9, positions: object = (), rows: object = (), purge: object = None
+) -> list[Any]:
+    return [1, 1, ISSUER, after, upto, positions, rows, purge]
+
+
+def digest(**changes: object) -> list[Any]:
+    given = {"vector": VECTOR, "state_hash": bytes(16), "comparable": True, "floor": VECTOR, "designation": None}
+    given |= {"leads": None, "complete": True, "wall_ms": 0, "clock_ms": 0, "whole": None}
+    return [2, *(given | changes).values()]
 
 
 def put(**changes: object) -> list[Any]:
-    given = {"namespace": NAMESPACE, "key": b"k", "value": b"v", "metadata": None, "expires_at": 0, "condition": None}
+    given = {"namespace": NAMESPACE, "key": b"k", "value": b"v", "metadata": None, "expiry": None, "condition": None}
     return [0, *(given | changes).values()]
 
 
@@ -118,7 +126,9 @@ def forward(*operations: object) -> list[Any]:
 TOO_HIGH = 1 << 63
 HIGH_VERSION = make_version(1, Stamp(TOO_HIGH), ISSUER)
 HIGH_ROW = encode_row(Kind.VALUE, b"value", None, 0, HIGH_VERSION)
-HIGH_VECTOR = bytes(20) + ISSUER + TOO_HIGH.to_bytes(8, "big")
+HIGH_VECTOR = bytes(20) + HIGH_VERSION
+FENCE = make_version(1, Stamp(8), ISSUER)
+PURGE = bytes(24) + FENCE + bytes(20) + VECTOR
 NEXT = NamespaceId(b"o" * 16)
 PLACE = [NAMESPACE, b"m"]
 KEYED = [NAMESPACE, b"k", ROW]
@@ -128,11 +138,11 @@ OUTCOME = [0, "", "", None, None, False, True]
 WRONG: dict[str, tuple[list[Any], str]] = {
     "no message at all": ([], "a message must be an array"),
     "tag alone": ([3], "a message must be an array"),
-    "unknown tag": ([10, 1], "unknown kind"),
+    "unknown tag": ([31, 1], "unknown kind"),
     "tag True": ([True, ISSUER, 5, 9, [], []], "unknown kind"),
     "tag that cannot be looked up": ([[], 1], "unknown kind"),
     "field missing": ([1, ISSUER, 5, 9, []], "a Frame must be an array of"),
-    "field too many": ([3, ISSUER, 5, 9, 9], "a Pull must be an array of"),
+    "field too many": ([3, 1, ISSUER, 5, 9, 9], "a Pull must be an array of"),
     "issuer too short": ([4, b"issuer0", 5, True], "issuer must be 8 bytes"),
     "stamp of 65 bits is no number": (frame(upto=b"\x01" + bytes(8)), "upto must be a number"),
     "frame over nothing": (frame(after=9), "spans nothing"),
@@ -152,14 +162,22 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "row that is a number": (frame(positions=[1, 0], rows=[NAMESPACE, b"k", 1]), "is no byte string"),
     "row of half a namespace": (frame(positions=[1, 0], rows=[b"n", b"k", ROW]), "namespace must be"),
     "damaged row": (frame(positions=[1, 0], rows=[NAMESPACE, b"k", ROW[:-1] + b"!"]), "does not match its digest"),
-    "vector cut": ([2, bytes(19), bytes(16), True, VECTOR, None, None, True, 0], "version vector cannot have 19 bytes"),
-    "vector without end": ([2, bytes(70_000), bytes(16), True, VECTOR, None, None, True, 0], "version vector must be"),
-    "state hash short": ([2, VECTOR, bytes(15), True, VECTOR, None, None, True, 0], "state_hash must be 16"),
-    "flag as number": ([2, VECTOR, bytes(16), 1, VECTOR, None, None, True, 0], "comparable must be true or false"),
-    "designation short": ([2, VECTOR, bytes(16), True, VECTOR, [1, ISSUER], None, True, 0], "designation must be"),
-    "term of 33 bits": ([2, VECTOR, bytes(16), True, VECTOR, [1 << 32, ISSUER, bytes(16)], None, True, 0], "term must be"),
-    "pull of nothing": ([3, ISSUER, 5, 0], "bytes_max must be a number from 1"),
-    "pull of too much": ([3, ISSUER, 5, PULL_BYTES_MAX + 1], "bytes_max must be a number"),
+    "purge cut": (frame(purge=PURGE[:-1]), "a Purge cannot have"),
+    "purge of a damaged floor": (frame(purge=PURGE + b"1"), "a version vector cannot have 21 bytes"),
+    "purge without progress": (frame(purge=bytes(24) + FENCE * 2 + VECTOR), "is not above its base"),
+    "purge at a row's position": (frame(positions=[4, 0], rows=KEYED, purge=PURGE), "stand at one position"),
+    "purge ahead of itself": (frame(upto=7, purge=PURGE), "lies behind its own position"),
+    "purge that is no bytes": (frame(purge=1), "a Purge must be"),
+    "digest with a clock past all clocks": (digest(clock_ms=1 << 63), "clock_ms must be a number"),
+    "digest with half a vector of what is whole": (digest(whole=bytes(10)), "version vector cannot have 10 bytes"),
+    "vector cut": (digest(vector=bytes(19)), "version vector cannot have 19 bytes"),
+    "vector without end": (digest(vector=bytes(70_000)), "version vector must be"),
+    "state hash short": (digest(state_hash=bytes(15)), "state_hash must be 16"),
+    "flag as number": (digest(comparable=1), "comparable must be true or false"),
+    "designation short": (digest(designation=[1, ISSUER]), "designation must be"),
+    "term of 33 bits": (digest(designation=[1 << 32, ISSUER, bytes(16)]), "term must be"),
+    "pull of nothing": ([3, 1, ISSUER, 5, 0], "bytes_max must be a number from 1"),
+    "pull of too much": ([3, 1, ISSUER, 5, PULL_BYTES_MAX + 1], "bytes_max must be a number"),
     "walk from a long key": ([5, 1, [NAMESPACE, b"k" * 513]], "key must be 0 to 512"),
     "walk from half a place": ([5, 1, [NAMESPACE]], "a place in key order must be"),
     "walk out of order": ([6, 1, None, None, [NAMESPACE, b"k", ROW] * 2, VECTOR], "do not ascend"),
@@ -171,7 +189,12 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "forward of too much": (forward(put(value=bytes(ROW_VALUE_BYTES_MAX)), put(value=bytes(40_000))), "229376 are the limit"),
     "forward with a deadline past all clocks": ([7, 1, 1 << 63, [[3, NAMESPACE]]], "deadline_ns"),
     "pong with a clock past all clocks": ([33, 1, 1 << 63], "clock_ns"),
-    "operation of an unknown kind": (forward([4, NAMESPACE]), "unknown kind"),
+    "operation of an unknown kind": (forward([5, NAMESPACE]), "unknown kind"),
+    "operation whose kind is no number": (forward([False, NAMESPACE]), "the kind of an operation"),
+    "put that expires never, as a number": (forward(put(expiry=0)), "expires_at must be a number from 1"),
+    "put that expires in no time": (forward(put(expiry=[0])), "expires_in must be a number from 1"),
+    "put that expires in two times": (forward(put(expiry=[60, 61])), "an expiry must be"),
+    "put of chunks that are none": (forward([4, *put()[1:]]), "a chunk list cannot have 1 bytes"),
     "operation that is no array": (forward(3), "an operation must be an array"),
     "put with a field missing": (forward(put()[:-1]), "a Put must be"),
     "put of an empty key": (forward(put(key=b"")), "key must be 1 to 512"),
@@ -201,14 +224,14 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "credit of nothing": ([34, 1, 0], "taken_bytes must be"),
     "frame to where no stamp is": (frame(upto=TOO_HIGH), "upto must be a number"),
     "frame from where no stamp is": (frame(after=TOO_HIGH, upto=TOO_HIGH + 1), "after must be a number"),
-    "pull from where no stamp is": ([3, ISSUER, TOO_HIGH, 1], "after must be a number"),
+    "pull from where no stamp is": ([3, 1, ISSUER, TOO_HIGH, 1], "after must be a number"),
     "pull ended where no stamp is": ([4, ISSUER, TOO_HIGH, True], "upto must be a number"),
     "row of too high a stamp": (frame(positions=[1, 0], rows=[NAMESPACE, b"k", HIGH_ROW]), "the stamp of a row must be"),
     "walk with too high a stamp": ([6, 1, None, None, [NAMESPACE, b"k", HIGH_ROW], VECTOR], "the stamp of a row must be"),
     "walk of too high a vector": ([6, 1, None, None, [], HIGH_VECTOR], "the latest stamp of a version vector"),
-    "vector with too high a stamp": ([2, HIGH_VECTOR, bytes(16), True, VECTOR, None, None, True, 0], "the latest stamp"),
-    "fence with too high a stamp": ([2, HIGH_VERSION, bytes(16), True, VECTOR, None, None, True, 0], "the latest stamp"),
-    "floor with too high a stamp": ([2, VECTOR, bytes(16), True, HIGH_VECTOR, None, None, True, 0], "the latest stamp"),
+    "vector with too high a stamp": (digest(vector=HIGH_VECTOR), "the latest stamp"),
+    "fence with too high a stamp": (digest(vector=HIGH_VERSION), "the latest stamp"),
+    "floor with too high a stamp": (digest(floor=HIGH_VECTOR), "the latest stamp"),
     "member of too high an incarnation": ([9, [[MEMBER[0], TOO_HIGH, *MEMBER[2:]]]], "incarnation must be a number"),
 }  # fmt: skip
 
