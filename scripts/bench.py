@@ -8,6 +8,7 @@ figures:
     replica       Replica.get against a bare LMDB get
     get           GET over HTTP, closed loop
     put           PUT over HTTP, closed loop
+    propagation   5 nodes, 1 000 writes/s: acknowledged to visible at every peer, and by hop
 
 Exit status: 0 all were measured (kept budgets or not); 1 one could not be; 2 wrong usage.
 """
@@ -22,7 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kvp2p.runtime import logs
-from scripts.benchmarks import port, replica
+from scripts.benchmarks import port, propagation, replica
 from scripts.benchmarks.effort import Effort
 from scripts.benchmarks.results import CannotMeasure, Figure, document_head
 from scripts.benchmarks.text import text_of
@@ -31,6 +32,7 @@ FIGURES: dict[str, Callable[[Effort], Figure]] = {
     "replica": replica.measure,
     "get": port.measure_get,
     "put": port.measure_put,
+    "propagation": propagation.measure,
 }
 
 
