@@ -9,6 +9,9 @@ figures:
     get           GET over HTTP, closed loop
     put           PUT over HTTP, closed loop
     propagation   5 nodes, 1 000 writes/s: acknowledged to visible at every peer, and by hop
+    bootstrap     an empty peer joins: MB/s, against a bare websocket in the same run
+    catch-up      a peer comes back: entries/s
+    memory        anonymous memory of node, gateway and api
 
 Exit status: 0 all were measured (kept budgets or not); 1 one could not be; 2 wrong usage.
 """
@@ -23,7 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kvp2p.runtime import logs
-from scripts.benchmarks import port, propagation, replica
+from scripts.benchmarks import bootstrap, catch_up, memory, port, propagation, replica
 from scripts.benchmarks.effort import Effort
 from scripts.benchmarks.results import CannotMeasure, Figure, document_head
 from scripts.benchmarks.text import text_of
@@ -33,6 +36,9 @@ FIGURES: dict[str, Callable[[Effort], Figure]] = {
     "get": port.measure_get,
     "put": port.measure_put,
     "propagation": propagation.measure,
+    "bootstrap": bootstrap.measure,
+    "catch-up": catch_up.measure,
+    "memory": memory.measure,
 }
 
 

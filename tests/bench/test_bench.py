@@ -17,15 +17,15 @@ PROGRAM = Path(__file__).parents[2] / "scripts" / "bench"
 
 @pytest.mark.slow
 def test_the_document_has_machine_commit_method_and_a_spread_for_every_number() -> None:
-    run = [str(PROGRAM), "--quick", "--json", "replica", "put"]
+    run = [str(PROGRAM), "--quick", "--json", "replica", "catch-up"]
     done = subprocess.run(run, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["machine"]["cores"] >= 1
     assert document["commit"]
     assert document["not_measured"] == {}
-    replica, put = document["figures"]
-    assert (replica["name"], put["name"]) == ("replica", "put")
+    replica, catch_up = document["figures"]
+    assert (replica["name"], catch_up["name"]) == ("replica", "catch-up")
     assert replica["rows"][0]["budgets"][0]["at_least"] == 0.5
     text = text_of(document)
     for figure in document["figures"]:
@@ -35,7 +35,7 @@ def test_the_document_has_machine_commit_method_and_a_spread_for_every_number() 
             assert row["what"] in text
             for spread in row["cells"].values():
                 assert 0 < spread["least"] <= spread["median"] <= spread["greatest"]
-    assert "PUT 32" in done.stderr  # progress
+    assert "catch-up" in done.stderr  # progress
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import trio
 
 from kvp2p.client import NotSent
 from scripts.bench import FIGURES, parse
+from scripts.benchmarks.arriving import time_in_log
 from scripts.benchmarks.results import (
     CannotMeasure,
     Figure,
@@ -19,6 +20,12 @@ from scripts.benchmarks.results import (
     run_async,
 )
 from scripts.benchmarks.text import shown, text_of
+
+LOG = """\
+2026-11-25T19:06:34.000000Z [info     ] link_up                  [kvp2p.mesh] peer=1 process=node
+  a line of a traceback about link_up
+2026-11-25T19:06:35.250000Z [warning  ] link_up                  [kvp2p.mesh] peer=2 process=node
+"""
 
 
 def a_document() -> dict[str, Any]:
@@ -90,6 +97,13 @@ def test_what_goes_wrong_at_a_node_is_one_error_however_deep_it_was() -> None:
         run_async(fail, NotSent("nobody there"))
     with pytest.raises(BaseExceptionGroup):  # a bug of ours keeps its stack
         run_async(fail, AssertionError())
+
+
+def test_the_log_tells_when_an_event_was_since_a_moment() -> None:
+    first = time_in_log(LOG, "link_up", 0)
+    assert time_in_log(LOG, "link_up", first + 1) == first + 1.25
+    with pytest.raises(CannotMeasure, match="walk_started"):
+        time_in_log(LOG, "walk_started", 0)
 
 
 def test_a_figure_that_is_not_there_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
