@@ -114,6 +114,7 @@ LOCAL_ANSWERS_MAX: Final = (
 LOCAL_COUNTERS_MAX: Final = 4_096  # samples of one process; guess
 LOCAL_COUNTER_NAME_CHARS_MAX: Final = 512  # name and labels of one sample
 LOCAL_WORD_CHARS_MAX: Final = 64  # the role of a process, the name of a document
+SPAN_MARKS_MAX: Final = 8_192  # of up to 105 bytes of JSON: all of them fit one message on the unix socket
 INBOX_EVENTS_MAX: Final = 8_192
 WALK_ROWS_LOOKED_AT_MAX: Final = 4_096  # guess: own rows compared with a walk's part in one transaction
 NAMESPACE_SWEEP_ROWS_MAX: Final = 512  # rows of a deleted namespace freed in one transaction
