@@ -78,6 +78,20 @@ def check_ports(config: NodeConfig) -> None:
             raise ConfigError(message) from error
 
 
+def check_dial_from(config: NodeConfig) -> None:
+    """Raise ConfigError when this machine does not have the address that peers are to be dialled from."""
+    address = config.mesh.dial_from
+    if address is None:
+        return
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as claim:
+            claim.bind((address, 0))
+    except OSError as error:
+        raise ConfigError(
+            f"[mesh] dial_from {address} is no address of this machine ({error.strerror}); set one that it has, or none"
+        ) from error
+
+
 def raise_open_files_limit() -> int:
     """Raise the soft limit of open files as far as is useful and allowed; return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -18,7 +18,13 @@ from kvp2p.config import LOCK_FILE, PIDS_FILE, STORE_DIRECTORY, NodeConfig
 from kvp2p.errors import StoreFormatError
 from kvp2p.runtime import logs
 from kvp2p.runtime.child import ChildLife
-from kvp2p.supervisor.claims import check_ports, lead_process_group, lock_directory, raise_open_files_limit
+from kvp2p.supervisor.claims import (
+    check_dial_from,
+    check_ports,
+    lead_process_group,
+    lock_directory,
+    raise_open_files_limit,
+)
 from kvp2p.supervisor.spawn import ChildSpec
 from kvp2p.supervisor.supervisor import Supervisor
 
@@ -44,6 +50,7 @@ def serve(config: NodeConfig) -> int:
     lock = lock_directory(config.directory / LOCK_FILE)
     try:
         check_ports(config)
+        check_dial_from(config)
         open_files = raise_open_files_limit()
         specs = child_specs(config)
         logs.get_logger("kvp2p.supervisor").info(

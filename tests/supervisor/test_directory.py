@@ -22,7 +22,8 @@ def values_of(store: LmdbStore) -> dict[bytes, bytes]:
 
 
 def test_first_node_is_made_as_the_leader_of_its_cluster(tmp_path: Path) -> None:
-    created = create_cluster(tmp_path / "d", "n1", {"data_port": 20_001, "host": "127.0.0.1", "advertise": None})
+    settings = {"data_port": 20_001, "mesh.dial_from": "127.0.0.5", "host": "127.0.0.1", "advertise": None}
+    created = create_cluster(tmp_path / "d", "n1", settings)
     with LmdbStore.open(created.directory / "store", readonly=True) as store:
         with store.read() as txn:
             summary = summarize(txn)
@@ -40,6 +41,7 @@ def test_first_node_is_made_as_the_leader_of_its_cluster(tmp_path: Path) -> None
     assert system_rows.account_key(created.account_id) in values
     config = load_config(created.directory / "kvp2p.toml")
     assert (config.data_port, config.api_port, config.join) == (20_001, 8788, ())
+    assert config.mesh.dial_from == "127.0.0.5"
 
 
 def test_first_admin_token_is_the_first_entry_of_the_log(tmp_path: Path) -> None:
