@@ -60,6 +60,7 @@ class Peer:
 class _Ticket:
     done: Callable[[BatchResult], None]
     failed: Callable[[str], None]
+    needs_room: bool
 
 
 class Board:
@@ -86,6 +87,7 @@ class Board:
         self.designation: Designation | None = store.designation
         self.peers: dict[NodeId, Peer] = {}
         self.is_stopping = False
+        self.full_reason = ""  # why the last batch found no room; "" once one that may not use the reserve was stored
         self._armed: dict[tuple[str, object], int] = {}
         self._timers: dict[int, tuple[str, object]] = {}
         self._tickets: dict[int, _Ticket] = {}
@@ -147,7 +149,7 @@ class Board:
     ) -> None:
         """Ask for a batch to be applied; exactly one of the callbacks is called when it ended."""
         ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
-        self._tickets[ticket] = _Ticket(done, failed)
+        self._tickets[ticket] = _Ticket(done, failed, needs_room=not batch.may_use_reserve)
         self.effects.append(Persist(ticket, batch))
 
     def on_persisted(self, ticket: int, result: BatchResult) -> None:
@@ -166,11 +168,17 @@ class Board:
         if result.issuers is not None:
             self.issuers = {row.issuer: row for row in result.issuers}
         self.accepted = self.accepted.join(self.vector)
+        if self.full_reason and waiting.needs_room:
+            self.full_reason = ""
+            self.notice("disk_has_room")
         waiting.done(result)
 
     def on_persist_failed(self, ticket: int, reason: str) -> None:
-        """A batch was not applied."""
+        """A batch found no room and was not applied; that is told once, not for each."""
         waiting = self._tickets.pop(ticket)
+        if not self.full_reason:
+            self.notice("disk_full", "error", reason=reason)
+        self.full_reason = reason
         # What is in flight behind it may be a gap now and will not be applied: all of that is to be asked for again [I3].
         self.accepted = self.vector
         waiting.failed(reason)

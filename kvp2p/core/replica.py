@@ -97,8 +97,8 @@ class ReplicaMachine:
             case PeerDown(peer=peer):
                 self._on_peer_down(peer)
             case PersistFailed(ticket=ticket, reason=reason):
-                self.board.notice("persist_failed", "error", reason=reason)
                 self.board.on_persist_failed(ticket, reason)
+                self.readiness.on_disk_full()
             case SendFailed(message=forward):
                 self.forwarder.on_send_failed(forward)
             case Promote():

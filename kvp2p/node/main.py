@@ -49,7 +49,8 @@ def run(config: NodeConfig, life: ChildLife) -> None:
             stored = {member.node: member.incarnation for member in txn.members}
         if identity.cluster != key.cluster:
             raise StoreFormatError(
-                f"the store belongs to cluster {identity.cluster.hex()}, {KEY_FILE} to {key.cluster.hex()}"
+                f"the store in {config.directory} belongs to cluster {identity.cluster.hex()}, {KEY_FILE} beside it to "
+                f"{key.cluster.hex()}. Put the {KEY_FILE} of the store's cluster there, or start the directory that has it"
             )
         me = Member(
             identity.node,

@@ -404,11 +404,63 @@ def test_write_that_the_disk_cuts_short_is_undone_and_told(directory: Path, free
         assert output.splitlines() == [f"{told} {errno.EIO}", "kept later"]
 
 
+# The same without a hand in what is free: the store asks how far the limit is away.
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from kvp2p.core.entry import Kind, encode_row
+from kvp2p.errors import StoreFull
+from kvp2p.ids import NamespaceId, Version
+from kvp2p.limits import STORE_RESERVE_BYTES
+from kvp2p.store.lmdb_store import LmdbStore
+directory, space = Path(sys.argv[1]), NamespaceId(b"1" * 16)
+row = encode_row(Kind.VALUE, bytes(150_000), None, 0, Version(bytes(20)))
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+def leave(more):
+    size = (directory / "data.mdb").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if more is None else size + more, hard))
+
+def attempt(name, **options):
+    try:
+        with store.write(**options) as writer:
+            writer.put_row(space, name, row)
+    except StoreFull as full:
+        print(getattr(full.__cause__, "code", 0), str(full).rpartition(directory.name)[2])
+
+with LmdbStore.open(directory) as store:
+    attempt(b"kept")
+    leave(STORE_RESERVE_BYTES // 2 - 1)
+    attempt(b"refused")
+    attempt(b"into the reserve", into_reserve=True)
+    for more in (0, 1, 100_001):  # nothing of it fits, or a part of it
+        leave(more)
+        attempt(b"lost", into_reserve=True)
+    leave(None)
+    attempt(b"later")
+    with store.read() as reader:
+        print(*[key.decode() for key, _ in reader.rows(space)], sep=", ")
+"""
+
+
+def test_limit_on_the_size_of_files_is_a_full_disk(directory: Path) -> None:
+    with start_process(LIMITED, directory) as process:
+        output, _ = process.communicate(timeout=30)
+    refused, *cut_short, keys = output.splitlines()
+    what = "has reached the limit on the size of a file (RLIMIT_FSIZE): raise it, with prlimit or ulimit -f."
+    assert refused == f"0  {what} Less than 32 MiB are left, which are kept for deleting"
+    assert [line.split()[0] for line in cut_short] == [str(one) for one in (errno.EFBIG, errno.EIO, errno.EIO)]
+    assert all(f" {what} The node goes on by itself (mdb_txn_commit: " in line for line in cut_short)
+    assert keys == "into the reserve, kept, later"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "free", "kind"),
     [
         (lmdb.DiskError, errno.ENOSPC, GIBIBYTES, StoreFull),
         (lmdb.Error, errno.EDQUOT, GIBIBYTES, StoreFull),
+        (lmdb.Error, errno.EFBIG, GIBIBYTES, StoreFull),
+        (lmdb.Error, errno.EROFS, GIBIBYTES, StoreError),
         (lmdb.Error, errno.EIO, 0, StoreFull),
         (lmdb.Error, errno.EIO, GIBIBYTES, StoreError),
         (lmdb.MapFullError, 0, GIBIBYTES, StoreFull),
