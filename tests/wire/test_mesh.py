@@ -33,9 +33,11 @@ from kvp2p.limits import (
     METADATA_BYTES_MAX,
     OPS_PER_WRITE_MAX,
     PULL_BYTES_MAX,
+    STAMP_MAX,
     TERM_MAX,
     VALUE_BYTES_MAX,
     VECTOR_ISSUERS_MAX,
+    WALL_MS_MAX,
     WRITE_BYTES_MAX,
 )
 from kvp2p.wire.link_messages import Credit, LinkMessage, Ping, Pong
@@ -44,7 +46,7 @@ from tests.wire.strategies import link_messages, messages
 
 NAMESPACE = NamespaceId(b"n" * 16)
 ISSUER = Issuer(b"issuer00")
-VERSION = Version(b"v" * 20)
+VERSION = Version(b"\x07" * 20)
 ROW = encode_row(Kind.VALUE, b"value", None, 0, VERSION)
 VECTOR = bytes(20)
 
@@ -114,7 +116,7 @@ def forward(*operations: object) -> list[Any]:
     return [7, 1, 1_000, list(operations)]
 
 
-TOO_HIGH = 1 << 63
+TOO_HIGH = STAMP_MAX + 1
 HIGH_VERSION = make_version(1, Stamp(TOO_HIGH), ISSUER)
 HIGH_ROW = encode_row(Kind.VALUE, b"value", None, 0, HIGH_VERSION)
 HIGH_VECTOR = bytes(20) + ISSUER + TOO_HIGH.to_bytes(8, "big")
@@ -136,7 +138,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "stamp of 65 bits is no number": (frame(upto=b"\x01" + bytes(8)), "upto must be a number"),
     "frame over nothing": (frame(after=9), "spans nothing"),
     "positions not in pairs": (frame(positions=[1]), "pairs"),
-    "too many positions": (frame(upto=1 << 60, positions=[1, 0] * 4_097, rows=KEYED), "array of 0 to 8192 items"),
+    "too many positions": (frame(upto=1 << 59, positions=[1, 0] * 4_097, rows=KEYED), "array of 0 to 8192 items"),
     "position twice": (frame(positions=[1, 0, 0, 0], rows=KEYED), "does not ascend"),
     "position that is no number": (frame(positions=[b"\x01", 0], rows=KEYED), "does not ascend"),
     "row index that is no number": (frame(positions=[1, False], rows=KEYED), "row is not in the Frame"),
@@ -208,7 +210,8 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "vector with too high a stamp": ([2, HIGH_VECTOR, bytes(16), True, VECTOR, None, None, True, 0], "the latest stamp"),
     "fence with too high a stamp": ([2, HIGH_VERSION, bytes(16), True, VECTOR, None, None, True, 0], "the latest stamp"),
     "floor with too high a stamp": ([2, VECTOR, bytes(16), True, HIGH_VECTOR, None, None, True, 0], "the latest stamp"),
-    "member of too high an incarnation": ([9, [[MEMBER[0], TOO_HIGH, *MEMBER[2:]]]], "incarnation must be a number"),
+    "digest of a clock past all clocks": ([2, VECTOR, bytes(16), True, VECTOR, None, None, True, WALL_MS_MAX + 1], "wall_ms"),
+    "member of too high an incarnation": ([9, [[MEMBER[0], 1 << 63, *MEMBER[2:]]]], "incarnation must be a number"),
 }  # fmt: skip
 
 
@@ -225,8 +228,9 @@ def test_a_payload_is_an_array_of_messages_and_nothing_else(payload: bytes) -> N
         unpack(payload)
 
 
+LAST = Stamp(STAMP_MAX)
 EDGES: list[Message] = [
-    Frame(ISSUER, Stamp(0), Stamp((1 << 63) - 1), ((Stamp((1 << 63) - 1), 0),), ((NAMESPACE, b"k" * 512, ROW),)),
+    Frame(ISSUER, Stamp(0), LAST, ((LAST, 0),), ((NAMESPACE, b"k" * 512, ROW),)),
     Frame(ISSUER, Stamp(0), Stamp(1), (), ()),
     WalkPart(0, None, None, (), EMPTY_VECTOR),
     WalkPart(0, (NAMESPACE, b""), (NEXT, b""), ((NAMESPACE, b"k", ROW),), EMPTY_VECTOR),
@@ -236,8 +240,8 @@ EDGES: list[Message] = [
     Forward(0, 0, (Put(NAMESPACE, b"k", b"", b"", 0, Condition.VERSION_IS, VERSION),)),
     Roster(()),
     Roster((Member(NodeId(b"i" * 16), (1 << 63) - 1, "n1", "", "", ""),)),
-    PullEnd(ISSUER, Stamp((1 << 63) - 1), trimmed=False),
-    WalkPart(0, None, None, (), VersionVector({ISSUER: Stamp((1 << 63) - 1)})),
+    PullEnd(ISSUER, LAST, trimmed=False),
+    WalkPart(0, None, None, (), VersionVector({ISSUER: LAST})),
 ]
 
 
@@ -301,7 +305,6 @@ def test_every_write_within_the_limits_fits_one_message(operations: list[Operati
     assert len(encode_message(Forward((1 << 64) - 1, 5_000, tuple(operations * count)))) < MESH_MESSAGE_BYTES_MAX
 
 
-LAST = Stamp((1 << 63) - 1)
 FULL_VECTOR = VersionVector({Issuer(n.to_bytes(8, "big")): LAST for n in range(1, VECTOR_ISSUERS_MAX + 1)}, VERSION)
 FULL_KEY = (NEXT, b"k" * KEY_BYTES_MAX)
 FULL_ROW = encode_row(
@@ -319,7 +322,7 @@ LARGEST: dict[str, Message] = {
         Designation(TERM_MAX, ISSUER, NodeId(bytes(16))),
         ISSUER,
         True,
-        (1 << 64) - 1,
+        WALL_MS_MAX,
     ),
 }
 
