@@ -10,10 +10,12 @@ Source: Demers et al., *Epidemic Algorithms* (1987), with one vector as the "I h
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvp2p.core.batches import BatchResult, FrameBatch, WalkBatch
 from kvp2p.core.board import MS, Board
+from kvp2p.core.leadership import Leadership
 from kvp2p.core.messages import Digest, Frame, KeyedRow, Pull, PullEnd, RowKey, WalkPart, WalkRequest
 from kvp2p.core.vector import VersionVector
 from kvp2p.ids import Issuer, NodeId, Stamp
@@ -40,8 +42,9 @@ class _Walking:
 class AntiEntropy:
     """Brings this replica what it lacks."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, leadership: Leadership) -> None:
         self.board = board
+        self.leadership = leadership
         self._pulls: dict[Issuer, _Pulling] = {}
         self._grace: dict[Issuer, Stamp] = {}
         self._walking: _Walking | None = None
@@ -58,12 +61,11 @@ class AntiEntropy:
         if not self.board.complete:
             self._walk_if_needed()
             return
-        for issuer, stamp in digest.vector.items():
-            if self.board.accepted.stamp_of(issuer) < stamp:
-                if is_first:
-                    self._pull(issuer)
-                else:
-                    self._pull_after_grace(issuer, stamp)
+        for issuer, stamp in self._lacking(digest):
+            if is_first:
+                self._pull(issuer)
+            else:
+                self._pull_after_grace(issuer, stamp)
 
     def on_frame(self, peer: NodeId, frame: Frame) -> None:
         """Apply a frame that follows on what we have; pull what is missing before one that does not."""
@@ -167,6 +169,13 @@ class AntiEntropy:
 
     # --- pulls
 
+    def _lacking(self, digest: Digest) -> Iterator[tuple[Issuer, Stamp]]:
+        """Iterate over what a peer has and this replica lacks. What this node itself issues it lacks nothing of, whatever is shown."""
+        own = self.leadership.issuer
+        for issuer, stamp in digest.vector.items():
+            if self.board.accepted.stamp_of(issuer) < stamp and issuer != own:
+                yield issuer, stamp
+
     def _pull_after_grace(self, issuer: Issuer, stamp: Stamp) -> None:
         if issuer in self._pulls:
             return
@@ -176,9 +185,8 @@ class AntiEntropy:
 
     def _pull_all_after_grace(self) -> None:
         for _, digest in self.board.digests():
-            for issuer, stamp in digest.vector.items():
-                if self.board.accepted.stamp_of(issuer) < stamp:
-                    self._pull_after_grace(issuer, stamp)
+            for issuer, stamp in self._lacking(digest):
+                self._pull_after_grace(issuer, stamp)
 
     def _pull(self, issuer: Issuer, prefer: NodeId | None = None, avoid: NodeId | None = None) -> None:
         if issuer in self._pulls or not self.board.complete or self._walking is not None or self._is_resting:
@@ -213,10 +221,10 @@ class AntiEntropy:
 
     def _pull_waiting(self) -> None:
         for _, digest in self.board.digests():
-            for issuer, stamp in digest.vector.items():
+            for issuer, _ in self._lacking(digest):
                 if len(self._pulls) >= PULLS_MAX:
                     return
-                if self.board.accepted.stamp_of(issuer) < stamp and issuer not in self._grace:
+                if issuer not in self._grace:
                     self._pull(issuer)
 
     def _drop_pull(self, issuer: Issuer) -> None:
