@@ -11,10 +11,12 @@ Source: Demers et al., *Epidemic Algorithms* (1987), with one vector as the "I h
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvp2p.core.batches import BatchResult, FrameBatch, WalkBatch
 from kvp2p.core.board import MS, Board
+from kvp2p.core.leadership import Leadership
 from kvp2p.core.messages import Digest, Frame, KeyedRow, Pull, PullEnd, RowKey, WalkPart, WalkRequest
 from kvp2p.core.purge import Obstacle
 from kvp2p.core.vector import VersionVector
@@ -43,8 +45,9 @@ class _Walking:
 class AntiEntropy:
     """Brings this replica what it lacks."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, leadership: Leadership) -> None:
         self.board = board
+        self.leadership = leadership
         self._pulls: dict[Issuer, _Pulling] = {}
         self._grace: dict[Issuer, Version] = {}
         self._walking: _Walking | None = None
@@ -61,12 +64,11 @@ class AntiEntropy:
         if not self.board.complete:
             self._walk_if_needed()
             return
-        for top in digest.vector.tops():
-            if not self.board.accepted.covers(top):
-                if is_first:
-                    self._pull(version_term(top), version_issuer(top))
-                else:
-                    self._pull_after_grace(top)
+        for top in self._lacking(digest):
+            if is_first:
+                self._pull(version_term(top), version_issuer(top))
+            else:
+                self._pull_after_grace(top)
 
     def on_frame(self, peer: NodeId, frame: Frame) -> None:
         """Apply a frame that follows on what we have; pull what is missing before one that does not."""
@@ -169,6 +171,13 @@ class AntiEntropy:
 
     # --- pulls
 
+    def _lacking(self, digest: Digest) -> Iterator[Version]:
+        """Iterate over what a peer has and this replica lacks. What this node itself issues it lacks nothing of, whatever is shown."""
+        own = self.leadership.issuer
+        for top in digest.vector.tops():
+            if not self.board.accepted.covers(top) and version_issuer(top) != own:
+                yield top
+
     def _pull_after_grace(self, awaited: Version) -> None:
         issuer = version_issuer(awaited)
         if issuer in self._pulls:
@@ -179,9 +188,8 @@ class AntiEntropy:
 
     def _pull_all_after_grace(self) -> None:
         for _, digest in self.board.digests():
-            for top in digest.vector.tops():
-                if not self.board.accepted.covers(top):
-                    self._pull_after_grace(top)
+            for top in self._lacking(digest):
+                self._pull_after_grace(top)
 
     def _pull(self, term: int, issuer: Issuer, prefer: NodeId | None = None, avoid: NodeId | None = None) -> None:
         if issuer in self._pulls or not self.board.complete or self._walking is not None or self._is_resting:
@@ -216,10 +224,10 @@ class AntiEntropy:
 
     def _pull_waiting(self) -> None:
         for _, digest in self.board.digests():
-            for top in digest.vector.tops():
+            for top in self._lacking(digest):
                 if len(self._pulls) >= PULLS_MAX:
                     return
-                if not self.board.accepted.covers(top) and version_issuer(top) not in self._grace:
+                if version_issuer(top) not in self._grace:
                     self._pull(version_term(top), version_issuer(top))
 
     def _drop_pull(self, issuer: Issuer) -> None:

@@ -49,6 +49,9 @@ class Peer:
     digest: Digest | None = None
     skew_ms: int | None = None  # its wall clock less ours, as of its latest digest: too small by its way here
     diverged: bool = False
+    is_refused: bool = False  # its link is being closed for what it sent; the rest that comes over it is not heard
+    is_told_ahead: bool = False  # notices that one link causes at most once
+    is_told_of_unissued: bool = False
     trimmed_at: dict[Issuer, Stamp] = field(default_factory=dict)  # where it could not go on, told on this link
 
     def is_trimmed(self, issuer: Issuer, after: Stamp) -> bool:

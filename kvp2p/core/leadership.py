@@ -90,9 +90,20 @@ class Leadership:
     @property
     def issuer(self) -> Issuer | None:
         """Return the issuer under which this node leads, or led and may still add to; None when it can add nothing."""
+        writer = self._issuing
+        return writer.issuer if writer is not None else None
+
+    @property
+    def issued(self) -> tuple[Issuer, Stamp] | None:
+        """Return that issuer, and the last stamp that was given out under it: nobody can truly show more."""
+        writer = self._issuing
+        return (writer.issuer, writer.issued) if writer is not None else None
+
+    @property
+    def _issuing(self) -> LeaderWriter | None:
         if self.writer is None and self._deposed is not None and self._deposed.may_add:
-            return self._deposed.issuer
-        return self.writer.issuer if self.writer is not None else None
+            return self._deposed
+        return self.writer
 
     def start(self) -> None:
         """Take up leadership again if the store says that it was given to this node."""

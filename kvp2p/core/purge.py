@@ -16,7 +16,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from kvp2p.core.messages import Purge, RowKey
-from kvp2p.core.vector import STAMP_MAX, VersionVector
+from kvp2p.core.vector import EVERY_STAMP, VersionVector
 from kvp2p.errors import RemoteProtocolError
 from kvp2p.ids import (
     SYSTEM_NAMESPACE,
@@ -97,4 +97,4 @@ def least_unknown(floor: VersionVector, held: VersionVector) -> Version:
 
 def following(floor: VersionVector, term: int, issuer: Issuer) -> Version:
     """Return the least version of an issuer that `floor` does not cover."""
-    return make_version(term, Stamp(min(STAMP_MAX, floor.reach(term, issuer) + 1)), issuer)
+    return make_version(term, Stamp(min(EVERY_STAMP, floor.reach(term, issuer) + 1)), issuer)

@@ -19,7 +19,7 @@ from kvp2p.core.hlc import COUNTER_BITS
 from kvp2p.core.leadership import Leadership
 from kvp2p.core.messages import Digest
 from kvp2p.core.purge import following
-from kvp2p.core.vector import STAMP_MAX, VersionVector
+from kvp2p.core.vector import EVERY_STAMP, VersionVector
 from kvp2p.core.writing import LeaderWriter
 from kvp2p.ids import ISSUER_BYTES, Issuer, NodeId, Stamp, Version, make_version, version_issuer, version_term
 from kvp2p.limits import LOG_TRIM_MAX, PURGE_ROWS_MAX
@@ -160,5 +160,5 @@ class Purger:
     def _is_wholly_under(self, floor: VersionVector, term: int, issuer: Issuer) -> bool:
         row = self.board.issuers.get(issuer)
         if row is None or row.closed is None:
-            return floor.reach(term, issuer) == STAMP_MAX
+            return floor.reach(term, issuer) == EVERY_STAMP
         return floor.reach(term, issuer) >= row.closed and floor.covers_vector(self.board.vector.only(issuer))

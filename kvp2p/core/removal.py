@@ -23,7 +23,7 @@ from kvp2p.core.joining import Joining
 from kvp2p.core.messages import Purge, RowKey
 from kvp2p.core.port import ReadTransaction, WriteTransaction
 from kvp2p.core.purge import purge_key
-from kvp2p.core.vector import STAMP_MAX
+from kvp2p.core.vector import EVERY_STAMP
 from kvp2p.ids import (
     SYSTEM_NAMESPACE,
     Issuer,
@@ -104,7 +104,9 @@ def trim_log(txn: WriteTransaction, trim: LogTrim) -> int:
     terms: dict[Issuer, int] = {}
     for issuer in list(txn.log_issuers()):
         top = txn.vector.top_of(issuer)
-        unserved = STAMP_MAX if top is None else floor.reach(version_term(top), issuer)  # None: the fence has passed it
+        unserved = (
+            EVERY_STAMP if top is None else floor.reach(version_term(top), issuer)
+        )  # None: the fence has passed it
         freed = list(islice(_positions(txn, issuer, Stamp(0), unserved), left))
         txn.remove_positions(issuer, [stamp for stamp, _ in freed])
         left -= len(freed)

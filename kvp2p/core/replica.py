@@ -13,6 +13,7 @@ from kvp2p.core.anti_entropy import AntiEntropy
 from kvp2p.core.batches import BatchResult, NamespaceSweep, Settle
 from kvp2p.core.board import MS, Board, Peer, Random
 from kvp2p.core.clock import OFFSET_KEPT_MS
+from kvp2p.core.doubts import Doubts
 from kvp2p.core.events import (
     Await,
     CloseIssuer,
@@ -61,6 +62,7 @@ class ReplicaMachine:
     board: Board
     members: Members
     leadership: Leadership
+    doubts: Doubts
     anti_entropy: AntiEntropy
     holds: Holds
     forwarder: Forwarder
@@ -117,7 +119,8 @@ class ReplicaMachine:
         self._clock_offset_ms = event.store.clock_offset_ms
         self.members = Members(board, event.store.members, event.seeds)
         self.leadership = Leadership(board, self.members)
-        self.anti_entropy = AntiEntropy(board)
+        self.doubts = Doubts(board, self.leadership)
+        self.anti_entropy = AntiEntropy(board, self.leadership)
         self.holds = Holds(board)
         self.forwarder = Forwarder(board, self.holds)
         self.readiness = Readiness(board, self.members)
@@ -133,11 +136,13 @@ class ReplicaMachine:
     # --- peers
 
     def _on_message(self, peer: NodeId, message: Message) -> None:
-        if peer not in self.board.peers:
+        state = self.board.peers.get(peer)
+        if state is None or state.is_refused:
             return
         match message:
             case Frame():
-                self.anti_entropy.on_frame(peer, message)
+                if self.doubts.takes(peer, message):
+                    self.anti_entropy.on_frame(peer, message)
             case Forward():
                 self._on_forward(peer, message)
             case ForwardOutcome():
@@ -149,7 +154,8 @@ class ReplicaMachine:
             case PullEnd():
                 self.anti_entropy.on_pull_end(peer, message)
             case WalkPart():
-                self.anti_entropy.on_walk_part(peer, message)
+                if self.doubts.takes(peer, message):
+                    self.anti_entropy.on_walk_part(peer, message)
             case Roster():
                 self.members.on_roster(peer, message)
             case _:
@@ -162,6 +168,7 @@ class ReplicaMachine:
         state.skew_ms = digest.wall_ms - self.board.now.wall_ms
         if digest.clock_ms and not self.board.leads:
             self.board.clock.hear(digest.clock_ms, self.board.now)
+        self.doubts.on_digest(peer, digest)
         was_leading = self.leadership.role is Role.LEADING
         self.leadership.on_digest(peer, digest)
         self.anti_entropy.on_digest(peer, digest, is_first)

@@ -30,7 +30,7 @@ from kvp2p.ids import (
 )
 from kvp2p.limits import VECTOR_ISSUERS_MAX
 
-STAMP_MAX = Stamp((1 << 64) - 1)
+EVERY_STAMP = Stamp((1 << 64) - 1)
 
 
 class VersionVector:
@@ -98,7 +98,7 @@ class VersionVector:
         fence = self.fence
         fence_term = version_term(fence)
         if term != fence_term:
-            return STAMP_MAX if term < fence_term else Stamp(0)
+            return EVERY_STAMP if term < fence_term else Stamp(0)
         stamp = version_stamp(fence)
         return stamp if issuer < version_issuer(fence) else Stamp(max(0, stamp - 1))
 

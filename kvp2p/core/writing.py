@@ -59,6 +59,7 @@ class LeaderWriter:
         self.clock = clock
         self.designation = designation
         self.issuer = issuer
+        self.issued = Stamp(0)  # the last stamp given out under this issuer, durable or not
         self._queue: deque[_Waiting] = deque()
         self._queue_bytes = 0
         self._is_persisting = False
@@ -198,6 +199,7 @@ class LeaderWriter:
         first = self.clock.tick(wall_ms)
         for _ in operations[1:]:
             self.clock.tick(wall_ms)
+        self.issued = self.clock.latest
         return first
 
     def _answer(self, waiting: _Waiting, outcome: Outcome) -> None:

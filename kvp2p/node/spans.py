@@ -26,7 +26,7 @@ from kvp2p.core.batches import FrameBatch, WriteGroup
 from kvp2p.core.events import Effect, Event, Persist, Persisted, PersistFailed, Received, Reply, Write
 from kvp2p.core.messages import Digest, Forward, ForwardOutcome, Frame
 from kvp2p.core.replica import ReplicaMachine
-from kvp2p.ids import Issuer, Now
+from kvp2p.ids import Issuer, Now, Stamp, version_stamp
 from kvp2p.limits import SPAN_MARKS_MAX
 from kvp2p.runtime.driver import ReplicaDriver
 
@@ -88,7 +88,8 @@ class Spans:
                 handed = self._handed.pop(ticket, None)
                 if handed is not None:
                     issuer, handed_ns = handed
-                    upto = result.vector.stamp_of(issuer)
+                    top = result.vector.top_of(issuer)
+                    upto = Stamp(0) if top is None else version_stamp(top)
                     self._add("stored", at_ns, issuer.hex(), f"{upto:016x}", handed_ns)
             case PersistFailed(ticket=ticket):
                 self._handed.pop(ticket, None)

@@ -24,8 +24,8 @@ import lmdb
 
 from kvp2p.errors import StoreError, StoreFormatError, StoreFull
 from kvp2p.limits import SPARE_TRANSACTIONS_MAX, STORE_READERS_MAX
-from kvp2p.store.meta import FORMAT_KEY, check_format
-from kvp2p.store.migration import OLD_FORMAT, migrate
+from kvp2p.store.meta import FORMAT_KEY, OLD_FORMAT, check_format
+from kvp2p.store.migration import migrate
 from kvp2p.store.tables import META, TABLE_NAMES
 
 DATA_FILE: Final = "data.mdb"

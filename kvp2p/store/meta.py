@@ -22,6 +22,7 @@ from kvp2p.ids import ISSUER_BYTES, AccountId, ClusterId, Issuer, NodeId
 T = TypeVar("T")
 
 FORMAT_VERSION: Final = 2
+OLD_FORMAT: Final = 1  # which `migration.py` brings to this one
 FORMAT_KEY: Final = b"format"
 
 _DESIGNATION_BYTES = 4 + ISSUER_BYTES + 16
@@ -59,11 +60,12 @@ def check_format(raw: bytes | None, where: str, *, older: int | None = None) -> 
             f"{where} is not a store of kvp2p: it does not say its format. Give the directory that `kvp2p init` made"
         ) from error
     if made not in (FORMAT_VERSION, older):
-        advice = (
-            f"Start kvp2p {made_by} or newer on it"
-            if made > FORMAT_VERSION
-            else "Start its node once (`kvp2p serve`): it brings the store to this format"
-        )
+        if made > FORMAT_VERSION:
+            advice = f"Start kvp2p {made_by} or newer on it"
+        elif made == OLD_FORMAT:
+            advice = "Start its node once (`kvp2p serve`): it brings the store to this format"
+        else:
+            advice = f"Export it with kvp2p {made_by}, or join the cluster with an empty directory"
         raise StoreFormatError(
             f"{where} has format {made}, made by kvp2p {made_by}; kvp2p {__version__} reads format {FORMAT_VERSION}. {advice}"
         )

@@ -23,7 +23,6 @@ from kvp2p.store.lmdb_tables import LmdbTables
 from kvp2p.store.meta import ABOVE, FLOOR, FORMAT_KEY, VECTOR, encode_format
 from kvp2p.store.tables import GRAVES, META, TABLE_NAMES
 
-OLD_FORMAT: Final = 1
 _OLD_ENTRY_BYTES: Final = ISSUER_BYTES + 8
 
 

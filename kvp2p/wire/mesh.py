@@ -21,7 +21,8 @@ are laid out in `wire/operations.py`. Times of a clock (`deadline_ns`, `clock_ns
 link makes its own of them (`net/clock.py`). The positions of a frame are differences, the first one to `after`: at a thousand writes a second
 most take one to five bytes instead of nine, and descending positions cannot even be written down.
 
-Stamps and incarnations are below 2**63: who hears of one goes past it, and a greater one would leave no room for that.
+Stamps and wall clocks end where Linux's clock does, in the year 2262: a greater one is a fault, and who heard of it would go past it for ever [I2].
+Incarnations are below 2**63, for the same reason.
 
 Keeps true: I9, bounds come from `limits.py`; a message that decodes re-encodes to the same bytes; a payload is taken whole or not at all.
 In and out: `Message` and `LinkMessage` values; RemoteProtocolError for what a peer may not send, LocalProtocolError for what we may not.
@@ -72,8 +73,10 @@ from kvp2p.limits import (
     MEMBERS_MAX,
     MESH_MESSAGE_BYTES_MAX,
     PULL_BYTES_MAX,
+    STAMP_MAX,
     URL_CHARS_MAX,
     VECTOR_ISSUERS_MAX,
+    WALL_MS_MAX,
 )
 from kvp2p.wire.cbor import CborValue, array_head, decode, encode
 from kvp2p.wire.fields import COUNTED_ON_MAX, U32_MAX, blob, fixed, flag, items, number, record, text
@@ -265,8 +268,8 @@ def _decode_digest(value: CborValue) -> Digest:
         designation=None if designation is None else _decode_designation(designation),
         leads=None if leads is None else _issuer(leads),
         complete=flag(complete, "complete"),
-        wall_ms=number(wall_ms, "wall_ms", COUNTED_ON_MAX),
-        clock_ms=number(clock_ms, "clock_ms", COUNTED_ON_MAX),
+        wall_ms=number(wall_ms, "wall_ms", WALL_MS_MAX),
+        clock_ms=number(clock_ms, "clock_ms", WALL_MS_MAX),
         whole=None if whole is None else _vector(whole),
     )
 
@@ -371,7 +374,7 @@ def _vector(value: CborValue) -> VersionVector:
 
 
 def _stamp(value: CborValue, what: str) -> Stamp:
-    return Stamp(number(value, what, COUNTED_ON_MAX))
+    return Stamp(number(value, what, STAMP_MAX))
 
 
 def _issuer(value: CborValue) -> Issuer:

@@ -184,6 +184,7 @@ class Node:
         self.replies: dict[int, Outcome] = {}
         self.notices: list[str] = []
         self.connects: list[Connect] = []
+        self.disconnects: list[tuple[NodeId, str]] = []
         self.sent: list[tuple[NodeId, Message]] = []
         self.served: list[Serve] = []
         self.timers: dict[int, int] = {}
@@ -225,8 +226,8 @@ class Node:
                 self.connects.append(effect)
             case Notice(kind=kind):
                 self.notices.append(kind)
-            case Disconnect():
-                raise AssertionError("no part of the core closes a link")
+            case Disconnect(peer=peer, reason=reason):
+                self.disconnects.append((peer, reason))
 
     # --- the disk
 

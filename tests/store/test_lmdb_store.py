@@ -112,14 +112,14 @@ def test_directory_that_cannot_be_made_is_a_store_error(tmp_path: Path, identity
 
 @pytest.mark.parametrize("readonly", [True, False])
 def test_newer_format_is_refused_with_the_version_that_made_it(directory: Path, *, readonly: bool) -> None:
-    write_meta(directory, FORMAT_KEY, b'{"format":2,"made_by":"7.1.0"}')
+    write_meta(directory, FORMAT_KEY, b'{"format":3,"made_by":"7.1.0"}')
     with pytest.raises(StoreFormatError) as caught:
         LmdbStore.open(directory, readonly=readonly)
     told = str(caught.value)
     for part in (
-        "format 2",
+        "format 3",
         "made by kvp2p 7.1.0",
-        f"kvp2p {__version__} reads format 1",
+        f"kvp2p {__version__} reads format 2",
         "Start kvp2p 7.1.0 or newer",
     ):
         assert part in told

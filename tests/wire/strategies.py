@@ -43,7 +43,7 @@ from kvp2p.ids import (
     version_issuer,
     version_stamp,
 )
-from kvp2p.limits import EXPIRES_AT_MAX, PULL_BYTES_MAX
+from kvp2p.limits import EXPIRES_AT_MAX, PULL_BYTES_MAX, STAMP_MAX, WALL_MS_MAX
 from kvp2p.wire.link_messages import Credit, LinkMessage, Ping, Pong
 from kvp2p.wire.local_messages import (
     AwaitVersion,
@@ -66,7 +66,8 @@ namespaces = id16.map(NamespaceId)
 nodes = id16.map(NodeId)
 issuers = st.binary(min_size=8, max_size=8).map(Issuer)
 counted_on = st.integers(0, (1 << 63) - 1)
-stamps = counted_on.map(Stamp)
+readings = st.integers(0, STAMP_MAX)
+stamps = readings.map(Stamp)
 placed_versions = st.builds(make_version, u32, stamps, issuers)  # of rows and fences
 versions = st.binary(min_size=20, max_size=20).map(Version)
 keys = st.binary(min_size=1, max_size=512)
@@ -109,7 +110,7 @@ row_keys: st.SearchStrategy[RowKey] = st.tuples(namespaces, st.binary(max_size=5
 
 @st.composite
 def frames(draw: st.DrawFn) -> Frame:
-    marks = sorted(draw(st.sets(counted_on, min_size=2, max_size=9)))
+    marks = sorted(draw(st.sets(readings, min_size=2, max_size=9)))
     after, *inner, upto = marks
     if draw(st.booleans()):
         inner.append(upto)  # a position may stand at the very end
@@ -184,8 +185,8 @@ digests = st.builds(
     designation=st.none() | st.builds(Designation, u32, issuers, nodes),
     leads=st.none() | issuers,
     complete=st.booleans(),
-    wall_ms=counted_on,
-    clock_ms=counted_on,
+    wall_ms=st.integers(0, WALL_MS_MAX),
+    clock_ms=st.integers(0, WALL_MS_MAX),
     whole=st.none() | vectors(),
 )
 members = st.builds(Member, nodes, counted_on, texts, texts, texts, texts)

@@ -35,8 +35,10 @@ from kvp2p.limits import (
     OPS_PER_WRITE_MAX,
     PULL_BYTES_MAX,
     ROW_VALUE_BYTES_MAX,
+    STAMP_MAX,
     TERM_MAX,
     VECTOR_ISSUERS_MAX,
+    WALL_MS_MAX,
     WRITE_BYTES_MAX,
 )
 from kvp2p.wire.link_messages import Credit, LinkMessage, Ping, Pong
@@ -45,7 +47,7 @@ from tests.wire.strategies import link_messages, messages
 
 NAMESPACE = NamespaceId(b"n" * 16)
 ISSUER = Issuer(b"issuer00")
-VERSION = Version(b"v" * 20)
+VERSION = Version(b"\x07" * 20)
 ROW = encode_row(Kind.VALUE, b"value", None, 0, VERSION)
 VECTOR = bytes(20)
 
@@ -123,7 +125,7 @@ def forward(*operations: object) -> list[Any]:
     return [7, 1, 1_000, list(operations)]
 
 
-TOO_HIGH = 1 << 63
+TOO_HIGH = STAMP_MAX + 1
 HIGH_VERSION = make_version(1, Stamp(TOO_HIGH), ISSUER)
 HIGH_ROW = encode_row(Kind.VALUE, b"value", None, 0, HIGH_VERSION)
 HIGH_VECTOR = bytes(20) + HIGH_VERSION
@@ -147,7 +149,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "stamp of 65 bits is no number": (frame(upto=b"\x01" + bytes(8)), "upto must be a number"),
     "frame over nothing": (frame(after=9), "spans nothing"),
     "positions not in pairs": (frame(positions=[1]), "pairs"),
-    "too many positions": (frame(upto=1 << 60, positions=[1, 0] * 4_097, rows=KEYED), "array of 0 to 8192 items"),
+    "too many positions": (frame(upto=1 << 59, positions=[1, 0] * 4_097, rows=KEYED), "array of 0 to 8192 items"),
     "position twice": (frame(positions=[1, 0, 0, 0], rows=KEYED), "does not ascend"),
     "position that is no number": (frame(positions=[b"\x01", 0], rows=KEYED), "does not ascend"),
     "row index that is no number": (frame(positions=[1, False], rows=KEYED), "row is not in the Frame"),
@@ -168,7 +170,8 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "purge at a row's position": (frame(positions=[4, 0], rows=KEYED, purge=PURGE), "stand at one position"),
     "purge ahead of itself": (frame(upto=7, purge=PURGE), "lies behind its own position"),
     "purge that is no bytes": (frame(purge=1), "a Purge must be"),
-    "digest with a clock past all clocks": (digest(clock_ms=1 << 63), "clock_ms must be a number"),
+    "digest of a clock past all clocks": (digest(wall_ms=WALL_MS_MAX + 1), "wall_ms must be a number"),
+    "digest with a clock past all clocks": (digest(clock_ms=WALL_MS_MAX + 1), "clock_ms must be a number"),
     "digest with half a vector of what is whole": (digest(whole=bytes(10)), "version vector cannot have 10 bytes"),
     "vector cut": (digest(vector=bytes(19)), "version vector cannot have 19 bytes"),
     "vector without end": (digest(vector=bytes(70_000)), "version vector must be"),
@@ -232,7 +235,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "vector with too high a stamp": (digest(vector=HIGH_VECTOR), "the latest stamp"),
     "fence with too high a stamp": (digest(vector=HIGH_VERSION), "the latest stamp"),
     "floor with too high a stamp": (digest(floor=HIGH_VECTOR), "the latest stamp"),
-    "member of too high an incarnation": ([9, [[MEMBER[0], TOO_HIGH, *MEMBER[2:]]]], "incarnation must be a number"),
+    "member of too high an incarnation": ([9, [[MEMBER[0], 1 << 63, *MEMBER[2:]]]], "incarnation must be a number"),
 }  # fmt: skip
 
 
@@ -249,8 +252,9 @@ def test_a_payload_is_an_array_of_messages_and_nothing_else(payload: bytes) -> N
         unpack(payload)
 
 
+LAST = Stamp(STAMP_MAX)
 EDGES: list[Message] = [
-    Frame(1, ISSUER, Stamp(0), Stamp((1 << 63) - 1), ((Stamp((1 << 63) - 1), 0),), ((NAMESPACE, b"k" * 512, ROW),)),
+    Frame(1, ISSUER, Stamp(0), LAST, ((LAST, 0),), ((NAMESPACE, b"k" * 512, ROW),)),
     Frame(1, ISSUER, Stamp(0), Stamp(1), (), ()),
     WalkPart(0, None, None, (), EMPTY_VECTOR),
     WalkPart(0, (NAMESPACE, b""), (NEXT, b""), ((NAMESPACE, b"k", ROW),), EMPTY_VECTOR),
@@ -260,8 +264,8 @@ EDGES: list[Message] = [
     Forward(0, 0, (Put(NAMESPACE, b"k", b"", b"", 0, Condition.VERSION_IS, VERSION),)),
     Roster(()),
     Roster((Member(NodeId(b"i" * 16), (1 << 63) - 1, "n1", "", "", ""),)),
-    PullEnd(ISSUER, Stamp((1 << 63) - 1), trimmed=False),
-    WalkPart(0, None, None, (), VersionVector([make_version(TERM_MAX, Stamp((1 << 63) - 1), ISSUER)])),
+    PullEnd(ISSUER, LAST, trimmed=False),
+    WalkPart(0, None, None, (), VersionVector([make_version(TERM_MAX, LAST, ISSUER)])),
 ]
 
 
@@ -325,7 +329,6 @@ def test_every_write_within_the_limits_fits_one_message(operations: list[Operati
     assert len(encode_message(Forward((1 << 64) - 1, 5_000, tuple(operations * count)))) < MESH_MESSAGE_BYTES_MAX
 
 
-LAST = Stamp((1 << 63) - 1)
 FULL_VECTOR = VersionVector(
     (make_version(TERM_MAX, LAST, Issuer(n.to_bytes(8, "big"))) for n in range(VECTOR_ISSUERS_MAX)), VERSION
 )
@@ -345,8 +348,8 @@ LARGEST: dict[str, Message] = {
         Designation(TERM_MAX, ISSUER, NodeId(bytes(16))),
         ISSUER,
         True,
-        (1 << 63) - 1,
-        (1 << 63) - 1,
+        WALL_MS_MAX,
+        WALL_MS_MAX,
         FULL_VECTOR,
     ),
     "purge": Frame(TERM_MAX, ISSUER, Stamp(0), LAST, (), (), Purge(bytes(24), FULL_VECTOR, VERSION, VERSION_ZERO)),
