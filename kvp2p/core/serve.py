@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kvp2p.core.apply import is_namespace_deleted, key_served_for
+from kvp2p.core.apply import is_namespace_deleted
 from kvp2p.core.entry import row_digest_holds
+from kvp2p.core.group_writing import key_served_for
 from kvp2p.core.messages import Frame, KeyedRow, Message, Pull, PullEnd, Purge, RowKey, WalkPart, WalkRequest
 from kvp2p.core.port import ReadTransaction
 from kvp2p.core.purge import PURGE_BYTES, purge_at

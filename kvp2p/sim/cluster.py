@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from kvp2p.core import system_rows
-from kvp2p.core.apply import apply_batch, is_namespace_deleted, issuers_of, key_served_for, state_hash_seed
+from kvp2p.core.apply import apply_batch, is_namespace_deleted, issuers_of, state_hash_seed
 from kvp2p.core.batches import Batch, BatchResult, StampedWrite, WriteGroup
 from kvp2p.core.entry import STATE_HASH_MASK, Kind, decode_row, row_kind, row_state_hash, row_version
 from kvp2p.core.events import Await, CloseIssuer, Notice, Promote, Write
+from kvp2p.core.group_writing import key_served_for
 from kvp2p.core.hlc import HybridClock
 from kvp2p.core.messages import Designation, Member
 from kvp2p.core.operations import Ending, Operation, Outcome, Put
