@@ -235,7 +235,13 @@ class _Application:
         if not self._remove_what_is_gone(batch):
             return  # the next slice stores the rest
         for namespace, key, row in part.rows:
-            if not vector.covers(row_version(row)):  # [I1]
+            mine = self.txn.row(namespace, key)
+            if mine is not None and row_version(row) < row_version(mine) and part.vector.covers(row_version(mine)):
+                # By I3 nobody who has had mine stands at less. It was written by a leader whose disk had been rolled back, below a fence
+                # that it had forgotten, and is gone everywhere else: this replica must not stay the only one that shows it.
+                self.rows.remove(namespace, key, mine)
+                self.rows.join(namespace, key, row)
+            elif not vector.covers(row_version(row)):  # [I1]
                 self.rows.join(namespace, key, row)
         if batch.end is not None:
             floor = self.txn.floor

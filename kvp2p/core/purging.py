@@ -21,7 +21,17 @@ from kvp2p.core.messages import Digest
 from kvp2p.core.purge import following
 from kvp2p.core.vector import EVERY_STAMP, VersionVector
 from kvp2p.core.writing import LeaderWriter
-from kvp2p.ids import ISSUER_BYTES, Issuer, NodeId, Stamp, Version, make_version, version_issuer, version_term
+from kvp2p.ids import (
+    ISSUER_BYTES,
+    Issuer,
+    NodeId,
+    Stamp,
+    Version,
+    make_version,
+    version_issuer,
+    version_stamp,
+    version_term,
+)
 from kvp2p.limits import LOG_TRIM_MAX, PURGE_ROWS_MAX
 
 _NO_ISSUER = Issuer(bytes(ISSUER_BYTES))
@@ -81,8 +91,7 @@ class Purger:
         old_ms = board.clock_ms() - settings.purge_after_ms
         if old_ms <= 0:
             return
-        old = make_version(writer.designation.term, Stamp(old_ms << COUNTER_BITS), _NO_ISSUER)
-        fence_max = min(old, self._least_addable(floor, writer))
+        fence_max = min(self._youngest_to_go(old_ms, writer), self._least_addable(floor, writer))
         before_s = (clock_ms - settings.purge_skew_ms) // 1_000
         if fence_max <= board.vector.fence or not self._has_garbage(fence_max, before_s):
             return
@@ -145,10 +154,18 @@ class Purger:
         peer = self.board.peers.get(node)
         return None if peer is None else peer.digest
 
+    def _youngest_to_go(self, old_ms: int, writer: LeaderWriter) -> Version:
+        """Return the version below which everything is older than `old_ms`, whatever its term: the log goes on serving the rest."""
+        old = Stamp(old_ms << COUNTER_BITS)
+        young = [version_term(top) for top in self.board.vector.tops() if version_stamp(top) >= old]
+        return make_version(min([writer.designation.term, *young]), old, _NO_ISSUER)
+
     def _least_addable(self, floor: VersionVector, writer: LeaderWriter) -> Version:
         """Return the least version that an issuer not wholly under `floor` could still add, or has added beyond it [I8]."""
         board = self.board
-        terms = {version_issuer(top): version_term(top) for top in board.vector.tops()}
+        # What a peer shows counts too: a deposed leader may have begun an issuer that nobody else has heard of yet.
+        vectors = [board.vector, *(digest.vector for _, digest in board.digests())]
+        terms = {version_issuer(top): version_term(top) for vector in vectors for top in vector.tops()}
         terms |= {row.issuer: row.term for row in board.issuers.values()}
         terms[writer.issuer] = writer.designation.term
         return min(
