@@ -347,7 +347,12 @@ class _Application:
         part, vector = batch.part, self.txn.vector
         # Until the vector covers what the peer covered when it read this part, rows may stand above the vector, and others
         # may be gone that it still covers.
-        self.txn.set_above(self.txn.above.join(part.vector))
+        above = self.txn.above.join(part.vector)
+        for _, _, row in part.rows:
+            version = row_version(row)
+            if not above.covers(version):  # above the vector there, too
+                above = above.raised(version_issuer(version), version_stamp(version))
+        self.txn.set_above(above)
         if not self._remove_what_is_gone(batch):
             return  # the next slice stores the rest
         for namespace, key, row in part.rows:
