@@ -117,6 +117,11 @@ class LayoutReader:
         self._tables = tables
         self._decoded = decoded
 
+    @property
+    def tables(self) -> ReadableTables:
+        """The tables themselves, for code that checks the layout."""
+        return self._tables
+
     def _fact(self, field: Field[T]) -> T:
         return cached_field(field, self._tables.get(META, field.name), self._decoded)
 
