@@ -108,6 +108,7 @@ def summarize(txn: ReadTransaction) -> StoreSummary:
         candidates=_candidates(txn),
         issuers=issuers_of(txn),
         namespaces_to_sweep=_dead_namespaces_with_rows(txn),
+        restored=txn.restored,
     )
 
 
@@ -395,6 +396,8 @@ class _Application:
             self.txn.set_members(batch.members)
         if batch.complete is not None:
             self.txn.set_complete(batch.complete)
+        if batch.restored is not None:
+            self.txn.set_restored(batch.restored)
 
     def sweep(self, namespace: NamespaceId, rows_max: int) -> None:
         if not self.rows.is_dead(namespace):

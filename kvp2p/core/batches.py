@@ -79,11 +79,12 @@ class WalkBatch:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """Facts a node keeps for itself: the newest designation it heard of, its roster, its completeness. None: as it was."""
+    """Facts a node keeps for itself: the newest designation it heard of, its roster, how complete it is. None: as it was."""
 
     designation: Designation | None = None
     members: tuple[Member, ...] | None = None
     complete: bool | None = None
+    restored: bool | None = None
 
     may_use_reserve = True
 
@@ -116,6 +117,7 @@ class StoreSummary:
     candidates: tuple[bytes, ...]
     issuers: tuple[IssuerRow, ...]
     namespaces_to_sweep: tuple[NamespaceId, ...]  # deleted, rows still to be freed
+    restored: bool = False  # made of a backup, and not caught up with anybody since
 
 
 class BatchResult(NamedTuple):

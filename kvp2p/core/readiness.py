@@ -55,6 +55,8 @@ class Readiness:
             self._met.add(peer)
             self._target = self._target.join(digest.vector)
         self._compare_hashes(peer, digest)
+        if digest.complete and self.board.restored and self.board.vector.covers_vector(digest.vector):
+            self.board.forget_restored()
         if self.board.full_reason:
             self.on_disk_full()
         if self.board.is_leader(peer):

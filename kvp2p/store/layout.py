@@ -13,7 +13,7 @@ In and out: logical keys (16 bytes of namespace, 1 to 512 bytes of key) and rows
     log      issuer (8) ‖ stamp (8) → namespace ‖ key
     expiry   expires_at (8) ‖ blake2b-16(namespace ‖ key) → namespace ‖ key
     hashes   namespace → state hash (16) ‖ rows (8) ‖ rows that are no tombstones (8)
-    meta     format, identity, vector, floor, above, complete, designation, members: see meta.py
+    meta     format, identity, vector, floor, above, complete, restored, designation, members: see meta.py
     chunks   empty in a store that has no value over 192 KiB. It will hold, for each chunk of a chunked row,
                  chunk id (32, blake2b-256 of the content) ‖ 'c' → content, at most 256 KiB
                  chunk id (32)                             ‖ 'r' → number of stored rows that name the chunk (8)
@@ -147,6 +147,10 @@ class LayoutReader:
     @property
     def complete(self) -> bool:
         return self._fact(meta.COMPLETE)
+
+    @property
+    def restored(self) -> bool:
+        return self._fact(meta.RESTORED)
 
     @property
     def designation(self) -> Designation | None:
@@ -325,6 +329,9 @@ class LayoutWriter(LayoutReader):
 
     def set_complete(self, complete: bool) -> None:
         self._set_fact(meta.COMPLETE, complete)
+
+    def set_restored(self, restored: bool) -> None:
+        self._set_fact(meta.RESTORED, restored)
 
     def set_designation(self, designation: Designation) -> None:
         self._set_fact(meta.DESIGNATION, designation)

@@ -59,6 +59,8 @@ def test_facts_are_read_back_by_the_same_the_next_write_and_a_reader(store: Stor
         writer.set_floor(vector.raised(Issuer(b"issuer-3"), Stamp(1)))
         writer.set_above(EMPTY_VECTOR)
         writer.set_complete(False)
+        assert writer.restored is False
+        writer.set_restored(True)
         writer.set_designation(designation)
         writer.set_members(members)
         writer.set_totals(SECOND, NamespaceTotals(1, 2, 1))
@@ -71,6 +73,7 @@ def test_facts_are_read_back_by_the_same_the_next_write_and_a_reader(store: Stor
             assert transaction.floor.stamp_of(Issuer(b"issuer-3")) == 1
             assert transaction.above == EMPTY_VECTOR
             assert transaction.complete is False
+            assert transaction.restored is True
             assert transaction.designation == designation
             assert transaction.members == members
             assert transaction.totals(FIRST) == totals
