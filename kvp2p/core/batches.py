@@ -90,6 +90,7 @@ class Settle:
     members: tuple[Member, ...] | None = None
     complete: bool | None = None
     clock_offset_ms: int | None = None
+    restored: bool | None = None
 
     may_use_reserve = True
 
@@ -188,6 +189,7 @@ class StoreSummary:
     staged: tuple[
         ChunkId, ...
     ]  # for writes of an earlier life, which have ended with it; some of them when there are many
+    restored: bool = False  # made of a backup, and not caught up with anybody since
 
 
 class BatchResult(NamedTuple):

@@ -57,6 +57,8 @@ class Readiness:
         self._compare_hashes(peer, digest)
         if self.board.leads:
             self._tell_skew(self.board.peers_skew_ms() or 0)
+        if digest.complete and self.board.restored and self.board.vector.covers_vector(digest.vector):
+            self.board.forget_restored()
         if self.board.full_reason:
             self.on_disk_full()
         if self.board.is_leader(peer):

@@ -101,6 +101,7 @@ def status_document(
         "version": kvp2p.__version__,
         "leader": machine.leadership.role is Role.LEADING,
         "role": str(machine.leadership.role),
+        "waiting": machine.leadership.waiting.lstrip(", "),
         "lacks": [
             {
                 "issuer": one.issuer.hex(),
@@ -116,6 +117,7 @@ def status_document(
         "ready_reason": reason,
         "disk_full": board.full_reason,
         "complete": board.complete,
+        "restored": board.restored,
         "lag_ms": machine.readiness.lag_ms(),
         "skew_ms": machine.readiness.skew_ms,
         "state_hash": f"{board.state_hash:032x}",

@@ -165,6 +165,8 @@ def open_environment(directory: Path, map_bytes: int, *, readonly: bool) -> Envi
                 raise StoreError(f"this process reads {directory} already: open it for writing first")
             shared.users += 1
             return shared
+        if (directory / DATA_FILE).stat().st_size == 0:
+            raise _not_complete(directory)
         handle = _open_file(directory, map_bytes, readonly=readonly)
         environment = Environment(directory, file, handle, readonly)
         try:
@@ -176,6 +178,10 @@ def open_environment(directory: Path, map_bytes: int, *, readonly: bool) -> Envi
             raise
         _open[file] = environment
         return environment
+
+
+def _not_complete(directory: Path) -> StoreError:
+    return StoreError(f"the store in {directory} is not complete: `kvp2p init` is still at it, or was interrupted")
 
 
 def _open_file(directory: Path, map_bytes: int, *, readonly: bool) -> lmdb.Environment:
@@ -199,7 +205,7 @@ def _open_tables(environment: Environment) -> None:
     handle, where = environment.handle, str(environment.directory)
     try:
         if not handle.stat()["entries"]:
-            raise StoreError(f"the store in {where} is not complete: `kvp2p init` is still at it, or was interrupted")
+            raise _not_complete(environment.directory)
         try:
             table = handle.open_db(META.encode(), create=False)
         except (lmdb.NotFoundError, lmdb.IncompatibleError) as error:

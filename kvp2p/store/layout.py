@@ -13,7 +13,7 @@ In and out: logical keys (16 bytes of namespace, 1 to 512 bytes of key) and rows
     log      issuer (8) ‖ stamp (8) → namespace ‖ key; or a Purge, as `core/purge.py` has it
     expiry   expires_at (8) ‖ blake2b-16(namespace ‖ key) → namespace ‖ key
     hashes   namespace → state hash (16) ‖ rows (8) ‖ rows that are no tombstones (8)
-    meta     format, identity, vector, floor, above, complete, designation, members: see meta.py
+    meta     format, identity, vector, floor, above, complete, restored, clock offset, designation, members: see meta.py
     graves   version (20) of each tombstone → namespace ‖ key
     chunks   chunk id (32, blake2b-256 of the content) ‖ 'c' → content, at most 256 KiB
              chunk id (32)                             ‖ 'r' → number of stored rows that name the chunk (8) ‖ 1 if its content is here
@@ -143,6 +143,11 @@ class LayoutReader:
         self._tables = tables
         self._decoded = decoded
 
+    @property
+    def tables(self) -> ReadableTables:
+        """The tables themselves, for code that checks the layout."""
+        return self._tables
+
     def _fact(self, field: Field[T]) -> T:
         return cached_field(field, self._tables.get(META, field.name), self._decoded)
 
@@ -172,6 +177,10 @@ class LayoutReader:
     @property
     def clock_offset_ms(self) -> int:
         return self._fact(meta.CLOCK_OFFSET)
+
+    @property
+    def restored(self) -> bool:
+        return self._fact(meta.RESTORED)
 
     @property
     def designation(self) -> Designation | None:
@@ -425,6 +434,9 @@ class LayoutWriter(LayoutReader):
 
     def set_clock_offset_ms(self, offset_ms: int) -> None:
         self._set_fact(meta.CLOCK_OFFSET, offset_ms)
+
+    def set_restored(self, restored: bool) -> None:
+        self._set_fact(meta.RESTORED, restored)
 
     def set_designation(self, designation: Designation) -> None:
         self._set_fact(meta.DESIGNATION, designation)

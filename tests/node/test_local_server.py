@@ -263,6 +263,23 @@ async def test_status_tells_what_a_designated_node_waits_for(store: GatedStore) 
     assert status["lacks"] == [{"issuer": issuer.hex(), "held": f"{0:016x}", "wanted": f"{9:016x}", "from": peer.hex()}]
 
 
+async def test_status_tells_that_a_restored_leader_waits_for_a_peer(store: GatedStore) -> None:
+    with store.write() as txn:
+        txn.set_restored(True)
+    driver = ReplicaDriver(store, QUICK, member_of(NODE), ())
+    driver.dialler = FakeDialler()
+    peer = NodeId(b"p" * 16)
+    async with running(driver):
+        status = status_document(driver, identity_of(NODE), None)
+        assert (status["role"], status["restored"]) == ("hearing", True)
+        assert status["waiting"].startswith("waiting for a peer that has the cluster's data")
+        await driver.on_link_up(peer, FakeLink())
+        await driver.on_messages(peer, [Digest(EMPTY_VECTOR, bytes(16), True, EMPTY_VECTOR, None, None, True, 0)])
+        await until(lambda: status_document(driver, identity_of(NODE), None)["role"] == "leading")
+        status = status_document(driver, identity_of(NODE), None)
+    assert (status["restored"], status["waiting"]) == (False, "")
+
+
 async def test_metrics_are_the_sum_over_processes_and_keep_what_an_ended_one_counted(
     store: GatedStore, short_tmp_path: Path
 ) -> None:
