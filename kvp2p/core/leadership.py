@@ -288,16 +288,18 @@ class Leadership:
         issuer = Issuer(board.random.randbytes(ISSUER_BYTES))  # never used before: one issuer, one log [I2]
         for seen in (board.vector, board.accepted, board.above, self._target):
             self._clock.observe(seen.latest_stamp())
-        if self._promotion is None:
+        # A restored disk may have forgotten a fence. What it issues at a term of its own is above whatever the old one has passed [I8].
+        if self._promotion is None and not board.restored:
             assert board.designation is not None, "without a promotion only the designated node leads"
             self._take_over(LeaderWriter(board, self._clock, board.designation, issuer), ())
             return
         heard = [digest.designation.term for _, digest in board.digests() if digest.designation is not None]
         own = board.designation.term if board.designation is not None else 0
         term = 1 + max([own, *heard])
-        if term > TERM_MAX:
+        if term > TERM_MAX and self._promotion is not None:
             self._give_up_promotion(f"term {TERM_MAX} was given already, and there is none after it")
             return
+        term = min(term, TERM_MAX)
         designation = Designation(term, issuer, board.me.node)
         leader = system_rows.encode_leader(designation.node, designation.term)
         rows = (Put(SYSTEM_NAMESPACE, system_rows.LEADER_KEY, leader),)

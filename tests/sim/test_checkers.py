@@ -110,7 +110,8 @@ def mortal_row() -> StandingRow:
     return replace(row(RED, STAMP), expires_at_s=900)
 
 
-ONE_MORTAL: list[Record] = [invoked(1, replace(put(RED), expires_in_s=60)), acked(1, STAMP)]
+MORTAL = replace(put(RED), expires_in_s=60)
+ONE_MORTAL: list[Record] = [invoked(1, MORTAL), Issued(1, "n1", ISSUER, STAMP, MORTAL, 1_000_000), acked(1, STAMP)]
 
 GOOD: list[Record] = [
     invoked(1, put(RED)),
