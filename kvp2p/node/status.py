@@ -111,6 +111,7 @@ def status_document(
         "complete": board.complete,
         "lag_ms": machine.readiness.lag_ms(),
         "skew_ms": machine.readiness.skew_ms,
+        "clock_offset_ms": driver.clock.offset_ms if driver.clock.is_adjustable else None,
         "state_hash": f"{board.state_hash:032x}",
         "vector": show_vector(board.vector),
         "issuers": len(board.vector),

@@ -12,6 +12,7 @@ Decides: the framing, and for each message the number that names it and its fiel
     6  LocalOutcome  request, outcome
     7  QueryAnswer   request, body
     8  Readiness     ready, reason
+    20 SetClock      request, behind, milliseconds
 
 Keeps true: I9, a chunk is at most LOCAL_MESSAGE_BYTES_MAX, and so is what a decoder holds back beside what it was just fed.
 In and out: bytes from a stream, in any pieces; RemoteProtocolError ends the connection. Both ends are of one installation, so there is
@@ -25,6 +26,7 @@ from typing import assert_never
 
 from kvp2p.errors import LocalProtocolError, RemoteProtocolError
 from kvp2p.limits import (
+    CLOCK_OFFSET_MS_MAX,
     EXPLANATION_CHARS_MAX,
     LOCAL_COUNTER_NAME_CHARS_MAX,
     LOCAL_COUNTERS_MAX,
@@ -42,6 +44,7 @@ from kvp2p.wire.local_messages import (
     QueryAnswer,
     Readiness,
     Report,
+    SetClock,
     SubmitWrite,
 )
 from kvp2p.wire.operations import decode_operations, decode_outcome, encode_operations, encode_outcome, version
@@ -141,6 +144,8 @@ def _to_raw(message: LocalMessage) -> CborValue:
             return [7, request, body]
         case Readiness(ready, reason):
             return [8, ready, reason[:EXPLANATION_CHARS_MAX]]
+        case SetClock(request, offset_ms):
+            return [20, request, offset_ms < 0, abs(offset_ms)]
         case _:
             assert_never(message)
 
@@ -203,6 +208,14 @@ def _decode_readiness(value: CborValue) -> Readiness:
     return Readiness(flag(ready, "ready"), text(reason, "reason", EXPLANATION_CHARS_MAX))
 
 
+def _decode_set_clock(value: CborValue) -> SetClock:
+    _, request, behind, milliseconds = record(value, "a SetClock", ("20", "request", "behind", "milliseconds"))
+    is_behind = flag(behind, "behind")
+    # There is one zero.
+    offset_ms = number(milliseconds, "milliseconds", CLOCK_OFFSET_MS_MAX, least=int(is_behind))
+    return SetClock(number(request, "request"), -offset_ms if is_behind else offset_ms)
+
+
 _DECODERS: dict[int, Callable[[CborValue], LocalMessage]] = {
     1: _decode_hello,
     2: _decode_submit_write,
@@ -212,4 +225,5 @@ _DECODERS: dict[int, Callable[[CborValue], LocalMessage]] = {
     6: _decode_local_outcome,
     7: _decode_query_answer,
     8: _decode_readiness,
+    20: _decode_set_clock,  # 20 and above: for tests
 }

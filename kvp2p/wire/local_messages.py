@@ -80,4 +80,14 @@ class Readiness:
     reason: str
 
 
-LocalMessage = Hello | SubmitWrite | AwaitVersion | Report | Query | LocalOutcome | QueryAnswer | Readiness
+@dataclass(frozen=True, slots=True)
+class SetClock:
+    """Shift the node's wall clock, in a test: its offset to the system's clock from now on. Answered by LocalOutcome: acked, or
+    refused with code `clock_fixed` by a node that was not started for it.
+    """
+
+    request: int
+    offset_ms: int  # negative: behind
+
+
+LocalMessage = Hello | SubmitWrite | AwaitVersion | Report | Query | LocalOutcome | QueryAnswer | Readiness | SetClock

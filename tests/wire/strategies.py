@@ -32,7 +32,7 @@ from kvp2p.core.operations import (
 )
 from kvp2p.core.vector import VersionVector
 from kvp2p.ids import AccountId, Issuer, NamespaceId, NodeId, Stamp, Version, make_version
-from kvp2p.limits import PULL_BYTES_MAX
+from kvp2p.limits import CLOCK_OFFSET_MS_MAX, PULL_BYTES_MAX
 from kvp2p.wire.link_messages import Credit, LinkMessage, Ping, Pong
 from kvp2p.wire.local_messages import (
     AwaitVersion,
@@ -43,6 +43,7 @@ from kvp2p.wire.local_messages import (
     QueryAnswer,
     Readiness,
     Report,
+    SetClock,
     SubmitWrite,
 )
 
@@ -177,4 +178,5 @@ local_messages: st.SearchStrategy[LocalMessage] = st.one_of(
     st.builds(LocalOutcome, u64, outcomes),
     st.builds(QueryAnswer, u64, st.binary(max_size=300)),
     st.builds(Readiness, st.booleans(), texts),
+    st.builds(SetClock, u64, st.integers(-CLOCK_OFFSET_MS_MAX, CLOCK_OFFSET_MS_MAX)),
 )
