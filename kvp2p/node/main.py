@@ -23,7 +23,7 @@ from kvp2p.core.port import Identity
 from kvp2p.errors import StoreFormatError
 from kvp2p.net.mesh import Mesh
 from kvp2p.node.local_server import LocalServer
-from kvp2p.node.status import Counters, own_counters, readiness, status_document
+from kvp2p.node.status import Counters, mesh_counters, own_counters, readiness, status_document
 from kvp2p.runtime.child import ChildLife
 from kvp2p.runtime.driver import ReplicaDriver
 from kvp2p.runtime.wall_clock import WallClock
@@ -80,7 +80,7 @@ async def _serve(
     counters = Counters()
     documents: dict[str, Callable[[], dict[str, Any]]] = {
         "status": lambda: status_document(driver, identity, config.ready_lag_ms_max, mesh.refused_dial),
-        "metrics": lambda: _sum(counters.sums(), own_counters(driver)),
+        "metrics": lambda: _sum(counters.sums(), own_counters(driver) | mesh_counters(mesh.traffic.sums())),
     }
     server = LocalServer(driver, counters, documents, on_process_gone=lambda: _check_readers(store))
     driver.on_handled = lambda: server.end_turn(*readiness(driver, config.ready_lag_ms_max, mesh.refused_dial))

@@ -13,14 +13,16 @@ import pytest
 import trio
 import trio.testing
 
-from kvp2p.core.messages import Digest
+from kvp2p.api.metrics import families
+from kvp2p.core.messages import Digest, Lane
 from kvp2p.core.operations import Ending, Outcome
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.ids import Issuer, NodeId, Stamp, Version, make_version, version_issuer, version_stamp, version_term
 from kvp2p.limits import VECTOR_ISSUERS_MAX
+from kvp2p.net.link import Traffic
 from kvp2p.node import local_server
 from kvp2p.node.local_server import LocalServer
-from kvp2p.node.status import Counters, own_counters, readiness, status_document
+from kvp2p.node.status import Counters, mesh_counters, own_counters, readiness, status_document
 from kvp2p.runtime.driver import ReplicaDriver
 from kvp2p.runtime.wall_clock import WallClock
 from kvp2p.wire.local import LocalDecoder, encode_local
@@ -295,6 +297,17 @@ async def test_metrics_are_the_sum_over_processes_and_keep_what_an_ended_one_cou
     assert both["kvp2p_node_syncs_total"] >= 1
     assert ended["requests_total"] == 17, "a counter never goes back"
     assert "connections" not in ended, "a gauge ends with its process"
+
+
+def test_what_links_carried_is_told_by_lane_as_counters() -> None:
+    carried = {lane: Traffic(received_bytes=number) for number, lane in enumerate(Lane, 1)}
+    samples = mesh_counters(carried)
+    assert samples['kvp2p_node_mesh_received_bytes_total{lane="data"}'] == 2
+    assert len(samples) == 5 * len(Lane)
+    assert {family.name for family in families(samples) if family.type == "counter"} == {
+        f"kvp2p_node_mesh_{name}"
+        for name in ("sent_messages", "sent_bytes", "received_messages", "received_bytes", "dropped_messages")
+    }
 
 
 async def test_readiness_is_told_at_connect_and_pushed_when_it_changes(store: GatedStore, short_tmp_path: Path) -> None:
