@@ -12,7 +12,13 @@ from typing import Final
 # What a caller may store (Cloudflare KV's limits, shared/cloudflare-kv.md §3).
 KEY_BYTES_MAX: Final = 512
 METADATA_BYTES_MAX: Final = 1024
-VALUE_BYTES_MAX: Final = 192 * 1024  # inline rows only; a row stays under 256 KiB in LMDB and in one mesh message
+VALUE_BYTES_MAX: Final = 26_214_400  # Cloudflare's 25 MiB, inclusive
+# Up to here a value stands in its row (DESIGN §5); a longer one is cut into chunks, and the row names them.
+INLINE_VALUE_BYTES_MAX: Final = 32 * 1024
+# What a row may hold all the same: kvp2p 0.1 wrote values up to here without chunks. A row stays under 256 KiB in LMDB and on the mesh.
+ROW_VALUE_BYTES_MAX: Final = 192 * 1024
+CHUNK_BYTES: Final = 256 * 1024  # all chunks of a value but the last (DESIGN §5)
+CHUNKS_PER_VALUE_MAX: Final = VALUE_BYTES_MAX // CHUNK_BYTES  # 100; their ids take 3 200 bytes of a row
 NAMESPACE_TITLE_CHARS_MAX: Final = 512
 NAMESPACES_PER_ACCOUNT_MAX: Final = 1_000
 LIST_KEYS_MAX: Final = 1_000
@@ -22,6 +28,7 @@ TOKEN_NAME_CHARS_MAX: Final = 128  # guess
 OPS_PER_WRITE_MAX: Final = 10_000  # Cloudflare's bulk limit
 WRITE_BYTES_MAX: Final = 224 * 1024  # one forwarded write fits one mesh message
 TTL_SECONDS_MIN: Final = 60
+EXPIRES_AT_MAX: Final = 2**53 - 1  # unix seconds; what a JSON number holds exactly
 
 # HTTP parsing (DESIGN §6: what httptools lets through).
 HTTP_URL_BYTES_MAX: Final = 8 * 1024
@@ -55,9 +62,14 @@ MESH_MESSAGE_BYTES_MAX: Final = 256 * 1024  # one websocket message (DESIGN §6:
 FRAME_BYTES_MAX: Final = 224 * 1024  # rows in one frame or walk part, before framing
 FRAME_POSITIONS_MAX: Final = 4_096
 TERM_MAX: Final = 2**32 - 1  # a version has 4 bytes for it
-# One per start of a leader until a fence exists. A walk's part may have to carry the largest row and the whole vector: a value of 196 608
-# bytes, metadata of 1 024, a key and two ends of 528 each, 20 + 16 * 3 584 of vector, about 100 of heads: 256 700 of the 262 139 that fit.
-VECTOR_ISSUERS_MAX: Final = 3_584
+WALL_MS_MAX: Final = (2**63 - 1) // 1_000_000  # Linux counts wall time in 63 bits of nanoseconds: until the year 2262
+STAMP_MAX: Final = (
+    WALL_MS_MAX << 16
+)  # 16 bits of counter; the 4 bits above are room for whoever goes past what it hears of
+STAMPS_AHEAD_MS_MAX: Final = 3_600_000  # before it is told; guess: no clock that somebody looks after is off by so much
+# One per start of a leader since the last Purge. A walk's part may have to carry the largest row and the whole vector: a value of 196 608
+# bytes, metadata of 1 024, a key and two ends of 528 each, 20 + 20 * 2 048 of vector, about 100 of heads: 240 300 of the 262 139 that fit.
+VECTOR_ISSUERS_MAX: Final = 2_048
 MEMBERS_MAX: Final = 1_024
 PEERS_MAX: Final = 32  # full mesh up to here
 UNPROVEN_LINKS_MAX: Final = 64  # guess: connections to the mesh port that have not proved to be a member's yet
@@ -107,15 +119,27 @@ LOCAL_ANSWERS_MAX: Final = (
 LOCAL_COUNTERS_MAX: Final = 4_096  # samples of one process; guess
 LOCAL_COUNTER_NAME_CHARS_MAX: Final = 512  # name and labels of one sample
 LOCAL_WORD_CHARS_MAX: Final = 64  # the role of a process, the name of a document
+SPAN_MARKS_MAX: Final = 8_192  # of up to 105 bytes of JSON: all of them fit one message on the unix socket
 INBOX_EVENTS_MAX: Final = 8_192
 WALK_ROWS_LOOKED_AT_MAX: Final = 4_096  # guess: own rows compared with a walk's part in one transaction
 NAMESPACE_SWEEP_ROWS_MAX: Final = 512  # rows of a deleted namespace freed in one transaction
+PURGE_ROWS_MAX: Final = 4_096  # tombstones, and as many expired rows, in one transaction; about 50 ms; guess
+LOG_TRIM_MAX: Final = 4_096  # positions freed in one transaction; guess
 BATCHES_PER_SYNC_MAX: Final = 256  # guess: bounds how long the first of them waits
 CODE_CHARS_MAX: Final = 64  # the codes of DESIGN §7 have up to 20
 EXPLANATION_CHARS_MAX: Final = 1_024  # guess: a sentence or three for a person
 WRITE_TIMEOUT_MS_MAX: Final = 60_000  # guess: twelve times the deadline of a write, so that the deadline may be tuned
 # For tests: a year and a day each way. Stamps have 48 bits for milliseconds, all of them after 1970.
 CLOCK_OFFSET_MS_MAX: Final = 366 * 86_400_000
+
+# Large values.
+CHUNK_PART_BYTES: Final = (
+    64 * 1024
+)  # of a chunk in one mesh message: a control message waits for no more than this; guess
+CHUNK_PULLS_MAX: Final = 4  # chunks under way to this node, so at most 1 MiB of parts in its memory; guess
+CHUNKS_WANTED_MAX: Final = 64  # missing chunks that a batch's result names; more are named when these are here
+PENDING_TOLD_MAX: Final = 1_024  # versions without all their chunks that a batch's result names
+STAGED_RELEASED_MAX: Final = 256  # staged chunks freed in one transaction
 
 # The store.
 STORE_READERS_MAX: Final = 512  # slots of the lock file: several transactions for each of some dozens of processes

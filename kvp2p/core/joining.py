@@ -11,6 +11,7 @@ In and out: rows in; changed rows, totals, and what the batch's result has to te
 from __future__ import annotations
 
 from kvp2p.core import system_rows
+from kvp2p.core.chunk_rows import ChunkRows
 from kvp2p.core.entry import STATE_HASH_MASK, is_tombstone, is_value, join_rows, row_state_hash
 from kvp2p.core.port import NamespaceTotals, WriteTransaction
 from kvp2p.ids import SYSTEM_NAMESPACE, NamespaceId
@@ -42,12 +43,22 @@ class _Space:
 class Joining:
     """Joins and removes rows for one batch. What it was asked about a namespace it does not ask the store again."""
 
-    __slots__ = ("_seed", "_spaces", "_txn", "candidates_changed", "issuers_changed", "newly_dead", "rows_changed")
+    __slots__ = (
+        "_seed",
+        "_spaces",
+        "_txn",
+        "candidates_changed",
+        "chunks",
+        "issuers_changed",
+        "newly_dead",
+        "rows_changed",
+    )
 
     def __init__(self, txn: WriteTransaction, seed: int) -> None:
         self._txn = txn
         self._seed = seed
         self._spaces: dict[NamespaceId, _Space] = {}
+        self.chunks = ChunkRows(txn)
         self.rows_changed = 0
         self.newly_dead: list[NamespaceId] = []
         self.candidates_changed = False
@@ -76,6 +87,7 @@ class Joining:
             space.state_hash -= row_state_hash(namespace, key, mine, self._seed)
             space.live -= not is_tombstone(mine)
         txn.put_row(namespace, key, row)
+        self.chunks.replace(namespace, key, mine, row)
         space.state_hash += row_state_hash(namespace, key, row, self._seed)
         space.live += not is_tombstone(row)
         space.is_changed = True
@@ -86,6 +98,7 @@ class Joining:
     def remove(self, namespace: NamespaceId, key: bytes, row: bytes) -> None:
         """Remove the row that stands at a key."""
         self._txn.delete_row(namespace, key)
+        self.chunks.remove(row)
         self.rows_changed += 1
         space = self._space(namespace)
         if space.rows:  # those of a deleted namespace are not counted any more

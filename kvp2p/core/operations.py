@@ -27,7 +27,11 @@ class Condition(IntEnum):
 
 
 class Put(NamedTuple):
-    """Store a value. `expires_at` is unix seconds, 0 for never; `metadata` is compact UTF-8 JSON."""
+    """Store a value; `metadata` is compact UTF-8 JSON.
+
+    It expires `expires_in` seconds after the leader's clock takes it, else at `expires_at` in unix seconds, else (both 0) never. With `is_chunked`
+    the value is a chunk list (`core.entry.encode_chunk_list`), and its chunks are staged where the write was handed in.
+    """
 
     namespace: NamespaceId
     key: bytes
@@ -36,6 +40,8 @@ class Put(NamedTuple):
     expires_at: int = 0
     condition: Condition = Condition.ALWAYS
     if_version: Version | None = None
+    expires_in: int = 0
+    is_chunked: bool = False
 
 
 class Delete(NamedTuple):
@@ -89,7 +95,7 @@ class Outcome(NamedTuple):
     """The end of one write.
 
     `code` is "" when acked, else a code of DESIGN §7: `precondition_failed`, `namespace_not_found`, `no_leader`, `overloaded`,
-    `deadline_passed`, `disk_full`, `outcome_unknown`, `bad_request`, `namespace_limit`. `version` is the greatest version written; for
+    `deadline_passed`, `disk_full`, `outcome_unknown`, `bad_request`, `bad_expiry`, `namespace_limit`. `version` is the greatest version written; for
     `precondition_failed` it is the version that stands, None if nothing does. `namespace` answers CreateNamespace,
     `created` says whether it is new. `visible` is False when the hold for read-your-writes ran out: KV-Visible pending.
     """

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from kvp2p.core.entry import ChunkId
 from kvp2p.core.messages import Designation, KeyedRow, Member, RowKey
 from kvp2p.core.vector import VersionVector
-from kvp2p.ids import AccountId, ClusterId, Issuer, NamespaceId, NodeId, Stamp
+from kvp2p.ids import AccountId, ClusterId, Issuer, NamespaceId, NodeId, Stamp, Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,24 @@ class Identity:
     account: AccountId  # the cluster's first account
     node: NodeId
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkState:
+    """A chunk: how many stored rows name it (shown rows included), and whether its content is here."""
+
+    references: int
+    is_here: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRow:
+    """A stored row that lacks chunks. `shown` is the row that readers see until it has them, empty when they see none [I3]."""
+
+    version: Version
+    namespace: NamespaceId
+    key: bytes
+    shown: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +79,16 @@ class ReadTransaction(Protocol):
         ...
 
     @property
+    def clock_offset_ms(self) -> int:
+        """By how much the leader's clock was ahead of this machine's wall clock, as last written down; 0 before."""
+        ...
+
+    @property
+    def restored(self) -> bool:
+        """True from `kvp2p restore` until this node has caught up with a peer, or leads: newer acknowledged writes may be elsewhere."""
+        ...
+
+    @property
     def designation(self) -> Designation | None: ...
 
     @property
@@ -85,6 +114,52 @@ class ReadTransaction(Protocol):
 
     def positions(self, issuer: Issuer, after: Stamp) -> Iterator[tuple[Stamp, RowKey]]:
         """Iterate over an issuer's log strictly after a stamp, ascending."""
+        ...
+
+    def log_issuers(self) -> Iterator[Issuer]:
+        """Iterate over the issuers that have positions in the log, in byte order."""
+        ...
+
+    @property
+    def log_positions(self) -> int:
+        """The number of positions in the log, of all issuers."""
+        ...
+
+    @property
+    def tombstones(self) -> int:
+        """The number of tombstones, those in deleted namespaces included."""
+        ...
+
+    def graves(self) -> Iterator[tuple[Version, RowKey]]:
+        """Iterate over the tombstones by version."""
+        ...
+
+    def expiring(self) -> Iterator[tuple[bytes, RowKey]]:
+        """Iterate over the rows that expire, soonest first, each with its place: unix seconds (8) ‖ hash of its key (16)."""
+        ...
+
+    def chunk(self, chunk: ChunkId) -> bytes | None:
+        """Return the content of a chunk, None when it is not here."""
+        ...
+
+    def chunk_state(self, chunk: ChunkId) -> ChunkState | None:
+        """Tell what is known of a chunk, None when nothing is."""
+        ...
+
+    def is_staged(self, chunk: ChunkId) -> bool:
+        """Tell whether a write under way keeps the chunk."""
+        ...
+
+    def staged(self) -> Iterator[ChunkId]:
+        """Iterate over the chunks that writes under way keep; those of an earlier life of the process, too."""
+        ...
+
+    def pending(self, version: Version) -> PendingRow | None:
+        """Return what readers see in place of the row of that version, None when the row is whole."""
+        ...
+
+    def pending_rows(self) -> Iterator[PendingRow]:
+        """Iterate over the rows that lack chunks, by version."""
         ...
 
     def totals(self, namespace: NamespaceId) -> NamespaceTotals | None:
@@ -114,6 +189,30 @@ class WriteTransaction(ReadTransaction, Protocol):
         """Add positions to an issuer's log."""
         ...
 
+    def remove_positions(self, issuer: Issuer, stamps: Iterable[Stamp]) -> None:
+        """Remove positions from an issuer's log."""
+        ...
+
+    def put_chunk(self, chunk: ChunkId, content: bytes) -> None:
+        """Store the content of a chunk; keeps not its state."""
+        ...
+
+    def set_chunk_state(self, chunk: ChunkId, state: ChunkState | None) -> None:
+        """Store a chunk's state; None forgets the chunk, its content included."""
+        ...
+
+    def set_staged(self, chunk: ChunkId, staged: bool) -> None:
+        """Note that a write under way keeps a chunk, or no longer does."""
+        ...
+
+    def put_pending(self, row: PendingRow) -> None:
+        """Note that the row of a version lacks chunks."""
+        ...
+
+    def delete_pending(self, version: Version) -> None:
+        """Note that the row of a version is whole, or gone."""
+        ...
+
     def set_vector(self, vector: VersionVector) -> None: ...
 
     def set_floor(self, floor: VersionVector) -> None: ...
@@ -121,6 +220,10 @@ class WriteTransaction(ReadTransaction, Protocol):
     def set_above(self, above: VersionVector) -> None: ...
 
     def set_complete(self, complete: bool) -> None: ...
+
+    def set_clock_offset_ms(self, offset_ms: int) -> None: ...
+
+    def set_restored(self, restored: bool) -> None: ...
 
     def set_designation(self, designation: Designation) -> None: ...
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import assert_never
 
 from kvp2p.core.anti_entropy import AntiEntropy
-from kvp2p.core.batches import BatchResult, NamespaceSweep
+from kvp2p.core.batches import BatchResult, NamespaceSweep, Settle
 from kvp2p.core.board import MS, Board, Peer, Random
+from kvp2p.core.clock import OFFSET_KEPT_MS
+from kvp2p.core.doubts import Doubts
 from kvp2p.core.events import (
     Await,
     CloseIssuer,
@@ -45,6 +47,7 @@ from kvp2p.core.messages import (
     WalkRequest,
 )
 from kvp2p.core.operations import refused
+from kvp2p.core.purging import Purger
 from kvp2p.core.readiness import Readiness
 from kvp2p.core.roster import Members
 from kvp2p.core.settings import ReplicaSettings
@@ -59,15 +62,18 @@ class ReplicaMachine:
     board: Board
     members: Members
     leadership: Leadership
+    doubts: Doubts
     anti_entropy: AntiEntropy
     holds: Holds
     forwarder: Forwarder
     readiness: Readiness
+    purger: Purger
 
     def __init__(self, settings: ReplicaSettings, random: Random) -> None:
         self._settings = settings
         self._random = random
         self._changed_ns = 0
+        self._clock_offset_ms = 0
         self._sweeping: dict[NamespaceId, bool] = {}
 
     def handle(self, event: Event, now: Now) -> list[Effect]:
@@ -93,8 +99,8 @@ class ReplicaMachine:
             case PeerDown(peer=peer):
                 self._on_peer_down(peer)
             case PersistFailed(ticket=ticket, reason=reason):
-                self.board.notice("persist_failed", "error", reason=reason)
                 self.board.on_persist_failed(ticket, reason)
+                self.readiness.on_disk_full()
             case SendFailed(message=forward):
                 self.forwarder.on_send_failed(forward)
             case Promote():
@@ -110,14 +116,18 @@ class ReplicaMachine:
 
     def _start(self, event: Start, now: Now) -> list[Effect]:
         self.board = board = Board(self._settings, self._random, event.store, event.me, now)
+        self._clock_offset_ms = event.store.clock_offset_ms
         self.members = Members(board, event.store.members, event.seeds)
         self.leadership = Leadership(board, self.members)
-        self.anti_entropy = AntiEntropy(board)
+        self.doubts = Doubts(board, self.leadership)
+        self.anti_entropy = AntiEntropy(board, self.leadership)
         self.holds = Holds(board)
         self.forwarder = Forwarder(board, self.holds)
         self.readiness = Readiness(board, self.members)
+        self.purger = Purger(board, self.leadership)
         self.members.start()
         self.readiness.start()
+        self.purger.start()
         self.leadership.start()
         self._sweep(event.store.namespaces_to_sweep)
         self.board.set_timer("digest", self._settings.digest_busy_ms)
@@ -126,11 +136,13 @@ class ReplicaMachine:
     # --- peers
 
     def _on_message(self, peer: NodeId, message: Message) -> None:
-        if peer not in self.board.peers:
+        state = self.board.peers.get(peer)
+        if state is None or state.is_refused:
             return
         match message:
             case Frame():
-                self.anti_entropy.on_frame(peer, message)
+                if self.doubts.takes(peer, message):
+                    self.anti_entropy.on_frame(peer, message)
             case Forward():
                 self._on_forward(peer, message)
             case ForwardOutcome():
@@ -142,7 +154,8 @@ class ReplicaMachine:
             case PullEnd():
                 self.anti_entropy.on_pull_end(peer, message)
             case WalkPart():
-                self.anti_entropy.on_walk_part(peer, message)
+                if self.doubts.takes(peer, message):
+                    self.anti_entropy.on_walk_part(peer, message)
             case Roster():
                 self.members.on_roster(peer, message)
             case _:
@@ -152,6 +165,10 @@ class ReplicaMachine:
         state = self.board.peers[peer]
         is_first = state.digest is None
         state.digest = digest
+        state.skew_ms = digest.wall_ms - self.board.now.wall_ms
+        if digest.clock_ms and not self.board.leads:
+            self.board.clock.hear(digest.clock_ms, self.board.now)
+        self.doubts.on_digest(peer, digest)
         was_leading = self.leadership.role is Role.LEADING
         self.leadership.on_digest(peer, digest)
         self.anti_entropy.on_digest(peer, digest, is_first)
@@ -177,12 +194,22 @@ class ReplicaMachine:
             leads=self.leadership.issuer,
             complete=board.complete,
             wall_ms=board.now.wall_ms,
+            clock_ms=board.clock_ms() if board.clock.is_known else 0,
+            whole=None if not board.pending.versions else board.whole_vector(),
         )
 
     def _tell_all(self) -> None:
         digest = self._digest()
         for peer in self.board.peers:
             self.board.send(peer, digest)
+
+    def _keep_clock_offset(self) -> None:
+        """Write down by how much the leader's clock is ahead of this machine's, for the next start and for programs that read the file."""
+        board = self.board
+        offset_ms = board.clock.offset_ms(board.now)
+        if board.clock.is_known and abs(offset_ms - self._clock_offset_ms) > OFFSET_KEPT_MS:
+            self._clock_offset_ms = offset_ms
+            board.persist(Settle(clock_offset_ms=offset_ms))  # when the disk is full, the next change does it
 
     # --- writes
 
@@ -194,9 +221,8 @@ class ReplicaMachine:
         elif self.leadership.writer is not None:
             self.leadership.writer.submit(None, event.request, event.operations, event.deadline_ns, bytes_used)
         elif self.board.is_leader(self.board.me.node):
-            not_yet = refused(
-                "no_leader", f"this node is the leader and is still {self.leadership.role}; nothing was applied"
-            )
+            why = f"still {self.leadership.role}{self.leadership.waiting}"
+            not_yet = refused("no_leader", f"this node is the leader and is {why}; nothing was applied")
             self.board.emit(Reply(event.request, not_yet))
         else:
             self.forwarder.submit(event, bytes_used)
@@ -260,6 +286,7 @@ class ReplicaMachine:
         match name:
             case "digest":
                 self._tell_all()
+                self._keep_clock_offset()
                 is_busy = self.board.now.mono_ns - self._changed_ns < self._settings.busy_ms * MS
                 self.board.set_timer(
                     "digest", self._settings.digest_busy_ms if is_busy else self._settings.digest_idle_ms
@@ -283,10 +310,14 @@ class ReplicaMachine:
                 self._tell_all()
             case "roster":
                 self.members.store()
+            case "purge":
+                self.purger.on_timer()
             case "open" | "close" | "settle":
                 self.leadership.on_retry(name)
             case "contact":
                 self.readiness.on_nobody_heard()
+            case "restored":
+                self.board.forget_restored()
             case _:
                 assert isinstance(key, bytes)
                 self._sweep((NamespaceId(key),))

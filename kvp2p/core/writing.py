@@ -13,16 +13,15 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 
-from kvp2p.core.batches import BatchResult, StampedWrite, WriteGroup
+from kvp2p.core.batches import BatchResult, PurgeBatch, StampedWrite, WriteGroup
 from kvp2p.core.board import MS, Board, Deadlines, Peer
 from kvp2p.core.events import Await, Reply, Write
 from kvp2p.core.hlc import HybridClock
 from kvp2p.core.messages import Designation, Forward, ForwardOutcome
 from kvp2p.core.operations import Ending, Operation, Outcome, operation_bytes, refused, unknown
 from kvp2p.core.serve import split_frame
-from kvp2p.ids import Issuer, NodeId, Stamp, Version, version_issuer, version_stamp
+from kvp2p.ids import Issuer, NodeId, Stamp, Version, version_issuer
 from kvp2p.limits import (
     FORWARDS_IN_FLIGHT_MAX,
     GROUP_BYTES_MAX,
@@ -60,6 +59,7 @@ class LeaderWriter:
         self.clock = clock
         self.designation = designation
         self.issuer = issuer
+        self.issued = Stamp(0)  # the last stamp given out under this issuer, durable or not
         self._queue: deque[_Waiting] = deque()
         self._queue_bytes = 0
         self._is_persisting = False
@@ -93,6 +93,12 @@ class LeaderWriter:
         """Persist log entries that the leader writes of itself, in a group of their own."""
         self._persist_own(operations, None, done, failed)
 
+    def add_purge(
+        self, make: Callable[[Stamp], PurgeBatch], done: Callable[[BatchResult], None], failed: Callable[[str], None]
+    ) -> None:
+        """Persist a Purge at the next stamp [I8]."""
+        self._persist_batch(make(self.clock.tick(self.board.now.wall_ms)), done, failed)
+
     @property
     def may_add(self) -> bool:
         """Tell whether a position may still be added under this issuer: it is open, or a group is on its way to the disk."""
@@ -105,20 +111,25 @@ class LeaderWriter:
         done: Callable[[], None],
         failed: Callable[[str], None],
     ) -> None:
-        group = WriteGroup(self.designation.term, self.issuer, (), self.board.now.wall_ms, designation)
-        write = StampedWrite(self._stamps(operations, group.wall_ms), operations)
+        write = StampedWrite(self._stamps(operations), operations)
+        group = WriteGroup(self.designation.term, self.issuer, (write,), self.board.clock_ms(), designation)
+        self._persist_batch(group, lambda _: done(), failed)
+
+    def _persist_batch(
+        self, batch: WriteGroup | PurgeBatch, done: Callable[[BatchResult], None], failed: Callable[[str], None]
+    ) -> None:
         self._own_groups += 1
 
         def on_done(result: BatchResult) -> None:
             self._own_groups -= 1
-            done()
+            done(result)
             self._send_frame(result)
 
         def on_failed(reason: str) -> None:
             self._own_groups -= 1
             failed(reason)
 
-        self.board.persist(replace(group, writes=(write,)), on_done, on_failed)
+        self.board.persist(batch, on_done, on_failed)
 
     def on_peer_down(self, peer: NodeId) -> None:
         """Drop the writes that came over a link that has closed: their sender has told `unknown` [I10]."""
@@ -157,8 +168,7 @@ class LeaderWriter:
             self._persist(group)
 
     def _persist(self, group: list[_Waiting]) -> None:
-        wall_ms = self.board.now.wall_ms
-        writes = tuple(StampedWrite(self._stamps(waiting.operations, wall_ms), waiting.operations) for waiting in group)
+        writes = tuple(StampedWrite(self._stamps(waiting.operations), waiting.operations) for waiting in group)
         self._is_persisting = True
 
         def done(result: BatchResult) -> None:
@@ -174,7 +184,8 @@ class LeaderWriter:
                 self._answer(waiting, refused("disk_full", f"the leader could not store the write: {reason}"))
             self._flush()
 
-        self.board.persist(WriteGroup(self.designation.term, self.issuer, writes, wall_ms), done, failed)
+        clock_ms = self.board.clock_ms()
+        self.board.persist(WriteGroup(self.designation.term, self.issuer, writes, clock_ms), done, failed)
 
     def _send_frame(self, result: BatchResult) -> None:
         if result.frame is not None:
@@ -183,10 +194,12 @@ class LeaderWriter:
                     if digest.complete:
                         self.board.send(peer, frame)
 
-    def _stamps(self, operations: tuple[Operation, ...], wall_ms: int) -> Stamp:
+    def _stamps(self, operations: tuple[Operation, ...]) -> Stamp:
+        wall_ms = self.board.now.wall_ms
         first = self.clock.tick(wall_ms)
         for _ in operations[1:]:
             self.clock.tick(wall_ms)
+        self.issued = self.clock.latest
         return first
 
     def _answer(self, waiting: _Waiting, outcome: Outcome) -> None:
@@ -203,7 +216,7 @@ class Holds:
 
     def __init__(self, board: Board) -> None:
         self.board = board
-        self._by_issuer: dict[Issuer, list[tuple[Stamp, int]]] = {}
+        self._by_issuer: dict[Issuer, list[tuple[Version, int]]] = {}
         self._waiting: dict[int, tuple[Outcome, Outcome | None]] = {}  # when covered, when out of time
         self._ended = 0  # requests out of time that still stand in `_by_issuer`
         self._deadlines = Deadlines(board, "hold", self._waiting.__contains__)
@@ -223,14 +236,14 @@ class Holds:
         else:
             self._waiting[request] = (covered, late)
             heap = self._by_issuer.setdefault(version_issuer(version), [])
-            heapq.heappush(heap, (version_stamp(version), request))
+            heapq.heappush(heap, (version, request))
             self._deadlines.add(deadline_ns, request)
 
     def on_vector(self) -> None:
         """Release what is covered now."""
         for issuer in list(self._by_issuer):
             heap = self._by_issuer[issuer]
-            while heap and heap[0][0] <= self.board.vector.stamp_of(issuer):
+            while heap and self.board.vector.covers(heap[0][0]):
                 request = heapq.heappop(heap)[1]
                 waiting = self._waiting.pop(request, None)
                 if waiting is None:
@@ -252,7 +265,7 @@ class Holds:
     def _forget_ended(self) -> None:
         # A version that never comes, which any reader may name, must not stay for ever [I9].
         for issuer in list(self._by_issuer):
-            kept = [(stamp, request) for stamp, request in self._by_issuer[issuer] if request in self._waiting]
+            kept = [(version, request) for version, request in self._by_issuer[issuer] if request in self._waiting]
             heapq.heapify(kept)
             self._by_issuer[issuer] = kept
             if not kept:

@@ -1,24 +1,28 @@
-"""The layout of a store, format 1: what stands where, and the transactions of `core/port.py` on ordered tables.
+"""The layout of a store, format 2: what stands where, and the transactions of `core/port.py` on ordered tables.
 
 Decides: the physical key of every row, log position, expiry entry and total.
 Keeps true
 * I4: everything goes through one write transaction; the vector and the totals are written when it is flushed.
 * Rows are read in exact byte order of (namespace, key), whatever the length of the key.
-* The expiry index has one entry for each stored row that expires, and no other.
+* The expiry index has one entry for each stored row that expires, the graves one for each tombstone, and no other.
 In and out: logical keys (16 bytes of namespace, 1 to 512 bytes of key) and rows of `core/entry.py`; tables of `tables.py`.
 
     rows     namespace ‖ key → row, for a key below 495 bytes
              namespace ‖ key[:495] → empty: a marker (511 bytes), the keys that start so stand in tails
     tails    blake2b-16(namespace ‖ key[:495]) ‖ key[495:] → row
-    log      issuer (8) ‖ stamp (8) → namespace ‖ key
+    log      issuer (8) ‖ stamp (8) → namespace ‖ key; or a Purge, as `core/purge.py` has it
     expiry   expires_at (8) ‖ blake2b-16(namespace ‖ key) → namespace ‖ key
     hashes   namespace → state hash (16) ‖ rows (8) ‖ rows that are no tombstones (8)
-    meta     format, identity, vector, floor, above, complete, designation, members: see meta.py
-    chunks   empty in a store that has no value over 192 KiB. It will hold, for each chunk of a chunked row,
-                 chunk id (32, blake2b-256 of the content) ‖ 'c' → content, at most 256 KiB
-                 chunk id (32)                             ‖ 'r' → number of stored rows that name the chunk (8)
+    meta     format, identity, vector, floor, above, complete, restored, clock offset, designation, members: see meta.py
+    graves   version (20) of each tombstone → namespace ‖ key
+    chunks   chunk id (32, blake2b-256 of the content) ‖ 'c' → content, at most 256 KiB
+             chunk id (32)                             ‖ 'r' → number of stored rows that name the chunk (8) ‖ 1 if its content is here
              Two rows a chunk, so that a changed count does not rewrite the content; a count without content is a chunk
-             that is still to be pulled, and a chunk goes when its count reaches zero.
+             that is still to be pulled. A chunk goes when nothing names it and no write under way has staged it.
+    staging  chunk id (32) → empty: kept for a write under way
+    pending  version (20) of a row that lacks chunks → bytes of the next (2) ‖ namespace ‖ key ‖ the row that readers see meanwhile
+
+Format 1 had no graves, pending and staging, and vectors without terms: `migration.py` makes a store of format 2 of it.
 
 Why long keys are split: LMDB takes keys of at most 511 bytes, ours have up to 528. Two keys that differ within their first
 511 bytes are ordered by `rows`; two that do not share a marker, and are ordered by the rest in `tails`. A key that ends
@@ -32,21 +36,25 @@ from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Any, Final, TypeVar
 
-from kvp2p.core.entry import STATE_HASH_MASK
+from kvp2p.core.entry import STATE_HASH_MASK, ChunkId, is_tombstone
 from kvp2p.core.messages import Designation, KeyedRow, Member, RowKey
-from kvp2p.core.port import Identity, NamespaceTotals
+from kvp2p.core.port import ChunkState, Identity, NamespaceTotals, PendingRow
 from kvp2p.core.vector import VersionVector
 from kvp2p.errors import StoreFormatError
-from kvp2p.ids import ID_BYTES, ISSUER_BYTES, Issuer, NamespaceId, Stamp
+from kvp2p.ids import ID_BYTES, ISSUER_BYTES, Issuer, NamespaceId, Stamp, Version
 from kvp2p.limits import KEY_BYTES_MAX, REMEMBERED_ROWS_MAX
 from kvp2p.store import meta
 from kvp2p.store.meta import Decoded, Field, cached_field, decode_field
 from kvp2p.store.tables import (
+    CHUNKS,
     EXPIRY,
+    GRAVES,
     HASHES,
     LOG,
     META,
+    PENDING,
     ROWS,
+    STAGING,
     TABLE_KEY_BYTES_MAX,
     TAILS,
     ReadableTables,
@@ -59,6 +67,8 @@ MARKER_BYTES: Final = TABLE_KEY_BYTES_MAX
 LONG_KEY_BYTES_MIN: Final = MARKER_BYTES - ID_BYTES  # 495
 _HASH_BYTES = 16
 _NEVER = bytes(8)
+_CONTENT = b"c"
+_STATE = b"r"
 
 
 def short_hash(data: bytes) -> bytes:
@@ -85,6 +95,22 @@ def decode_totals(raw: bytes) -> NamespaceTotals:
 
 def _sum_hashes(totals: Iterable[NamespaceTotals]) -> int:
     return sum(one.state_hash for one in totals) & STATE_HASH_MASK
+
+
+def encode_chunk_state(state: ChunkState) -> bytes:
+    """Return 9 bytes: references (8) ‖ whether the content is here (1)."""
+    return state.references.to_bytes(8, "big") + bytes([state.is_here])
+
+
+def decode_chunk_state(raw: bytes) -> ChunkState:
+    """Read what `encode_chunk_state` wrote."""
+    return ChunkState(int.from_bytes(raw[:8], "big"), raw[8] == 1)
+
+
+def decode_pending(version: bytes, raw: bytes) -> PendingRow:
+    """Read a value of the table `pending`."""
+    end = 2 + int.from_bytes(raw[:2], "big")
+    return PendingRow(Version(version), *_split(raw[2:end]), raw[end:])
 
 
 def _split(full_key: bytes) -> RowKey:
@@ -117,6 +143,11 @@ class LayoutReader:
         self._tables = tables
         self._decoded = decoded
 
+    @property
+    def tables(self) -> ReadableTables:
+        """The tables themselves, for code that checks the layout."""
+        return self._tables
+
     def _fact(self, field: Field[T]) -> T:
         return cached_field(field, self._tables.get(META, field.name), self._decoded)
 
@@ -142,6 +173,14 @@ class LayoutReader:
     @property
     def complete(self) -> bool:
         return self._fact(meta.COMPLETE)
+
+    @property
+    def clock_offset_ms(self) -> int:
+        return self._fact(meta.CLOCK_OFFSET)
+
+    @property
+    def restored(self) -> bool:
+        return self._fact(meta.RESTORED)
 
     @property
     def designation(self) -> Designation | None:
@@ -183,10 +222,50 @@ class LayoutReader:
                 return
             yield Stamp(int.from_bytes(place[ISSUER_BYTES:], "big")), _split(full_key)
 
-    def expiring(self) -> Iterator[tuple[int, RowKey]]:
-        """Iterate over (expires_at in unix seconds, key) of all rows that expire, soonest first."""
+    def log_issuers(self) -> Iterator[Issuer]:
+        before = b""
+        while (found := next(self._tables.scan(LOG, before), None)) is not None:
+            issuer = Issuer(found[0][:ISSUER_BYTES])
+            yield issuer
+            before = issuer + b"\xff" * 9  # behind its last position
+
+    @property
+    def log_positions(self) -> int:
+        return self._tables.count(LOG)
+
+    @property
+    def tombstones(self) -> int:
+        return self._tables.count(GRAVES)
+
+    def expiring(self) -> Iterator[tuple[bytes, RowKey]]:
         for place, full_key in self._tables.scan(EXPIRY):
-            yield int.from_bytes(place[:8], "big"), _split(full_key)
+            yield bytes(place), _split(full_key)
+
+    def graves(self) -> Iterator[tuple[Version, RowKey]]:
+        for version, full_key in self._tables.scan(GRAVES):
+            yield Version(version), _split(full_key)
+
+    def chunk(self, chunk: ChunkId) -> bytes | None:
+        return self._tables.get(CHUNKS, chunk + _CONTENT)
+
+    def chunk_state(self, chunk: ChunkId) -> ChunkState | None:
+        raw = self._tables.get(CHUNKS, chunk + _STATE)
+        return None if raw is None else decode_chunk_state(raw)
+
+    def is_staged(self, chunk: ChunkId) -> bool:
+        return self._tables.get(STAGING, chunk) is not None
+
+    def staged(self) -> Iterator[ChunkId]:
+        for chunk, _ in self._tables.scan(STAGING):
+            yield ChunkId(chunk)
+
+    def pending(self, version: Version) -> PendingRow | None:
+        raw = self._tables.get(PENDING, version)
+        return None if raw is None else decode_pending(version, raw)
+
+    def pending_rows(self) -> Iterator[PendingRow]:
+        for version, raw in self._tables.scan(PENDING):
+            yield decode_pending(version, raw)
 
     def totals(self, namespace: NamespaceId) -> NamespaceTotals | None:
         raw = self._tables.get(HASHES, namespace)
@@ -269,7 +348,7 @@ class LayoutWriter(LayoutReader):
                 self._tables.put(ROWS, full_key[:MARKER_BYTES], b"")
             self._tables.put(TAILS, tail_key(full_key), row)
         self._rows[full_key] = row
-        self._index_expiry(full_key, before, row)
+        self._index(full_key, before, row)
 
     def delete_row(self, namespace: NamespaceId, key: bytes) -> None:
         full_key = namespace + key
@@ -281,7 +360,7 @@ class LayoutWriter(LayoutReader):
         else:
             self._delete_tail(full_key)
         self._rows[full_key] = None
-        self._index_expiry(full_key, before, None)
+        self._index(full_key, before, None)
 
     def _delete_tail(self, full_key: bytes) -> None:
         place = tail_key(full_key)
@@ -290,7 +369,12 @@ class LayoutWriter(LayoutReader):
         if following is None or following[0][:_HASH_BYTES] != place[:_HASH_BYTES]:
             self._tables.delete(ROWS, full_key[:MARKER_BYTES])
 
-    def _index_expiry(self, full_key: bytes, before: bytes | None, row: bytes | None) -> None:
+    def _index(self, full_key: bytes, before: bytes | None, row: bytes | None) -> None:
+        """Keep the expiry index and the graves."""
+        if before is not None and is_tombstone(before):
+            self._tables.delete(GRAVES, before[12:32])
+        if row is not None and is_tombstone(row):
+            self._tables.put(GRAVES, row[12:32], full_key)
         old = _NEVER if before is None else before[4:12]
         new = _NEVER if row is None else row[4:12]
         if old == new:
@@ -304,6 +388,33 @@ class LayoutWriter(LayoutReader):
         self._tables.put_many(
             LOG, [(issuer + stamp.to_bytes(8, "big"), namespace + key) for stamp, (namespace, key) in positions]
         )
+
+    def remove_positions(self, issuer: Issuer, stamps: Iterable[Stamp]) -> None:
+        for stamp in stamps:
+            self._tables.delete(LOG, issuer + stamp.to_bytes(8, "big"))
+
+    def put_chunk(self, chunk: ChunkId, content: bytes) -> None:
+        self._tables.put(CHUNKS, chunk + _CONTENT, content)
+
+    def set_chunk_state(self, chunk: ChunkId, state: ChunkState | None) -> None:
+        if state is not None:
+            self._tables.put(CHUNKS, chunk + _STATE, encode_chunk_state(state))
+        else:
+            self._tables.delete(CHUNKS, chunk + _STATE)
+            self._tables.delete(CHUNKS, chunk + _CONTENT)
+
+    def set_staged(self, chunk: ChunkId, staged: bool) -> None:
+        if staged:
+            self._tables.put(STAGING, chunk, b"")
+        else:
+            self._tables.delete(STAGING, chunk)
+
+    def put_pending(self, row: PendingRow) -> None:
+        full_key = row.namespace + row.key
+        self._tables.put(PENDING, row.version, len(full_key).to_bytes(2, "big") + full_key + row.shown)
+
+    def delete_pending(self, version: Version) -> None:
+        self._tables.delete(PENDING, version)
 
     def set_identity(self, identity: Identity) -> None:
         """Say whose store this is: once, when it is made."""
@@ -320,6 +431,12 @@ class LayoutWriter(LayoutReader):
 
     def set_complete(self, complete: bool) -> None:
         self._set_fact(meta.COMPLETE, complete)
+
+    def set_clock_offset_ms(self, offset_ms: int) -> None:
+        self._set_fact(meta.CLOCK_OFFSET, offset_ms)
+
+    def set_restored(self, restored: bool) -> None:
+        self._set_fact(meta.RESTORED, restored)
 
     def set_designation(self, designation: Designation) -> None:
         self._set_fact(meta.DESIGNATION, designation)

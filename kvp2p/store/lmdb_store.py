@@ -13,7 +13,7 @@ any thread. A reader process that is killed inside one pins pages until somebody
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -31,47 +31,15 @@ from kvp2p.store.environment import (
     Environment,
     file_key,
     free_bytes,
+    fullness,
     make_environment,
     open_environment,
     translate,
 )
 from kvp2p.store.layout import Carried, LayoutReader, LayoutWriter, found_store
+from kvp2p.store.lmdb_tables import LmdbTables
 from kvp2p.store.meta import Decoded
 from kvp2p.store.tables import TABLE_NAMES
-
-
-class LmdbTables:
-    """The tables in one LMDB transaction."""
-
-    __slots__ = ("_handles", "_transaction")
-
-    def __init__(self, transaction: lmdb.Transaction[bytes], handles: dict[str, Any]) -> None:
-        self._transaction = transaction
-        self._handles = handles
-
-    def get(self, table: str, key: bytes) -> bytes | None:
-        return self._transaction.get(key, None, self._handles[table])
-
-    def scan(self, table: str, start: bytes = b"", *, after: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        cursor = self._transaction.cursor(self._handles[table])
-        if not cursor.set_range(start):
-            return iter(())
-        if after and cursor.key() == start and not cursor.next():
-            return iter(())
-        return cursor.iternext()
-
-    def count(self, table: str) -> int:
-        return self._transaction.stat(self._handles[table])["entries"]
-
-    def put(self, table: str, key: bytes, value: bytes) -> None:
-        # dupdata, overwrite, append: by position, because naming `db` alone costs as much as a third of the call.
-        self._transaction.put(key, value, True, True, False, self._handles[table])
-
-    def put_many(self, table: str, items: Sequence[tuple[bytes, bytes]]) -> None:
-        self._transaction.cursor(self._handles[table]).putmulti(items)
-
-    def delete(self, table: str, key: bytes) -> None:
-        self._transaction.delete(key, db=self._handles[table])
 
 
 class LmdbStore:
@@ -184,7 +152,8 @@ class LmdbStore:
         """
         if not into_reserve and self._has_reserve_only():
             raise StoreFull(
-                f"the disk of {self.directory} has less than {STORE_RESERVE_BYTES >> 20} MiB left: make room"
+                f"the store in {self.directory} {fullness(self.directory)}. Less than {STORE_RESERVE_BYTES >> 20} MiB are "
+                "left, which are kept for deleting"
             )
         try:
             transaction = self._handle.begin(write=True)

@@ -34,7 +34,8 @@ from kvp2p.store import meta
 from kvp2p.store.cursor import decode_cursor, encode_cursor
 from kvp2p.store.environment import DATA_FILE
 from kvp2p.store.layout import LONG_KEY_BYTES_MIN, LayoutReader, tail_key
-from kvp2p.store.lmdb_store import LmdbStore, LmdbTables
+from kvp2p.store.lmdb_store import LmdbStore
+from kvp2p.store.lmdb_tables import LmdbTables
 from kvp2p.store.meta import cached_field
 from kvp2p.store.tables import HASHES, META, ROWS, TAILS
 

@@ -15,9 +15,12 @@ TAILS: Final = "tails"
 LOG: Final = "log"
 EXPIRY: Final = "expiry"
 CHUNKS: Final = "chunks"
+PENDING: Final = "pending"
+STAGING: Final = "staging"
+GRAVES: Final = "graves"
 HASHES: Final = "hashes"
 META: Final = "meta"
-TABLE_NAMES: Final = (ROWS, TAILS, LOG, EXPIRY, CHUNKS, HASHES, META)
+TABLE_NAMES: Final = (ROWS, TAILS, LOG, EXPIRY, CHUNKS, PENDING, STAGING, GRAVES, HASHES, META)
 
 TABLE_KEY_BYTES_MAX: Final = 511
 

@@ -35,10 +35,10 @@ CHILD_MODULES = {"node": "kvp2p.node.main", "gateway": "kvp2p.gateway.main", "ap
 
 
 def serve(config: NodeConfig) -> int:
-    """Run a node in the foreground; return 0 after a drain, 1 when a child cannot run at all.
+    """Run a node in the foreground; return 0 after a drain, 3 when a child cannot run at all.
 
-    Raises StoreLocked when another node has the directory, ConfigError when a port is taken, StoreFormatError when there is
-    no store; nothing was started then.
+    Raises StoreLocked when another node has the directory, StoreError when it cannot be written, ConfigError when a port is
+    taken, StoreFormatError when there is no store; nothing was started then.
     """
     if not (config.directory / STORE_DIRECTORY).is_dir():
         raise StoreFormatError(

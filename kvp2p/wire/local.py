@@ -11,7 +11,9 @@ Decides: the framing, and for each message the number that names it and its fiel
     5  Query         request, what
     6  LocalOutcome  request, outcome
     7  QueryAnswer   request, body
-    8  Readiness     ready, reason
+    8  Readiness     ready, reason, clock_ahead_ms
+    9  StageChunk    request, upload, chunk 32, content
+   10  EndUpload     upload
     20 SetClock      request, behind, milliseconds
 
 Keeps true: I9, a chunk is at most LOCAL_MESSAGE_BYTES_MAX, and so is what a decoder holds back beside what it was just fed.
@@ -24,8 +26,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import assert_never
 
+from kvp2p.core.entry import CHUNK_ID_BYTES, ChunkId
 from kvp2p.errors import LocalProtocolError, RemoteProtocolError
 from kvp2p.limits import (
+    CHUNK_BYTES,
     CLOCK_OFFSET_MS_MAX,
     EXPLANATION_CHARS_MAX,
     LOCAL_COUNTER_NAME_CHARS_MAX,
@@ -34,9 +38,10 @@ from kvp2p.limits import (
     LOCAL_WORD_CHARS_MAX,
 )
 from kvp2p.wire.cbor import CborValue, array_head, decode, encode
-from kvp2p.wire.fields import U32_MAX, blob, flag, items, number, record, text
+from kvp2p.wire.fields import COUNTED_ON_MAX, U32_MAX, blob, fixed, flag, items, number, record, text
 from kvp2p.wire.local_messages import (
     AwaitVersion,
+    EndUpload,
     Hello,
     LocalMessage,
     LocalOutcome,
@@ -45,6 +50,7 @@ from kvp2p.wire.local_messages import (
     Readiness,
     Report,
     SetClock,
+    StageChunk,
     SubmitWrite,
 )
 from kvp2p.wire.operations import decode_operations, decode_outcome, encode_operations, encode_outcome, version
@@ -113,7 +119,7 @@ def _chunk(elements: list[bytes]) -> bytes:
 
 def _encode_one(message: LocalMessage) -> bytes:
     raw = _to_raw(message)
-    if not isinstance(message, (SubmitWrite, LocalOutcome)):
+    if not isinstance(message, (SubmitWrite, LocalOutcome, StageChunk)):
         try:
             _from_raw(raw)
         except RemoteProtocolError as error:
@@ -142,8 +148,12 @@ def _to_raw(message: LocalMessage) -> CborValue:
             return [6, request, encode_outcome(outcome)]
         case QueryAnswer(request, body):
             return [7, request, body]
-        case Readiness(ready, reason):
-            return [8, ready, reason[:EXPLANATION_CHARS_MAX]]
+        case Readiness(ready, reason, clock_ahead_ms):
+            return [8, ready, reason[:EXPLANATION_CHARS_MAX], clock_ahead_ms]
+        case StageChunk(request, upload, chunk, content):
+            return [9, request, upload, chunk, content]
+        case EndUpload(upload):
+            return [10, upload]
         case SetClock(request, offset_ms):
             return [20, request, offset_ms < 0, abs(offset_ms)]
         case _:
@@ -151,7 +161,7 @@ def _to_raw(message: LocalMessage) -> CborValue:
 
 
 def _from_raw(value: CborValue) -> LocalMessage:
-    fields = items(value, "a message", 4, 2)
+    fields = items(value, "a message", 5, 2)
     tag = fields[0]
     # True == 1 for a dictionary, but not for the protocol.
     decoder = _DECODERS.get(tag) if type(tag) is int else None
@@ -204,8 +214,23 @@ def _decode_query_answer(value: CborValue) -> QueryAnswer:
 
 
 def _decode_readiness(value: CborValue) -> Readiness:
-    _, ready, reason = record(value, "a Readiness", ("8", "ready", "reason"))
-    return Readiness(flag(ready, "ready"), text(reason, "reason", EXPLANATION_CHARS_MAX))
+    _, ready, reason, clock_ahead_ms = record(value, "a Readiness", ("8", "ready", "reason", "clock_ahead_ms"))
+    ahead_ms = number(clock_ahead_ms, "clock_ahead_ms", COUNTED_ON_MAX)
+    return Readiness(flag(ready, "ready"), text(reason, "reason", EXPLANATION_CHARS_MAX), ahead_ms)
+
+
+def _decode_stage_chunk(value: CborValue) -> StageChunk:
+    _, request, upload, chunk, content = record(value, "a StageChunk", ("9", "request", "upload", "chunk", "content"))
+    return StageChunk(
+        number(request, "request"),
+        number(upload, "upload"),
+        ChunkId(fixed(chunk, CHUNK_ID_BYTES, "chunk")),
+        blob(content, "content", CHUNK_BYTES, 1),
+    )
+
+
+def _decode_end_upload(value: CborValue) -> EndUpload:
+    return EndUpload(number(record(value, "an EndUpload", ("10", "upload"))[1], "upload"))
 
 
 def _decode_set_clock(value: CborValue) -> SetClock:
@@ -225,5 +250,7 @@ _DECODERS: dict[int, Callable[[CborValue], LocalMessage]] = {
     6: _decode_local_outcome,
     7: _decode_query_answer,
     8: _decode_readiness,
+    9: _decode_stage_chunk,
+    10: _decode_end_upload,
     20: _decode_set_clock,  # 20 and above: for tests
 }

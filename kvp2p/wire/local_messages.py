@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvp2p.core.entry import ChunkId
 from kvp2p.core.operations import Operation, Outcome
 from kvp2p.ids import Version
 
@@ -30,6 +31,26 @@ class SubmitWrite:
     request: int
     deadline_ns: int
     operations: tuple[Operation, ...]
+
+
+@dataclass(slots=True)
+class StageChunk:
+    """Store a chunk of a large value that is on its way in. Answered by LocalOutcome: acked when it is durable at this node.
+
+    `upload` is a number that the sender draws for each value. Its chunks are kept until EndUpload, or until the connection ends.
+    """
+
+    request: int
+    upload: int
+    chunk: ChunkId
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EndUpload:
+    """Nothing more comes of an upload: its write has ended, or will not be sent. Not answered."""
+
+    upload: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +79,7 @@ class Query:
 
 @dataclass(slots=True)
 class LocalOutcome:
-    """The end of a SubmitWrite or AwaitVersion."""
+    """The end of a SubmitWrite, StageChunk or AwaitVersion."""
 
     request: int
     outcome: Outcome
@@ -74,10 +95,15 @@ class QueryAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Pushed at connect and at each change: may this node's reads be trusted to be complete, and if not, why."""
+    """Pushed at connect and at each change: may this node's reads be trusted to be complete, and if not, why.
+
+    `clock_ahead_ms` is the node's estimate of the leader's clock less this machine's CLOCK_MONOTONIC: by it values expire [I7]. It may
+    fall, but what is shown as expired stays so. 0: not known yet.
+    """
 
     ready: bool
     reason: str
+    clock_ahead_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,4 +116,16 @@ class SetClock:
     offset_ms: int  # negative: behind
 
 
-LocalMessage = Hello | SubmitWrite | AwaitVersion | Report | Query | LocalOutcome | QueryAnswer | Readiness | SetClock
+LocalMessage = (
+    Hello
+    | SubmitWrite
+    | StageChunk
+    | EndUpload
+    | AwaitVersion
+    | Report
+    | Query
+    | LocalOutcome
+    | QueryAnswer
+    | Readiness
+    | SetClock
+)

@@ -2,13 +2,15 @@
 
 Decides: their fields, bounds and order:
 
-    Put              [0, namespace 16, key 1..512, value, metadata | null, expires_at, condition]
+    Put              [0, namespace 16, key 1..512, value, metadata | null, expiry, condition]
     Delete           [1, namespace 16, key 1..512, condition]
     CreateNamespace  [2, namespace 16, account 16, title]
     DeleteNamespace  [3, namespace 16]
+    chunked Put      [4, …]: as Put, the value is a chunk list
     Outcome          [ending, code, message, version 20 | null, namespace 16 | null, created, visible]
 
     condition        null always | version 20 must stand | false absent | true present
+    expiry           null never | unix seconds | [seconds from the moment that the leader takes it]
 
 Keeps true: I9 for what one write holds; I10, an outcome is acked, refused or unknown.
 In and out: values to decoded CBOR and back; RemoteProtocolError when a field is wrong, with nothing changed.
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from kvp2p.core.entry import decode_chunk_list
 from kvp2p.core.operations import (
     Condition,
     CreateNamespace,
@@ -33,12 +36,13 @@ from kvp2p.errors import LocalProtocolError, RemoteProtocolError
 from kvp2p.ids import ID_BYTES, VERSION_BYTES, AccountId, NamespaceId, Version
 from kvp2p.limits import (
     CODE_CHARS_MAX,
+    EXPIRES_AT_MAX,
     EXPLANATION_CHARS_MAX,
     KEY_BYTES_MAX,
     METADATA_BYTES_MAX,
     NAMESPACE_TITLE_CHARS_MAX,
     OPS_PER_WRITE_MAX,
-    VALUE_BYTES_MAX,
+    ROW_VALUE_BYTES_MAX,
     WRITE_BYTES_MAX,
 )
 from kvp2p.wire.cbor import CborValue
@@ -61,8 +65,10 @@ def decode_operations(value: CborValue) -> tuple[Operation, ...]:
 
 def _encode_operation(operation: Operation) -> list[CborValue]:
     match operation:
-        case Put(namespace, key, value, metadata, expires_at, condition, if_version):
-            return [0, namespace, key, value, metadata, expires_at, _encode_condition(condition, if_version)]
+        case Put(namespace, key, value, metadata, expires_at, condition, if_version, expires_in, is_chunked):
+            expiry: CborValue = [expires_in] if expires_in else expires_at or None
+            kind = _CHUNKED_PUT if is_chunked else 0
+            return [kind, namespace, key, value, metadata, expiry, _encode_condition(condition, if_version)]
         case Delete(namespace, key, condition, if_version):
             return [1, namespace, key, _encode_condition(condition, if_version)]
         case CreateNamespace(namespace, account, title):
@@ -74,18 +80,23 @@ def _encode_operation(operation: Operation) -> list[CborValue]:
 
 
 def _decode_operation(value: CborValue) -> Operation:
-    kind = items(value, "an operation", 7, 2)[0]
-    if kind == 0:
-        _, namespace, key, body, metadata, expires_at, condition = record(value, "a Put", _PUT)
+    kind = number(items(value, "an operation", 7, 2)[0], "the kind of an operation")
+    if kind in (0, _CHUNKED_PUT):
+        _, namespace, key, body, metadata, expiry, condition = record(value, "a Put", _PUT)
         held, if_version = _decode_condition(condition)
+        expires_at, expires_in = _decode_expiry(expiry)
+        if kind == _CHUNKED_PUT:
+            decode_chunk_list(blob(body, "value", ROW_VALUE_BYTES_MAX))
         return Put(
             namespace=_namespace(namespace),
             key=blob(key, "key", KEY_BYTES_MAX, 1),
-            value=blob(body, "value", VALUE_BYTES_MAX),
+            value=blob(body, "value", ROW_VALUE_BYTES_MAX),
             metadata=None if metadata is None else blob(metadata, "metadata", METADATA_BYTES_MAX),
-            expires_at=number(expires_at, "expires_at"),
+            expires_at=expires_at,
             condition=held,
             if_version=if_version,
+            expires_in=expires_in,
+            is_chunked=kind == _CHUNKED_PUT,
         )
     if kind == 1:
         _, namespace, key, condition = record(value, "a Delete", _DELETE)
@@ -104,7 +115,8 @@ def _decode_operation(value: CborValue) -> Operation:
     raise RemoteProtocolError("an operation is of an unknown kind")
 
 
-_PUT = ("kind", "namespace", "key", "value", "metadata", "expires_at", "condition")
+_CHUNKED_PUT = 4
+_PUT = ("kind", "namespace", "key", "value", "metadata", "expiry", "condition")
 _DELETE = ("kind", "namespace", "key", "condition")
 _CREATE = ("kind", "namespace", "account", "title")
 _DROP = ("kind", "namespace")
@@ -125,6 +137,16 @@ def _decode_condition(value: CborValue) -> tuple[Condition, Version | None]:
     if type(value) is bool:
         return (Condition.PRESENT if value else Condition.ABSENT), None
     return Condition.VERSION_IS, version(value, "condition")
+
+
+def _decode_expiry(value: CborValue) -> tuple[int, int]:
+    """Return `expires_at` and `expires_in`, at least one of them 0."""
+    if value is None:
+        return 0, 0
+    if isinstance(value, list):
+        (seconds,) = record(value, "an expiry", ("seconds",))
+        return 0, number(seconds, "expires_in", EXPIRES_AT_MAX, 1)
+    return number(value, "expires_at", EXPIRES_AT_MAX, 1), 0
 
 
 def encode_outcome(outcome: Outcome) -> list[CborValue]:

@@ -1,0 +1,166 @@
+"""What becomes of chunks when rows change: references, rows that wait for chunks, and what readers see meanwhile.
+
+Decides: when a chunk's content is kept, when a row is whole, and which row readers see until then.
+Keeps true
+* I3: a row whose chunks are not all here is *pending*: it counts for vector and H at once, and readers see the row it replaced until it is whole.
+* I4: references change in the transaction that changes the rows. A chunk is kept while a stored or shown row names it, or a write under way has
+  staged it, and goes in the transaction that ends the last of these.
+* I9: what a result tells of pending rows and missing chunks is bounded; more is told when these have come.
+In and out: rows as they are joined and removed, and contents by the chunk id that they must hash to, in; what is missing out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import NamedTuple
+
+from kvp2p.core.entry import ChunkId, chunk_id, is_chunked, is_tombstone, row_chunks, row_version
+from kvp2p.core.port import ChunkState, PendingRow, ReadTransaction, WriteTransaction
+from kvp2p.ids import NamespaceId, Version
+from kvp2p.limits import CHUNKS_WANTED_MAX, PENDING_TOLD_MAX
+
+_UNKNOWN = ChunkState(0, is_here=False)
+
+
+class Pending(NamedTuple):
+    """The rows that lack chunks: the versions of the first ones in order, whether there are more, and some of the chunks they lack.
+
+    A version behind the last one told may be pending when there are more.
+    """
+
+    versions: tuple[Version, ...] = ()
+    has_more: bool = False
+    wanted: tuple[ChunkId, ...] = ()
+
+
+NOTHING_PENDING = Pending()
+
+
+def pending_of(txn: ReadTransaction) -> Pending:
+    """Return what is told of the rows that lack chunks. Those of the first rows are wanted first, so that these become whole."""
+    versions: list[Version] = []
+    wanted: dict[ChunkId, None] = {}
+    for pending in txn.pending_rows():
+        if len(versions) == PENDING_TOLD_MAX:
+            return Pending(tuple(versions), has_more=True, wanted=tuple(wanted))
+        versions.append(pending.version)
+        if len(wanted) < CHUNKS_WANTED_MAX:
+            row = txn.row(pending.namespace, pending.key)
+            assert row is not None, "a pending row is stored"
+            missing = [chunk for chunk in row_chunks(row) if not _state(txn, chunk).is_here]
+            wanted.update(dict.fromkeys(missing[: CHUNKS_WANTED_MAX - len(wanted)]))
+    return Pending(tuple(versions), has_more=False, wanted=tuple(wanted))
+
+
+def shown_row(txn: ReadTransaction, namespace: NamespaceId, key: bytes) -> bytes | None:
+    """Return the row that a reader sees at a key, None for none: not the stored one while that lacks chunks. It may be hidden all the same."""
+    row = txn.row(namespace, key)
+    if row is None or not is_chunked(row):
+        return row
+    pending = txn.pending(row_version(row))
+    return row if pending is None else pending.shown or None
+
+
+class ChunkRows:
+    """Keeps references and pending rows for one batch."""
+
+    __slots__ = ("_txn", "is_changed")
+
+    def __init__(self, txn: WriteTransaction) -> None:
+        self._txn = txn
+        self.is_changed = False
+
+    # --- rows
+
+    def replace(self, namespace: NamespaceId, key: bytes, mine: bytes | None, row: bytes) -> None:
+        """Take note that `row` stands at a key in place of `mine`."""
+        if not is_chunked(row) and (mine is None or not is_chunked(mine)):
+            return
+        self.is_changed = True
+        is_whole = self._add_references(row)  # before any is dropped: both may name one chunk
+        shown = self._let_go(mine)
+        if is_whole:
+            self._drop_references(shown)
+        else:
+            self._txn.put_pending(PendingRow(row_version(row), namespace, key, shown))
+
+    def remove(self, row: bytes) -> None:
+        """Take note that a row is gone from its key."""
+        if is_chunked(row):
+            self.is_changed = True
+            self._drop_references(self._let_go(row))
+
+    def _let_go(self, row: bytes | None) -> bytes:
+        """Return what readers saw where `row` stands, with its references; empty for nothing."""
+        if row is None or is_tombstone(row):
+            return b""
+        pending = self._txn.pending(row_version(row)) if is_chunked(row) else None
+        if pending is None:
+            return row
+        self._txn.delete_pending(pending.version)
+        self._drop_references(row)
+        return pending.shown
+
+    def _add_references(self, row: bytes) -> bool:
+        is_whole = True
+        for chunk in row_chunks(row):
+            state = _state(self._txn, chunk)
+            self._txn.set_chunk_state(chunk, ChunkState(state.references + 1, state.is_here))
+            is_whole = is_whole and state.is_here
+        return is_whole
+
+    def _drop_references(self, row: bytes) -> None:
+        for chunk in row_chunks(row) if row else ():
+            state = _state(self._txn, chunk)
+            assert state.references > 0, "a stored row names the chunk"
+            self._set_state(chunk, ChunkState(state.references - 1, state.is_here))
+
+    def _set_state(self, chunk: ChunkId, state: ChunkState) -> None:
+        is_kept = state.references > 0 or self._txn.is_staged(chunk)
+        self._txn.set_chunk_state(chunk, state if is_kept else None)
+
+    # --- chunks
+
+    def stage(self, chunks: Iterable[ChunkId]) -> None:
+        """Keep chunks, which may be missing as yet, for a write under way."""
+        for chunk in chunks:
+            self._txn.set_staged(chunk, staged=True)
+
+    def release(self, chunks: Iterable[ChunkId]) -> None:
+        """End that a write under way keeps chunks."""
+        for chunk in chunks:
+            self._txn.set_staged(chunk, staged=False)
+            self._set_state(chunk, _state(self._txn, chunk))
+
+    def store(self, contents: Iterable[tuple[ChunkId, bytes]]) -> tuple[ChunkId, ...]:
+        """Store contents that something waits for; return the ids that are not those of their contents. Nothing of these is stored."""
+        refused: list[ChunkId] = []
+        for chunk, content in contents:
+            state = _state(self._txn, chunk)
+            if chunk_id(content) != chunk:
+                refused.append(chunk)
+            elif not state.is_here and (state.references or self._txn.is_staged(chunk)):  # else superseded, or here
+                self._txn.put_chunk(chunk, content)
+                self._txn.set_chunk_state(chunk, ChunkState(state.references, is_here=True))
+                self.is_changed = True
+        self._settle()
+        return tuple(refused)
+
+    def missing(self, chunks: Iterable[ChunkId]) -> tuple[ChunkId, ...]:
+        """Return those whose content is not here."""
+        return tuple(chunk for chunk in chunks if not _state(self._txn, chunk).is_here)
+
+    def _settle(self) -> None:
+        """Show the rows that have become whole. Only the first ones are looked at, whose chunks were wanted first [I9]."""
+        txn = self._txn
+        for pending in list(islice(txn.pending_rows(), CHUNKS_WANTED_MAX)):
+            row = txn.row(pending.namespace, pending.key)
+            assert row is not None, "a pending row is stored"
+            if not self.missing(row_chunks(row)):
+                txn.delete_pending(pending.version)
+                self._drop_references(pending.shown)
+
+
+def _state(txn: ReadTransaction, chunk: ChunkId) -> ChunkState:
+    return txn.chunk_state(chunk) or _UNKNOWN
