@@ -43,7 +43,7 @@ from kvp2p.ids import (
     version_issuer,
     version_stamp,
 )
-from kvp2p.limits import EXPIRES_AT_MAX, PULL_BYTES_MAX, STAMP_MAX, WALL_MS_MAX
+from kvp2p.limits import CLOCK_OFFSET_MS_MAX, EXPIRES_AT_MAX, PULL_BYTES_MAX, STAMP_MAX, WALL_MS_MAX
 from kvp2p.wire.link_messages import Credit, LinkMessage, Ping, Pong
 from kvp2p.wire.local_messages import (
     AwaitVersion,
@@ -55,6 +55,7 @@ from kvp2p.wire.local_messages import (
     QueryAnswer,
     Readiness,
     Report,
+    SetClock,
     StageChunk,
     SubmitWrite,
 )
@@ -218,4 +219,5 @@ local_messages: st.SearchStrategy[LocalMessage] = st.one_of(
     st.builds(Readiness, st.booleans(), texts, counted_on),
     st.builds(StageChunk, u64, u64, chunk_ids, st.binary(min_size=1, max_size=300)),
     st.builds(EndUpload, u64),
+    st.builds(SetClock, u64, st.integers(-CLOCK_OFFSET_MS_MAX, CLOCK_OFFSET_MS_MAX)),
 )
