@@ -108,6 +108,12 @@ class Environment:
     tables: dict[str, Any] = field(default_factory=dict)  # table name → LMDB's handle, which has no public type
     users: int = 1
 
+    def bytes_in_use(self, transaction: lmdb.Transaction[Any]) -> int:
+        """Return what the pages take that a transaction's trees have: the file without the pages that are free."""
+        trees = [transaction.stat(), *(transaction.stat(table) for table in self.tables.values())]
+        pages = sum(tree["branch_pages"] + tree["leaf_pages"] + tree["overflow_pages"] for tree in trees)
+        return pages * trees[0]["psize"]
+
     def release(self) -> None:
         """Close the file when nobody in this process uses it any more."""
         with _lock:

@@ -185,11 +185,10 @@ class LmdbStore:
             return True
         try:
             with self._handle.begin() as transaction:
-                trees = [transaction.stat(), *(transaction.stat(table) for table in self._environment.tables.values())]
+                bytes_in_use = self._environment.bytes_in_use(transaction)
         except lmdb.Error as error:
             raise self.translated(error) from error
-        pages = sum(tree["branch_pages"] + tree["leaf_pages"] + tree["overflow_pages"] for tree in trees)
-        return free + self.used_bytes() - pages * trees[0]["psize"] < STORE_RESERVE_BYTES
+        return free + self.used_bytes() - bytes_in_use < STORE_RESERVE_BYTES
 
     def reader_check(self) -> int:
         """Free the slots of reader processes that are gone; returns how many there were."""

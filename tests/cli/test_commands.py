@@ -389,7 +389,20 @@ def test_status_says_which_disk_is_full(kvp2p: Run, node: Node) -> None:
 
 
 def test_every_command_has_help_with_an_example(kvp2p: Run) -> None:
-    commands = ["init", "serve", "config", "get", "put", "delete", "list", "import", "export", "status"]
+    commands = [
+        "init",
+        "serve",
+        "config",
+        "get",
+        "put",
+        "delete",
+        "list",
+        "import",
+        "export",
+        "status",
+        "backup",
+        "restore",
+    ]
     groups = [(group, command) for group in ("namespace", "token") for command in ("create", "list")]
     for words in [*((one,) for one in commands), *groups, ("namespace", "delete"), ("token", "revoke")]:
         result = kvp2p(*words, "--help")
