@@ -17,7 +17,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_st
 
 from kvp2p.core.messages import Digest, Message
 from kvp2p.errors import HandshakeRefused
-from kvp2p.ids import Issuer, NodeId, Stamp
+from kvp2p.ids import NodeId, Version
 from kvp2p.net.handshake import Handshake, Identity, Phase
 from kvp2p.wire.cbor import CborValue, decode
 from kvp2p.wire.link_messages import LinkMessage, Ping, Pong
@@ -165,11 +165,13 @@ class Member:
         self.heard.remove(message)
         return message
 
-    async def leader_position(self) -> tuple[Issuer, Stamp]:
-        """Return what the node at the other end leads under, and how far it was when it said so."""
+    async def leader_position(self) -> Version:
+        """Return how far the node at the other end, which leads, was when it said so."""
         digest = await self.hears(Digest)
         assert digest.leads is not None
-        return digest.leads, digest.vector.stamp_of(digest.leads)
+        last = digest.vector.top_of(digest.leads)
+        assert last is not None
+        return last
 
     async def ending(self) -> str:
         """Wait for the end of the link and return the reason that the other end gave."""

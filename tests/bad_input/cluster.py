@@ -333,7 +333,7 @@ def _end_all(directory: Path, launches: dict[str, Launch]) -> None:
 @contextmanager
 def running_cluster(directory: Path) -> Iterator[Cluster]:
     """Run the cluster and its witness for the length of a block."""
-    state = make_cluster(directory, 2, 1, None)
+    state = make_cluster(directory, 2, 1, None, has_faults=False)
     (trap_port,) = choose_ports(1, None)
     write_state(directory, state)
     for node in state.nodes:

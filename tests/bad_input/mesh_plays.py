@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -12,13 +12,25 @@ import trio
 from trio_websocket import ConnectionClosed
 
 from kvp2p.core.entry import Kind, encode_row
-from kvp2p.core.messages import Digest, Forward, ForwardOutcome, Frame, Pull, Roster
+from kvp2p.core.messages import Digest, Forward, ForwardOutcome, Frame, Message, Pull, Roster, WalkPart
 from kvp2p.core.messages import Member as Row
 from kvp2p.core.operations import Ending, Put
 from kvp2p.core.vector import VersionVector
-from kvp2p.ids import ISSUER_BYTES, Issuer, NamespaceId, NodeId, Stamp, Version, make_version, version_stamp
-from kvp2p.limits import MESH_MESSAGE_BYTES_MAX, STAMP_MAX, UNPROVEN_LINKS_MAX
+from kvp2p.ids import (
+    ISSUER_BYTES,
+    Issuer,
+    NamespaceId,
+    NodeId,
+    Stamp,
+    Version,
+    make_version,
+    version_issuer,
+    version_stamp,
+    version_term,
+)
+from kvp2p.limits import MESH_MESSAGE_BYTES_MAX, STAMP_MAX, UNPROVEN_LINKS_MAX, WALL_MS_MAX
 from kvp2p.net.handshake import Identity
+from kvp2p.wire import mesh
 from kvp2p.wire.cbor import CborValue, encode
 from kvp2p.wire.mesh import encode_message, pack
 from tests.bad_input.by_hand import (
@@ -44,6 +56,7 @@ from tests.gateway.rig import Wire, until
 Play = Callable[[Cluster], Awaitable[str]]
 UNKNOWN = NamespaceId(b"nowhere-nowhere-")
 DAY_MS = 86_400_000
+HALF = Issuer(b"halfhalf")  # nobody's
 MASK = b"mask"
 TIMED_OUT = "closed when the time of a handshake is over"
 
@@ -142,7 +155,9 @@ async def many_unproven(cluster: Cluster) -> str:
 
 
 async def no_hello(cluster: Cluster) -> str:
-    hello = encode([1, "kvp2p", 1, 1, cluster.key.cluster, NODE_PREFIX * 2, b"byhand.1", b"1" * 32])
+    hello = encode(
+        [1, "kvp2p", mesh.WIRE_VERSION, mesh.WIRE_VERSION, cluster.key.cluster, NODE_PREFIX * 2, b"byhand.1", b"1" * 32]
+    )
     endings = set()
     for message in (
         b"",
@@ -173,7 +188,10 @@ async def other_cluster(cluster: Cluster) -> str:
 
 async def other_version(cluster: Cluster) -> str:
     return _one(
-        {await _dials(cluster, replace(identity(cluster), versions=one)) for one in ((0, 0), (2, 9), (1_000, 1_000))}
+        {
+            await _dials(cluster, replace(identity(cluster), versions=one))
+            for one in ((0, mesh.WIRE_VERSION - 1), (mesh.WIRE_VERSION + 1, 99), (1_000, 1_000))
+        }
     )
 
 
@@ -255,44 +273,53 @@ async def copied_node_id(cluster: Cluster) -> str:
 # --- members
 
 
-async def _ends_for(cluster: Cluster, *payloads: str | bytes) -> set[str]:
-    endings = set()
-    for payload in payloads:
-        async with member(cluster) as bad:
-            await bad.link.send(payload)
-            endings.add(await bad.ending())
-    return endings
+async def _ending_of(cluster: Cluster, payload: str | bytes) -> str:
+    async with member(cluster) as bad:
+        await bad.link.send(payload)
+        return await bad.ending()
 
 
-def _shown(endings: set[str]) -> str:
-    """Show endings that have one beginning as that."""
-    assert all(one.startswith("protocol error: ") for one in endings), endings
+async def _break(cluster: Cluster, payloads: Mapping[str | bytes, str]) -> str:
+    """Send each payload over a link of its own, which has to end with what it is mapped to."""
+    for payload, told in payloads.items():
+        ending = await _ending_of(cluster, payload)
+        assert ending.startswith("protocol error: "), ending
+        assert told in ending, (told, ending)
     return "protocol error: …"
 
 
+def _altered(message: Message, **changes: CborValue) -> bytes:
+    """Return a payload with a message that is right but for some fields."""
+    fields = fields_of(encode_message(message))
+    names = mesh._FIELDS[int(str(fields[0]))]
+    for name, value in changes.items():
+        fields[names.index(name)] = value
+    return encode([fields])
+
+
 async def member_garbage(cluster: Cluster) -> str:
-    return _shown(
-        await _ends_for(
-            cluster,
-            "text",
-            b"",
-            b"garbage",
-            b"\xff" * 1_000,
-            b"\x80",
-            encode([[10, 1]]),
-            encode([["ping"]]),
-            b"\x81\x82\x18\x20\x20",  # a ping of number -1
-        )
+    return await _break(
+        cluster,
+        {
+            "text": "binary is spoken here",
+            b"": "ends inside an item",
+            b"garbage, and more of it": "bytes follow the item",
+            b"\xff" * 1_000: "is not allowed",
+            b"\x80": "a payload must be an array",
+            encode([[60, 1]]): "a message of an unknown kind",
+            encode([["ping", 1]]): "a message of an unknown kind",
+            b"\x81\x82\x18\x20\x20": "a negative number",
+        },
     )
 
 
 async def member_oversize(cluster: Cluster) -> str:
-    return _one(await _ends_for(cluster, bytes(MESH_MESSAGE_BYTES_MAX + 1)))
+    return await _ending_of(cluster, bytes(MESH_MESSAGE_BYTES_MAX + 1))
 
 
 async def member_half_item(cluster: Cluster) -> str:
-    payload = pack([encode_message(made_frame(Issuer(b"halfhalf"), 1, 2))])
-    return _one(await _ends_for(cluster, payload[:-1], payload[: len(payload) // 2], payload[:2]))
+    payload = pack([encode_message(made_frame(version(HALF, 2)))])
+    return _one({await _ending_of(cluster, payload[:length]) for length in (len(payload) - 1, len(payload) // 2, 2)})
 
 
 async def _sends_raw(cluster: Cluster, *parts: bytes, is_mute: bool = True) -> str:
@@ -319,59 +346,71 @@ async def member_mute(cluster: Cluster) -> str:
         bad.is_mute = True
         with suppress(ConnectionClosed):
             while bad.is_open:
-                await bad.say(Pull(Issuer(b"halfhalf"), Stamp(0), 1))
+                await bad.say(Pull(1, HALF, Stamp(0), 1))
                 await trio.sleep(0.2)
         return await bad.ending()
 
 
-def made_row(issuer: Issuer, stamp: int, term: int = 1) -> bytes:
-    return encode_row(Kind.VALUE, b"made up", None, 0, make_version(term, Stamp(stamp), issuer))
+def version(issuer: Issuer, stamp: int, term: int = 1) -> Version:
+    return make_version(term, Stamp(stamp), issuer)
+
+
+def made_row(at: Version) -> bytes:
+    return encode_row(Kind.VALUE, b"made up", None, 0, at)
 
 
 def made_frame(
-    issuer: Issuer, after: int, upto: int, namespace: NamespaceId = WORDS, row: bytes | None = None
+    upto: Version, *, after: int | None = None, namespace: NamespaceId = WORDS, row: bytes | None = None
 ) -> Frame:
-    keyed = (namespace, b"victim", made_row(issuer, upto) if row is None else row)
-    return Frame(issuer, Stamp(after), Stamp(upto), ((Stamp(upto), 0),), (keyed,))
+    """Make a frame of one position, the one before which is `after`, with a row of that version or another."""
+    end = version_stamp(upto)
+    keyed = (namespace, b"victim", made_row(upto) if row is None else row)
+    start = Stamp(end - 1 if after is None else after)
+    return Frame(version_term(upto), version_issuer(upto), start, end, ((end, 0),), (keyed,))
 
 
 async def member_bad_frames(cluster: Cluster) -> str:
-    issuer, row = Issuer(b"badbadba"), made_row(Issuer(b"badbadba"), 2)
-    frames: tuple[list[CborValue], ...] = (
-        [1, issuer, 1, 2, [1, 0], [WORDS, b"victim", row[:-1] + b"!"]],
-        [1, issuer, 1, 9, [1, 0, 0, 0], [WORDS, b"victim", row]],
-        [1, issuer, 1, 2, [9, 0], [WORDS, b"victim", row]],
-        [1, issuer, 1, 2, [1, 1], [WORDS, b"victim", row]],
-        [1, issuer, 2, 2, [], []],
-        [1, issuer, 1, 2, [1, 0], [WORDS, b"v" * 513, row]],
-        [1, issuer, 1, 2, [1, 0], [WORDS[:-1], b"victim", row]],
+    frame = made_frame(version(HALF, 2))
+    row = made_row(version(HALF, 2))
+    return await _break(
+        cluster,
+        {
+            _altered(frame, rows=[WORDS, b"victim", row[:-1] + b"!"]): "a row does not match its digest",
+            _altered(frame, positions=[1, 0, 0, 0], upto=9): "a position of a Frame does not ascend",
+            _altered(frame, positions=[9, 0]): "a position of a Frame lies behind its end",
+            _altered(frame, positions=[1, 1]): "its row is not in the Frame",
+            _altered(frame, after=2): "a Frame that spans nothing",
+            _altered(frame, rows=[WORDS, b"v" * 513, row]): "a key has 513 bytes",
+            _altered(frame, rows=[WORDS[:-1], b"victim", row]): "namespace must be 16 bytes",
+            _altered(frame, issuer=b"short"): "issuer must be 8 bytes",
+        },
     )
-    return _shown(await _ends_for(cluster, *(encode([one]) for one in frames)))
 
 
 async def member_asks_too_much(cluster: Cluster) -> str:
     async with member(cluster) as bad:
-        issuer, _ = await bad.leader_position()
-        await bad.say(*(Pull(issuer, Stamp(0), 1 << 20) for _ in range(100)))
+        last = await bad.leader_position()
+        await bad.say(*(Pull(version_term(last), version_issuer(last), Stamp(0), 1 << 20) for _ in range(100)))
         return await bad.ending()
 
 
-async def _to_leader(cluster: Cluster, make: Callable[[Issuer, Stamp], Frame]) -> str:
+async def _to_leader(cluster: Cluster, make: Callable[[Version], Frame]) -> str:
     async with member(cluster) as bad:
-        issuer, last = await bad.leader_position()
-        await bad.say(make(issuer, last))
+        await bad.say(make(await bad.leader_position()))
         return await bad.ending()
+
+
+def _later(last: Version, by_ms: int) -> Version:
+    return version(version_issuer(last), version_stamp(last) + (by_ms << 16), version_term(last))
 
 
 async def made_up_positions(cluster: Cluster) -> str:
-    # The witness writes meanwhile: far enough behind the last position not to be reached.
-    far = 600_000 << 16
+    # Honest clients write meanwhile: so far behind the last position that they do not get there.
+    far_ms = 600_000
     endings = {
-        await _to_leader(cluster, lambda issuer, last: made_frame(issuer, last, last + far)),
-        await _to_leader(
-            cluster, lambda issuer, last: made_frame(Issuer(b"otherlog"), 0, 1, row=made_row(issuer, last + far))
-        ),
-        await _to_leader(cluster, lambda issuer, last: made_frame(issuer, 0, last + far)),
+        await _to_leader(cluster, lambda last: made_frame(_later(last, far_ms), after=version_stamp(last))),
+        await _to_leader(cluster, lambda last: made_frame(_later(last, far_ms), after=0)),
+        await _to_leader(cluster, lambda last: made_frame(version(HALF, 1), row=made_row(_later(last, far_ms)))),
     }
     assert all("this node has issued" in one for one in endings), endings
     return min(endings)
@@ -381,8 +420,9 @@ async def made_up_digest(cluster: Cluster) -> str:
     async with member(cluster) as bad:
         digest = await bad.hears(Digest)
         assert digest.leads is not None
-        shown = Stamp(digest.vector.stamp_of(digest.leads) + (500 << 16))
-        await bad.say(replace(digest, vector=digest.vector.raised(digest.leads, shown), leads=None))
+        last = digest.vector.top_of(digest.leads)
+        assert last is not None
+        await bad.say(replace(digest, vector=digest.vector.raised(_later(last, 500)), leads=None))
         await trio.sleep(0.8)  # more than the grace that a pull waits for
         assert bad.is_open
         assert not [one for one in bad.heard if isinstance(one, Pull) and one.issuer == digest.leads]
@@ -390,17 +430,25 @@ async def made_up_digest(cluster: Cluster) -> str:
 
 
 async def impossible_stamps(cluster: Cluster) -> str:
-    issuer, far = Issuer(b"farfarfa"), STAMP_MAX + 1
-    vector = bytes(20) + issuer + far.to_bytes(8, "big")
-    messages: tuple[list[CborValue], ...] = (
-        [1, issuer, 0, far, [far, 0], [WORDS, b"victim", made_row(issuer, 1)]],
-        [1, issuer, 0, 1, [1, 0], [WORDS, b"victim", made_row(issuer, far)]],
-        [1, issuer, 0, 1, [1, 0], [WORDS, b"victim", made_row(issuer, (1 << 64) - 1)]],
-        [2, vector, bytes(16), False, bytes(20), None, None, True, 0],
-        [2, bytes(20), bytes(16), False, bytes(20), None, None, True, (STAMP_MAX >> 16) + 1],
-        [6, 1, None, None, [], vector],
+    far = STAMP_MAX + 1
+    frame = made_frame(version(HALF, 1))
+    digest = Digest(VersionVector(), bytes(16), False, VersionVector(), None, None, True, 0)
+    vector = VersionVector((version(HALF, far),)).encode()
+    return await _break(
+        cluster,
+        {
+            _altered(frame, upto=far, positions=[far, 0]): "upto must be a number from 0",
+            _altered(frame, rows=[WORDS, b"victim", made_row(version(HALF, far))]): "the stamp of a row must be",
+            _altered(
+                frame, rows=[WORDS, b"victim", made_row(version(HALF, (1 << 64) - 1))]
+            ): "the stamp of a row must be",
+            _altered(digest, vector=vector): "the latest stamp of a version vector must be",
+            _altered(digest, wall_ms=WALL_MS_MAX + 1): "wall_ms must be a number",
+            _altered(
+                WalkPart(1, None, None, (), VersionVector()), vector=vector
+            ): "the latest stamp of a version vector must be",
+        },
     )
-    return _shown(await _ends_for(cluster, *(encode([one]) for one in messages)))
 
 
 async def forward_to_unknown_namespace(cluster: Cluster) -> str:
@@ -458,7 +506,7 @@ async def _joined(cluster: Cluster, frame: Frame) -> None:
 
 
 async def entries_of_unknown_namespace(cluster: Cluster) -> str:
-    await _joined(cluster, made_frame(_new_issuer(b"nowhere"), 0, 1, namespace=UNKNOWN))
+    await _joined(cluster, made_frame(version(_new_issuer(b"nowhere"), 1), namespace=UNKNOWN))
     for name in cluster.replicas:
         assert (await _reads(cluster, name, f"/v1/{UNKNOWN.hex()}/victim"))[0] == 404
         status, listed = await _reads(cluster, name, "/v1")
@@ -477,15 +525,13 @@ async def two_with_one_name(cluster: Cluster) -> str:
 
 async def stamps_a_day_ahead(cluster: Cluster) -> str:
     stamp = (time.time_ns() // 1_000_000 + DAY_MS) << 16
-    frame = made_frame(_new_issuer(b"tomorrow"), 0, stamp)
-    await _joined(cluster, frame)
+    tomorrow = version(_new_issuer(b"tomorrow"), stamp)
+    await _joined(cluster, made_frame(tomorrow, after=0))
     for name in cluster.replicas:
         assert await _reads(cluster, name, "/v1/words/victim") == (200, b"made up")
     async with member(cluster) as bad:
         await bad.hears(Digest)
-        await bad.say(
-            Digest(VersionVector({frame.issuer: Stamp(stamp)}), bytes(16), False, VersionVector(), None, None, True, 0)
-        )
+        await bad.say(Digest(VersionVector((tomorrow,)), bytes(16), False, VersionVector(), None, None, True, 0))
         await trio.sleep(0.3)
     async with Wire(await trio.open_tcp_stream("127.0.0.1", cluster.node("n2").data_port)) as wire:
         reply = await wire.ask(cluster.spell(request("PUT", "/v1/words/victim", b"good")))
