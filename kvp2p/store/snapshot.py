@@ -16,7 +16,8 @@ from contextlib import ExitStack, contextmanager
 import lmdb
 
 from kvp2p.store.layout import LayoutReader
-from kvp2p.store.lmdb_store import LmdbStore, LmdbTables
+from kvp2p.store.lmdb_store import LmdbStore
+from kvp2p.store.lmdb_tables import LmdbTables
 
 _CHUNK_BYTES = 1 << 20
 

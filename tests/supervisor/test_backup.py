@@ -15,7 +15,7 @@ import pytest
 from kvp2p.core.apply import apply_batch
 from kvp2p.core.messages import Member
 from kvp2p.errors import ConfigError, StoreCorrupt, StoreError, StoreFormatError
-from kvp2p.ids import Issuer, NamespaceId, NodeId, Stamp
+from kvp2p.ids import Issuer, NamespaceId, NodeId, Stamp, make_version
 from kvp2p.store.lmdb_store import LmdbStore
 from kvp2p.store.scrub import check_store
 from kvp2p.supervisor.backup import MANIFEST_BYTES, make_backup
@@ -104,7 +104,7 @@ def test_backup_of_a_store_that_is_written_to_is_the_state_of_one_moment(node: C
                     for name in (b"first", b"second"):
                         writer.put_row(SPACE, name, b"%d" % number + value)
                     writer.put_row(SPACE, b"row %d" % (number % 50), value)
-                    writer.set_floor(writer.vector.raised(Issuer(b"issuer-9"), Stamp(number)))
+                    writer.set_floor(writer.vector.raised(make_version(9, Stamp(number), Issuer(b"issuer-9"))))
                 number += 1
                 begun.set()
 
@@ -123,7 +123,7 @@ def test_backup_of_a_store_that_is_written_to_is_the_state_of_one_moment(node: C
             first, second = reader.row(SPACE, b"first"), reader.row(SPACE, b"second")
             assert first == second
             assert first is not None
-            assert int(first[: -len(value)]) == reader.floor.stamp_of(Issuer(b"issuer-9"))
+            assert int(first[: -len(value)]) == dict(reader.floor.items())[Issuer(b"issuer-9")]
             seen.append(int(first[: -len(value)]))
     assert seen == sorted(seen)
     assert seen[0] < seen[-1], "it was written to meanwhile"
