@@ -29,6 +29,7 @@ OPS_PER_WRITE_MAX: Final = 10_000  # Cloudflare's bulk limit
 WRITE_BYTES_MAX: Final = 224 * 1024  # one forwarded write fits one mesh message
 TTL_SECONDS_MIN: Final = 60
 EXPIRES_AT_MAX: Final = 2**53 - 1  # unix seconds; what a JSON number holds exactly
+EXPIRES_IN_MAX: Final = EXPIRES_AT_MAX // 2  # seconds from now, so that the moment is one of these
 
 # HTTP parsing (DESIGN §6: what httptools lets through).
 HTTP_URL_BYTES_MAX: Final = 8 * 1024
@@ -48,6 +49,10 @@ HTTP_PENDING_BODY_BYTES_MAX: Final = 1024 * 1024  # of their bodies; guess
 HTTP_BODY_BYTES_HELD_MAX: Final = 64 * 1024 * 1024
 # read and dropped for a 413: Cloudflare's largest value, and a little
 HTTP_DISCARDED_BODY_BYTES_MAX: Final = 26_214_400 + 1024 * 1024
+# Values of more than one chunk that a gateway sends at once, and for how long: each holds a slot of the store, and the pages that are freed
+# meanwhile. 60 s for 25 MiB take a line of 3.5 Mbit/s (DESIGN §5); the number is a guess, well above the 50 that are tested.
+HTTP_STREAMS_MAX: Final = 64
+HTTP_STREAM_SECONDS_MAX: Final = 60.0
 HTTP_ACCEPTS_MAX: Final = 64  # connections in one go, so that a flood of them does not stop those that are there; guess
 HTTP_BACKLOG_MAX: Final = 1_024  # connections that the kernel keeps for us; guess
 HTTP_LINGER_SECONDS: Final = 1.0  # after our last byte, so that the peer reads it before a reset
@@ -139,10 +144,17 @@ CHUNK_PART_BYTES: Final = (
 CHUNK_PULLS_MAX: Final = 4  # chunks under way to this node, so at most 1 MiB of parts in its memory; guess
 CHUNKS_WANTED_MAX: Final = 64  # missing chunks that a batch's result names; more are named when these are here
 PENDING_TOLD_MAX: Final = 1_024  # versions without all their chunks that a batch's result names
+# Of one local process: chunks that the node has been given and has not stored yet (4 MiB for each gateway in the node's memory), and all
+# that wait, which a gateway bounds by bytes besides; guesses.
+LOCAL_STAGES_IN_FLIGHT_MAX: Final = 16
+LOCAL_STAGES_MAX: Final = 256
+STAGE_TIMEOUT_MS: Final = 30_000  # from the chunk's place in the queue to its being durable; guess, a disk that stalls
 STAGED_RELEASED_MAX: Final = 256  # staged chunks freed in one transaction
 
 # The store.
 STORE_READERS_MAX: Final = 512  # slots of the lock file: several transactions for each of some dozens of processes
+# Slots that the streams of all gateways may take; the others are for reads that end at once, of the gateways and of programs.
+STORE_STREAMS_MAX: Final = 384
 SPARE_TRANSACTIONS_MAX: Final = 16  # read transactions kept for renewal: beginning one takes 0.13 us instead of 0.5
 # guess: a few groups of writes; kept free for transactions that make room
 STORE_RESERVE_BYTES: Final = 32 * 1024 * 1024

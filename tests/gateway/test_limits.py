@@ -79,7 +79,9 @@ async def test_reader_that_never_reads_is_not_read_and_ends(short_tmp_path: Path
                 await wire.send(request("GET", "/v1/words/k") * 100)
                 asked += 100
                 # What is kept for it is the limit and one answer, whatever it asks for.
-                assert all(one._out_bytes < HTTP_RESPONSE_BUFFER_BYTES_MAX + 200_000 for one in r.gateway._connections)
+                assert all(
+                    one._out.waiting_bytes < HTTP_RESPONSE_BUFFER_BYTES_MAX + 200_000 for one in r.gateway._connections
+                )
         await until(lambda: not r.gateway._connections)
         assert r.gateway.counters.connections_timed_out == 1
         assert r.gateway.counters.bytes_sent < asked * len(value)
