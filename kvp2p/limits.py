@@ -130,6 +130,17 @@ CHUNK_PULLS_MAX: Final = 4  # chunks under way to this node, so at most 1 MiB of
 CHUNKS_WANTED_MAX: Final = 64  # missing chunks that a batch's result names; more are named when these are here
 PENDING_TOLD_MAX: Final = 1_024  # versions without all their chunks that a batch's result names
 STAGED_RELEASED_MAX: Final = 256  # staged chunks freed in one transaction
+UPLOADS_MAX: Final = 512  # large values on their way in at one node, at most 51 200 chunk ids; guess
+# of chunks that local processes have sent and the disk has not taken up yet: 128 of the largest. All gateways together should have fewer
+# under way, or some are refused as `overloaded`; guess
+UPLOAD_BYTES_WAITING_MAX: Final = 32 * 1024 * 1024
+# of chunks given to the store and not synced yet: what a small write may find before it in its own sync; guess
+CHUNK_BYTES_TO_DISK_MAX: Final = 4 * CHUNK_BYTES
+CHUNKS_PER_WRITE_MAX: Final = (
+    4 * CHUNKS_PER_VALUE_MAX
+)  # of all values of one write: Cloudflare's bulk write has up to 100 MB
+LARGE_WRITES_MAX: Final = 256  # writes with chunks under way at the leader; guess
+LOCAL_UPLOADS_MAX: Final = HTTP_CONNECTIONS_MAX  # of one local process that have not ended: one for each of its clients
 
 # The store.
 STORE_READERS_MAX: Final = 512  # slots of the lock file: several transactions for each of some dozens of processes

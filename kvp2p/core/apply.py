@@ -70,7 +70,7 @@ from kvp2p.ids import (
     version_issuer,
     version_stamp,
 )
-from kvp2p.limits import NAMESPACES_PER_ACCOUNT_MAX, STAGED_RELEASED_MAX, TTL_SECONDS_MIN, WALK_ROWS_LOOKED_AT_MAX
+from kvp2p.limits import NAMESPACES_PER_ACCOUNT_MAX, TTL_SECONDS_MIN, WALK_ROWS_LOOKED_AT_MAX
 
 _NO_ROOM = refused("disk_full", "the leader's disk is full; nothing was applied. Deleting goes on, and makes room")
 
@@ -116,7 +116,7 @@ def summarize(txn: ReadTransaction) -> StoreSummary:
         issuers=issuers_of(txn),
         namespaces_to_sweep=_dead_namespaces_with_rows(txn),
         pending=pending_of(txn),
-        staged=tuple(islice(txn.staged(), STAGED_RELEASED_MAX)),
+        staged=tuple(txn.staged()),
     )
 
 

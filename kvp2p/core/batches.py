@@ -132,9 +132,7 @@ class StoreSummary:
     issuers: tuple[IssuerRow, ...]
     namespaces_to_sweep: tuple[NamespaceId, ...]  # deleted, rows still to be freed
     pending: Pending
-    staged: tuple[
-        ChunkId, ...
-    ]  # for writes of an earlier life, which have ended with it; some of them when there are many
+    staged: tuple[ChunkId, ...]  # for writes of an earlier life, which have ended with it; as many as one life may have
 
 
 class BatchResult(NamedTuple):

@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import field
 
 from kvp2p.core.batches import Batch, BatchResult, StoreSummary
+from kvp2p.core.entry import ChunkId
 from kvp2p.core.messages import Forward, Member, Message, Pull, WalkRequest
 from kvp2p.core.operations import Operation, Outcome
 from kvp2p.ids import Issuer, NodeId, Version
@@ -91,6 +92,26 @@ class Write:
 
 
 @value
+class StageChunk:
+    """A part of a large value that a local client is sending. Ends in one Reply: acked when it is durable here.
+
+    `upload` is the host's number for the value; its chunks are kept until `EndUpload`.
+    """
+
+    request: int
+    upload: int
+    chunk: ChunkId
+    content: bytes
+
+
+@value
+class EndUpload:
+    """Nothing more comes of an upload: its write has ended, or will not be sent."""
+
+    upload: int
+
+
+@value
 class Await:
     """A local reader waits until this replica covers a version (KV-Min-Version); ends in one Reply."""
 
@@ -140,6 +161,8 @@ Event = (
     | SendFailed
     | TimerFired
     | Write
+    | StageChunk
+    | EndUpload
     | Await
     | Persisted
     | PersistFailed
@@ -184,7 +207,7 @@ class Persist:
 
 @value
 class Reply:
-    """The end of a Write, Await, Promote or CloseIssuer. An Await that ran out of time is REFUSED with code `not_caught_up`."""
+    """The end of a Write, StageChunk, Await, Promote or CloseIssuer. An Await that ran out of time is REFUSED with code `not_caught_up`."""
 
     request: int
     outcome: Outcome

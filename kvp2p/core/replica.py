@@ -12,10 +12,12 @@ from typing import assert_never
 from kvp2p.core.anti_entropy import AntiEntropy
 from kvp2p.core.batches import BatchResult, NamespaceSweep
 from kvp2p.core.board import MS, Board, Peer, Random
+from kvp2p.core.chunk_intake import ChunkIntake
 from kvp2p.core.events import (
     Await,
     CloseIssuer,
     Effect,
+    EndUpload,
     Event,
     PeerDown,
     PeerUp,
@@ -26,11 +28,13 @@ from kvp2p.core.events import (
     Reply,
     SendFailed,
     Serve,
+    StageChunk,
     Start,
     Stop,
     TimerFired,
     Write,
 )
+from kvp2p.core.large_writes import LargeWrites
 from kvp2p.core.leadership import Leadership, Role
 from kvp2p.core.messages import (
     Digest,
@@ -44,11 +48,13 @@ from kvp2p.core.messages import (
     WalkPart,
     WalkRequest,
 )
-from kvp2p.core.operations import refused
+from kvp2p.core.operations import Operation, is_large, refused
 from kvp2p.core.readiness import Readiness
 from kvp2p.core.roster import Members
 from kvp2p.core.settings import ReplicaSettings
-from kvp2p.core.writing import Forwarder, Holds, await_version, refuse_malformed, write_bytes
+from kvp2p.core.staging import Staging
+from kvp2p.core.uploads import Uploads
+from kvp2p.core.writing import Forwarder, Holds, LeaderWriter, await_version, refuse_malformed, write_bytes
 from kvp2p.ids import Issuer, NamespaceId, NodeId, Now
 from kvp2p.limits import NAMESPACE_SWEEP_ROWS_MAX
 
@@ -63,6 +69,10 @@ class ReplicaMachine:
     holds: Holds
     forwarder: Forwarder
     readiness: Readiness
+    staging: Staging
+    intake: ChunkIntake
+    uploads: Uploads
+    large_writes: LargeWrites
 
     def __init__(self, settings: ReplicaSettings, random: Random) -> None:
         self._settings = settings
@@ -82,6 +92,10 @@ class ReplicaMachine:
                 self._on_persisted(ticket, result)
             case Write():
                 self._on_write(event)
+            case StageChunk():
+                self.uploads.stage(event)
+            case EndUpload():
+                self.uploads.end(event)
             case TimerFired(token=token):
                 self._on_timer(token)
             case Await():
@@ -116,9 +130,14 @@ class ReplicaMachine:
         self.holds = Holds(board)
         self.forwarder = Forwarder(board, self.holds)
         self.readiness = Readiness(board, self.members)
+        self.staging = Staging(board)
+        self.intake = ChunkIntake(board)
+        self.uploads = Uploads(board, self.staging, self.intake)
+        self.large_writes = LargeWrites(board, self.staging)
         self.members.start()
         self.readiness.start()
         self.leadership.start()
+        self.staging.start(event.store.staged)
         self._sweep(event.store.namespaces_to_sweep)
         self.board.set_timer("digest", self._settings.digest_busy_ms)
         return board.take_effects()
@@ -164,6 +183,7 @@ class ReplicaMachine:
             return
         self.forwarder.on_peer_down(peer)
         self.leadership.on_peer_down(peer)
+        self.large_writes.on_peer_down(peer)
         self.anti_entropy.on_peer_down(peer)
 
     def _digest(self) -> Digest:
@@ -192,7 +212,7 @@ class ReplicaMachine:
         if malformed is not None:
             self.board.emit(Reply(event.request, malformed))
         elif self.leadership.writer is not None:
-            self.leadership.writer.submit(None, event.request, event.operations, event.deadline_ns, bytes_used)
+            self._lead(self.leadership.writer, None, event.request, event.operations, event.deadline_ns, bytes_used)
         elif self.board.is_leader(self.board.me.node):
             not_yet = refused(
                 "no_leader", f"this node is the leader and is still {self.leadership.role}; nothing was applied"
@@ -211,7 +231,21 @@ class ReplicaMachine:
             not_leading = refused("no_leader", f"the node asked is {self.leadership.role}; nothing was applied")
             self.board.send(peer, ForwardOutcome(forward.request, not_leading))
         else:
-            writer.submit(peer, forward.request, forward.operations, forward.deadline_ns, bytes_used)
+            self._lead(writer, peer, forward.request, forward.operations, forward.deadline_ns, bytes_used)
+
+    def _lead(
+        self,
+        writer: LeaderWriter,
+        peer: NodeId | None,
+        request: int,
+        operations: tuple[Operation, ...],
+        deadline_ns: int,
+        bytes_used: int,
+    ) -> None:
+        if is_large(operations):
+            self.large_writes.submit(writer, peer, request, operations, deadline_ns, bytes_used)
+        else:
+            writer.submit(peer, request, operations, deadline_ns, bytes_used)
 
     # --- the store
 
@@ -268,6 +302,10 @@ class ReplicaMachine:
                 self.forwarder.on_timer()
             case "hold":
                 self.holds.on_timer()
+            case "large":
+                self.large_writes.on_timer()
+            case "release":
+                self.staging.on_timer()
             case "grace":
                 assert isinstance(key, bytes)
                 self.anti_entropy.on_grace_over(Issuer(key))
@@ -300,4 +338,5 @@ class ReplicaMachine:
         assert is_leading == (self.leadership.writer is not None), "who leads has a writer, and nobody else"
         assert board.batches_in_flight() or board.accepted == board.vector, "nothing is accepted that is not in flight"
         assert board.me.node not in board.peers, "no node is its own peer"
-        self.anti_entropy.check()
+        for part in (self.anti_entropy, self.staging, self.intake, self.large_writes):
+            part.check()

@@ -20,7 +20,15 @@ from kvp2p.core.board import MS, Board, Deadlines, Peer
 from kvp2p.core.events import Await, Reply, Write
 from kvp2p.core.hlc import HybridClock
 from kvp2p.core.messages import Designation, Forward, ForwardOutcome
-from kvp2p.core.operations import Ending, Operation, Outcome, operation_bytes, refused, unknown
+from kvp2p.core.operations import (
+    Ending,
+    Operation,
+    Outcome,
+    chunked_value_bytes,
+    operation_bytes,
+    refused,
+    unknown,
+)
 from kvp2p.core.serve import split_frame
 from kvp2p.ids import Issuer, NodeId, Stamp, Version, version_issuer, version_stamp
 from kvp2p.limits import (
@@ -40,6 +48,10 @@ _MIB = 1024 * 1024
 _ENDED_MAX = 64  # guess: so seldom that it costs nothing
 
 
+def _nothing() -> None:
+    """Nobody waits for the end of the write."""
+
+
 @value
 class _Waiting:
     """A write at the leader. `peer` and `link` None: of this node's own clients."""
@@ -50,6 +62,7 @@ class _Waiting:
     operations: tuple[Operation, ...]
     deadline_ns: int
     bytes_used: int
+    ended: Callable[[], None]
 
 
 class LeaderWriter:
@@ -65,14 +78,21 @@ class LeaderWriter:
         self._is_persisting = False
         self._is_closed = False
         self._own_groups = 0  # in flight
+        self.on_closed: Callable[[str], None] = lambda _: None  # for writes that are not in the queue yet
 
     def submit(
-        self, peer: NodeId | None, request: int, operations: tuple[Operation, ...], deadline_ns: int, bytes_used: int
+        self,
+        peer: NodeId | None,
+        request: int,
+        operations: tuple[Operation, ...],
+        deadline_ns: int,
+        bytes_used: int,
+        ended: Callable[[], None] = _nothing,
     ) -> None:
-        """Take a write of `write_bytes`, or refuse it at once."""
+        """Take a write of `write_bytes`, or refuse it at once. `ended` is called once, when it was persisted, refused or dropped."""
         link = None if peer is None else self.board.peers[peer]
-        waiting = _Waiting(peer, link, request, operations, deadline_ns, bytes_used)
-        if self._is_closed or self.board.is_stopping:
+        waiting = _Waiting(peer, link, request, operations, deadline_ns, bytes_used, ended)
+        if self.is_closed:
             self._answer(waiting, refused("no_leader", "this node has stopped leading; nothing was applied"))
         elif len(self._queue) >= WRITE_QUEUE_MAX or self._queue_bytes + bytes_used > WRITE_QUEUE_BYTES_MAX:
             self._answer(waiting, refused("overloaded", "the leader's queue of writes is full; nothing was applied"))
@@ -92,6 +112,11 @@ class LeaderWriter:
     ) -> None:
         """Persist log entries that the leader writes of itself, in a group of their own."""
         self._persist_own(operations, None, done, failed)
+
+    @property
+    def is_closed(self) -> bool:
+        """Tell whether no write is taken any more."""
+        return self._is_closed or self.board.is_stopping
 
     @property
     def may_add(self) -> bool:
@@ -122,9 +147,12 @@ class LeaderWriter:
 
     def on_peer_down(self, peer: NodeId) -> None:
         """Drop the writes that came over a link that has closed: their sender has told `unknown` [I10]."""
-        kept = [waiting for waiting in self._queue if waiting.peer != peer]
-        self._queue = deque(kept)
-        self._queue_bytes = sum(waiting.bytes_used for waiting in kept)
+        dropped = [waiting for waiting in self._queue if waiting.peer == peer]
+        if dropped:
+            self._queue = deque(waiting for waiting in self._queue if waiting.peer != peer)
+            self._queue_bytes = sum(waiting.bytes_used for waiting in self._queue)
+        for waiting in dropped:
+            waiting.ended()
 
     def close(self, message: str) -> None:
         """Refuse what waits; what is being persisted still ends."""
@@ -132,6 +160,7 @@ class LeaderWriter:
         while self._queue:
             self._answer(self._queue.popleft(), refused("no_leader", message))
         self._queue_bytes = 0
+        self.on_closed(message)
 
     def _flush(self) -> None:
         if self._is_persisting:
@@ -196,6 +225,7 @@ class LeaderWriter:
             self.board.peers.get(waiting.peer) is waiting.link
         ):  # on a newer link the number may mean another write [I10]
             self.board.send(waiting.peer, ForwardOutcome(waiting.request, outcome))
+        waiting.ended()
 
 
 class Holds:
@@ -263,7 +293,7 @@ class Holds:
 @value
 class _Forwarded:
     peer: NodeId
-    bytes_used: int
+    held_bytes: int  # what the hold is as long as: chunks included
 
 
 class Forwarder:
@@ -295,7 +325,8 @@ class Forwarder:
                 "the write came past its deadline; it was not sent, nothing was applied",
             )
         else:
-            self._sent[write.request] = _Forwarded(leader, bytes_used)
+            held_bytes = bytes_used + chunked_value_bytes(write.operations)
+            self._sent[write.request] = _Forwarded(leader, held_bytes)
             self._deadlines.add(write.deadline_ns, write.request)
             board.send(leader, Forward(write.request, write.deadline_ns, write.operations))
 
@@ -315,7 +346,7 @@ class Forwarder:
             self.board.emit(Reply(answer.request, outcome))
             return
         settings = self.board.settings
-        hold_ms = settings.hold_ms + settings.hold_ms_per_mib * sent.bytes_used // _MIB
+        hold_ms = settings.hold_ms + settings.hold_ms_per_mib * sent.held_bytes // _MIB
         deadline_ns = self.board.now.mono_ns + hold_ms * MS
         self.holds.hold(answer.request, outcome.version, outcome, None, deadline_ns)
 

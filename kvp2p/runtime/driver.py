@@ -21,11 +21,13 @@ import structlog
 import trio
 
 from kvp2p.core.apply import summarize
+from kvp2p.core.entry import ChunkId
 from kvp2p.core.events import (
     Await,
     Connect,
     Disconnect,
     Effect,
+    EndUpload,
     Event,
     Notice,
     PeerDown,
@@ -39,6 +41,7 @@ from kvp2p.core.events import (
     SendFailed,
     Serve,
     SetTimer,
+    StageChunk,
     Start,
     Stop,
     TimerFired,
@@ -104,6 +107,7 @@ class ReplicaDriver:
         self._serving: dict[NodeId, deque[Pull | WalkRequest]] = {}
         self._tells: dict[int, Tell] = {}
         self._next_request = 1
+        self._next_upload = 1
         self._nursery: trio.Nursery | None = None
 
     # --- events from outside
@@ -126,6 +130,20 @@ class ReplicaDriver:
         """Call `tell` when this replica covers a version, or has not by then."""
         await self._wait_for_room()
         self._post(Await(self._expect(tell), version, deadline_ns))
+
+    async def stage_chunk(self, upload: int, chunk: ChunkId, content: bytes, tell: Tell) -> None:
+        """Hand in a chunk of a local client's value; `tell` is called once it is durable here, or refused."""
+        await self._wait_for_room()
+        self._post(StageChunk(self._expect(tell), upload, chunk, content))
+
+    def new_upload(self) -> int:
+        """Return a number for an upload, which nobody had in this life of the node."""
+        upload, self._next_upload = self._next_upload, self._next_upload + 1
+        return upload
+
+    def end_upload(self, upload: int) -> None:
+        """Let go of an upload's chunks. Never waits: a process that has gone cannot, and each upload ends once."""
+        self._post(EndUpload(upload))
 
     async def on_link_up(self, peer: NodeId, link: Link) -> None:
         """Take a new link into use, once the machine has heard that the one before it has ended."""

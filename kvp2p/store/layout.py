@@ -225,6 +225,13 @@ class LayoutReader:
         raw = self._tables.get(CHUNKS, chunk + _STATE)
         return None if raw is None else decode_chunk_state(raw)
 
+    def chunk_states(self) -> Iterator[tuple[ChunkId, ChunkState, bytes | None]]:
+        """Iterate over all chunks with what is known of them and their contents: for those who check a store."""
+        for place, raw in self._tables.scan(CHUNKS):
+            if place[32:] == _STATE:
+                chunk = ChunkId(bytes(place[:32]))
+                yield chunk, decode_chunk_state(raw), self.chunk(chunk)
+
     def is_staged(self, chunk: ChunkId) -> bool:
         return self._tables.get(STAGING, chunk) is not None
 

@@ -1,0 +1,194 @@
+"""Large writes at the leader: staged, complete, and only then a write like any other; dropped whole when their time or link ends."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from kvp2p.core import large_writes
+from kvp2p.core.batches import ChunkBatch, WriteGroup
+from kvp2p.core.events import Stop
+from kvp2p.core.messages import Forward, ForwardOutcome
+from kvp2p.core.operations import Ending, Operation
+from kvp2p.ids import NamespaceId
+from tests.core.harness import (
+    CHUNK_BYTES,
+    MS,
+    SPACE,
+    Cluster,
+    Node,
+    chunks_in,
+    chunks_of_value,
+    designated,
+    digest_of,
+    large_put,
+    put,
+    shown_value,
+    staged_in,
+)
+
+VALUE = bytes(range(256)) + b"some more of it"
+
+
+def leading() -> Node:
+    a = Cluster().add("a", leads=True)
+    a.make_space()
+    return a
+
+
+def forward(node: Node, request: int, *operations: Operation, left_ms: int = 5_000) -> None:
+    node.hears("b", Forward(request, node.cluster.mono_ns + left_ms * MS, operations))
+
+
+def test_a_large_value_of_a_client_of_the_leader_is_stored_and_its_chunks_stay_with_its_row() -> None:
+    a = leading()
+    request = a.write_large(b"k", VALUE)
+    assert a.replies[request].ending == Ending.ACKED
+    a.end_upload(request)
+    assert staged_in(a.store) == []
+    assert len(chunks_in(a.store)) == -(-len(VALUE) // CHUNK_BYTES)
+    assert shown_value(a.store, b"k") == VALUE
+    a.write(put(b"k", b"small", SPACE))
+    assert chunks_in(a.store) == []
+    assert shown_value(a.store, b"k") == b"small"
+
+
+def test_it_costs_its_staging_batch_and_no_more() -> None:
+    a = leading()
+    value = Random(1).randbytes(250)
+    for content in chunks_of_value(value):
+        a.stage(1, content)
+    a.hold_disk()
+    request = a.write(large_put(b"k", value))
+    assert [type(persist.batch) for persist in a.disk] == [ChunkBatch]
+    a.finish()
+    assert [type(persist.batch) for persist in a.disk] == [WriteGroup]
+    a.finish()
+    assert a.replies[request].ending == Ending.ACKED
+
+
+def test_its_chunks_outlive_the_upload_and_rows_that_named_them_while_it_waits() -> None:
+    a = leading()
+    upload = a.write_large(b"k", VALUE)
+    a.hold_disk()
+    request = a.write(large_put(b"l", VALUE))
+    a.finish()
+    a.end_upload(upload)
+    a.write(put(b"k", b"small", SPACE))
+    a.release_disk()
+    assert a.replies[request].ending == Ending.ACKED
+    assert shown_value(a.store, b"l") == VALUE
+    assert len(chunks_in(a.store)) == 3
+    assert staged_in(a.store) == []
+
+
+def test_chunks_of_a_refused_write_go() -> None:
+    a = leading()
+    upload = a.next_request + 3
+    for content in chunks_of_value(VALUE):
+        a.stage(upload, content)
+    request = a.write(large_put(b"k", VALUE, NamespaceId(b"no such space !!")))
+    assert a.replies[request].code == "namespace_not_found"
+    a.end_upload(upload)
+    assert chunks_in(a.store) == staged_in(a.store) == []
+
+
+def test_a_write_of_chunks_that_its_own_node_does_not_have_is_refused() -> None:
+    a = leading()
+    assert a.replies[a.write(large_put(b"k", VALUE))].code == "bad_request"
+    assert chunks_in(a.store) == staged_in(a.store) == []
+
+
+def test_a_full_disk_refuses_it_before_it_is_tried() -> None:
+    a = leading()
+    a.hold_disk()
+    request = a.write(large_put(b"k", VALUE))
+    a.fail()
+    assert a.replies[request].code == "disk_full"
+    a.release_disk()
+    assert staged_in(a.store) == []
+
+
+@pytest.mark.parametrize("ended_while", ["staging", "waiting in the queue"])
+def test_a_large_write_past_its_deadline_is_refused(ended_while: str) -> None:
+    a = leading()
+    upload = a.write_large(b"k", VALUE)
+    a.hold_disk()
+    request = a.write(large_put(b"l", VALUE), deadline_ms=100)
+    if ended_while == "waiting in the queue":
+        a.write(put(b"other"))
+        a.finish()
+        a.cluster.mono_ns += 101 * MS
+        a.finish()
+    else:
+        a.cluster.pass_ms(101)
+    assert a.replies[request].code == "deadline_passed"
+    a.end_upload(upload)
+    a.write(put(b"k", b"small", SPACE))
+    a.release_disk()
+    assert shown_value(a.store, b"l") is None
+    assert chunks_in(a.store) == staged_in(a.store) == []
+
+
+@pytest.mark.parametrize("is_staged", [True, False])
+def test_a_leader_that_stops_refuses_large_writes_that_wait(is_staged: bool) -> None:
+    a = leading()
+    upload = a.write_large(b"k", VALUE)
+    a.hold_disk()
+    request = a.write(large_put(b"l", VALUE))
+    if is_staged:
+        a.write(put(b"other"))
+        a.finish()
+    a.handle(Stop())
+    assert a.replies[request].code == "no_leader"
+    assert a.replies[a.write(large_put(b"m", VALUE))].code == "no_leader"
+    a.release_disk()
+    a.end_upload(upload)
+    assert staged_in(a.store) == []
+
+
+def test_a_leader_that_steps_down_refuses_large_writes_that_wait() -> None:
+    a = leading()
+    a.write_large(b"k", VALUE)
+    a.meets("b", digest_of())
+    a.hold_disk()
+    request = a.write(large_put(b"l", VALUE))
+    a.hears("b", digest_of(designation=designated("b", term=9)))
+    assert a.replies[request].code == "no_leader"
+    a.release_disk()
+    assert shown_value(a.store, b"l") is None
+
+
+def test_large_writes_and_their_chunks_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_writes, "LARGE_WRITES_MAX", 1)
+    monkeypatch.setattr(large_writes, "CHUNKS_PER_WRITE_MAX", 3)
+    a = leading()
+    a.write_large(b"k", VALUE)
+    a.hold_disk()
+    request = a.write(large_put(b"l", VALUE))
+    assert a.replies[a.write(large_put(b"m", VALUE))].code == "overloaded"
+    assert a.replies[a.write(large_put(b"m", VALUE), large_put(b"n", b"another"))].code == "bad_request"
+    a.release_disk()
+    assert a.replies[request].ending == Ending.ACKED
+    assert a.replies[a.write(large_put(b"m", VALUE))].ending == Ending.ACKED
+
+
+def test_a_closed_link_drops_its_large_writes_and_gets_no_old_answers() -> None:
+    a = leading()
+    upload = a.write_large(b"k", VALUE)
+    a.meets("b", digest_of())
+    a.hold_disk()
+    forward(a, 1, large_put(b"l", VALUE))
+    forward(a, 2, large_put(b"m", VALUE))
+    a.write(put(b"other"))
+    a.finish()
+    a.loses("b")
+    a.meets("b", digest_of())
+    a.release_disk()
+    a.end_upload(upload)
+    assert a.sent_to("b", ForwardOutcome) == []
+    assert shown_value(a.store, b"l") is shown_value(a.store, b"m") is None
+    assert staged_in(a.store) == []
+    forward(a, 1, large_put(b"l", VALUE))
+    assert a.sent_to("b", ForwardOutcome)[0].outcome.ending == Ending.ACKED
