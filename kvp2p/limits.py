@@ -126,7 +126,11 @@ WRITE_TIMEOUT_MS_MAX: Final = 60_000  # guess: twelve times the deadline of a wr
 CHUNK_PART_BYTES: Final = (
     64 * 1024
 )  # of a chunk in one mesh message: a control message waits for no more than this; guess
-CHUNK_PULLS_MAX: Final = 4  # chunks under way to this node, so at most 1 MiB of parts in its memory; guess
+CHUNK_PART_BYTES_MIN: Final = 256  # what may be asked for: a chunk is at most 1 024 messages
+CHUNK_PULLS_MAX: Final = 4  # chunks under way to this node for its rows, so at most 1 MiB of parts in its memory; guess
+WRITE_CHUNK_PULLS_MAX: Final = (
+    2  # and from each peer, for its large writes, to the leader: 16 MiB at most with all of PEERS_MAX; guess
+)
 CHUNKS_WANTED_MAX: Final = 64  # missing chunks that a batch's result names; more are named when these are here
 PENDING_TOLD_MAX: Final = 1_024  # versions without all their chunks that a batch's result names
 STAGED_RELEASED_MAX: Final = 256  # staged chunks freed in one transaction

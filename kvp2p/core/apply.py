@@ -38,6 +38,7 @@ from kvp2p.core.entry import (
     decode_chunk_list,
     decode_row,
     encode_row,
+    is_chunked,
     is_tombstone,
     is_value,
     row_expires_at,
@@ -174,6 +175,7 @@ class _Application:
 
     def result(self, outcomes: tuple[Outcome, ...], frame: Frame | None) -> BatchResult:
         txn, rows = self.txn, self.rows
+        rows.chunks.settle()
         rows.finish()
         if len(txn.above) and txn.vector.covers_vector(txn.above):
             txn.set_above(EMPTY_VECTOR)
@@ -211,6 +213,7 @@ class _Application:
             return outcomes, None
         upto = positions[-1][0]
         self.txn.put_positions(group.issuer, positions)
+        self.rows.chunks.cover(group.issuer, positions)
         self.txn.set_vector(self.txn.vector.raised(group.issuer, upto))
         return outcomes, Frame(group.issuer, after, upto, *self._rows_at(positions))
 
@@ -368,9 +371,9 @@ class _Application:
             if not raised.covers(version):  # of another issuer, or later: it came along as the newer row of a key
                 above = above.raised(version_issuer(version), version_stamp(version))
         rows = frame.rows
-        self.txn.put_positions(
-            issuer, [(stamp, rows[index][:2]) for stamp, index in frame.positions if stamp > covered]
-        )
+        positions = [(stamp, rows[index][:2]) for stamp, index in frame.positions if stamp > covered]
+        self.txn.put_positions(issuer, positions)
+        self.rows.chunks.cover(issuer, positions)
         if above is not self.txn.above:
             self.txn.set_above(above)
         self.txn.set_vector(raised)
@@ -385,6 +388,7 @@ class _Application:
         for namespace, key, row in part.rows:
             if not vector.covers(row_version(row)):  # [I1]
                 self.rows.join(namespace, key, row)
+            self.rows.chunks.walk_over(namespace, key, row)
         if batch.end is not None:
             floor = self.txn.floor
             for issuer, stamp in batch.end.items():
@@ -399,6 +403,7 @@ class _Application:
         part = batch.part
         sent = {(namespace, key) for namespace, key, _ in part.rows}
         gone = []
+        chunked = []
         start = part.after if batch.looked_upto is None else batch.looked_upto
         for looked_at, (namespace, key, row) in enumerate(self.txn.all_rows(after=start), 1):
             row_key = (namespace, key)
@@ -406,11 +411,15 @@ class _Application:
                 break
             if row_key not in sent and part.vector.covers(row_version(row)):
                 gone.append((namespace, key, row))
+            elif is_chunked(row):
+                chunked.append((namespace, key, row))
             if looked_at == WALK_ROWS_LOOKED_AT_MAX:
                 self.walk_rest = WalkBatch(part, batch.end, row_key)
                 break
         for namespace, key, row in gone:
             self.rows.remove(namespace, key, row)
+        for namespace, key, row in chunked:
+            self.rows.chunks.walk_over(namespace, key, row)
         return self.walk_rest is None
 
     # --- what a node keeps for itself

@@ -17,6 +17,7 @@ from kvp2p.core.batches import Batch, BatchResult, StoreSummary
 from kvp2p.core.events import Effect, Notice, Persist, Send, SetTimer
 from kvp2p.core.messages import Designation, Digest, Member, Message
 from kvp2p.core.settings import ReplicaSettings
+from kvp2p.core.whole import Whole
 from kvp2p.ids import Issuer, NodeId, Now, Stamp
 
 MS = 1_000_000  # nanoseconds
@@ -64,6 +65,8 @@ class Board:
         self.above = store.above
         self.state_hash = store.state_hash
         self.complete = store.complete
+        self.pending = store.pending
+        self.whole = Whole(store.vector, store.floor, store.pending)
         self.candidates = store.candidates
         self.issuers = {row.issuer: row for row in store.issuers}
         self.designation: Designation | None = store.designation
@@ -141,6 +144,11 @@ class Board:
         self.above = result.above
         self.state_hash = result.state_hash
         self.complete = result.complete
+        if result.pending is not None:
+            self.pending = result.pending
+            self.whole = Whole(result.vector, result.floor, result.pending)
+        else:
+            self.whole = self.whole.at(result.vector, result.floor)
         if result.candidates is not None:
             self.candidates = result.candidates
         if result.issuers is not None:

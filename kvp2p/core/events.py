@@ -12,7 +12,7 @@ What the host promises
   link will still arrive. Messages of one lane arrive in order, but any of them may be missing at the end, and a
   `Send` of a Frame, Digest or Roster may be dropped when the link's queue is full: anti-entropy resends. A Forward
   that finds no room comes back as `SendFailed`; any other message that finds none costs the link.
-* `Serve` is answered from a fresh read transaction by `core.serve`, at the link's own pace.
+* `Serve` is answered from a fresh read transaction by `core.serve`, at the link's own pace; a ChunkPull keeps no other question waiting.
 * Timers fire at or after their time, once. The machine ignores a token it no longer waits for; nothing is cancelled.
 """
 
@@ -22,7 +22,7 @@ from dataclasses import field
 
 from kvp2p.core.batches import Batch, BatchResult, StoreSummary
 from kvp2p.core.entry import ChunkId
-from kvp2p.core.messages import Forward, Member, Message, Pull, WalkRequest
+from kvp2p.core.messages import ChunkPull, Forward, Member, Message, Pull, WalkRequest
 from kvp2p.core.operations import Operation, Outcome
 from kvp2p.ids import Issuer, NodeId, Version
 from kvp2p.values import value
@@ -183,10 +183,10 @@ class Send:
 
 @value
 class Serve:
-    """Answer a peer's Pull or WalkRequest from the store."""
+    """Answer a peer's Pull, WalkRequest or ChunkPull from the store."""
 
     peer: NodeId
-    request: Pull | WalkRequest
+    request: Pull | WalkRequest | ChunkPull
 
 
 @value

@@ -7,15 +7,17 @@ Keeps true
 * I9: LARGE_WRITES_MAX writes, CHUNKS_PER_WRITE_MAX chunks in each.
 * Writes that are not large overtake those that wait. Whoever promises an order to a client (the gateway, for one connection) sends
   nothing behind a large write before its outcome.
-In and out: writes of this node's clients and Forwards in; batches that stage, and writes for `LeaderWriter`, out.
+In and out: writes of this node's clients and Forwards in; batches that stage, wishes for chunks, and writes for `LeaderWriter`, out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from kvp2p.core.batches import BatchResult, ChunkBatch
 from kvp2p.core.board import Board, Deadlines, Peer
+from kvp2p.core.chunk_pulls import ChunkPulls
 from kvp2p.core.entry import ChunkId
 from kvp2p.core.events import Reply
 from kvp2p.core.messages import ForwardOutcome
@@ -39,14 +41,16 @@ class _LargeWrite:
     deadline_ns: int
     bytes_used: int
     chunks: tuple[ChunkId, ...]
+    missing: dict[ChunkId, None] = field(default_factory=dict)
 
 
 class LargeWrites:
     """Writes with chunks, from their arrival at the leader to their end."""
 
-    def __init__(self, board: Board, staging: Staging) -> None:
+    def __init__(self, board: Board, staging: Staging, pulls: ChunkPulls) -> None:
         self.board = board
         self.staging = staging
+        self.pulls = pulls
         self._waiting: dict[int, _LargeWrite] = {}
         self._open = 0  # the waiting ones, and those in a writer's queue
         self._next = 1
@@ -108,9 +112,22 @@ class LargeWrites:
         return None
 
     def _on_staged(self, write: _LargeWrite, missing: tuple[ChunkId, ...]) -> None:
-        if missing:
-            self._end(write, _lacking(len(missing)))
+        if not missing:
+            self._pass_on(write)
+        elif write.peer is None:
+            lacking = f"{len(missing)} chunks of the write were not uploaded to this node; nothing was applied"
+            self._end(write, refused("bad_request", lacking))
         else:
+            write.missing = dict.fromkeys(missing)
+            for chunk in missing:
+                self.pulls.want(chunk, write.number, write.peer, partial(self._on_chunk, write))
+
+    def _on_chunk(self, write: _LargeWrite, chunk: ChunkId, refusal: Outcome | None) -> None:
+        """A chunk is here, or cannot be had."""
+        del write.missing[chunk]
+        if refusal is not None:
+            self._end(write, refusal)
+        elif not write.missing:
             self._pass_on(write)
 
     def _pass_on(self, write: _LargeWrite) -> None:
@@ -129,6 +146,8 @@ class LargeWrites:
         """End a write that waits; without an outcome nobody is told."""
         del self._waiting[write.number]
         self._open -= 1
+        if write.peer is not None and write.missing:
+            self.pulls.unwant(write.number, write.peer, write.missing)
         self.staging.let_go(write.chunks)
         if outcome is not None:
             self._answer(write, outcome)
@@ -148,7 +167,3 @@ class LargeWrites:
         assert len(self._waiting) <= self._open <= LARGE_WRITES_MAX, "large writes are counted and bounded"
         links = ((write.peer, write.link) for write in self._waiting.values())
         assert all(peer is None or self.board.peers[peer] is link for peer, link in links), "a write waits on its link"
-
-
-def _lacking(count: int) -> Outcome:
-    return refused("bad_request", f"{count} chunks of the write are not where it came from; nothing was applied")

@@ -13,6 +13,8 @@ from kvp2p.core.anti_entropy import AntiEntropy
 from kvp2p.core.batches import BatchResult, NamespaceSweep
 from kvp2p.core.board import MS, Board, Peer, Random
 from kvp2p.core.chunk_intake import ChunkIntake
+from kvp2p.core.chunk_pulls import ChunkPulls
+from kvp2p.core.entry import ChunkId
 from kvp2p.core.events import (
     Await,
     CloseIssuer,
@@ -34,9 +36,13 @@ from kvp2p.core.events import (
     TimerFired,
     Write,
 )
+from kvp2p.core.holds import Holds, await_version
 from kvp2p.core.large_writes import LargeWrites
 from kvp2p.core.leadership import Leadership, Role
 from kvp2p.core.messages import (
+    ChunkMissing,
+    ChunkPart,
+    ChunkPull,
     Digest,
     Forward,
     ForwardOutcome,
@@ -54,9 +60,9 @@ from kvp2p.core.roster import Members
 from kvp2p.core.settings import ReplicaSettings
 from kvp2p.core.staging import Staging
 from kvp2p.core.uploads import Uploads
-from kvp2p.core.writing import Forwarder, Holds, LeaderWriter, await_version, refuse_malformed, write_bytes
+from kvp2p.core.writing import Forwarder, LeaderWriter, refuse_malformed, write_bytes
 from kvp2p.ids import Issuer, NamespaceId, NodeId, Now
-from kvp2p.limits import NAMESPACE_SWEEP_ROWS_MAX
+from kvp2p.limits import CHUNK_PART_BYTES, NAMESPACE_SWEEP_ROWS_MAX
 
 
 class ReplicaMachine:
@@ -71,11 +77,13 @@ class ReplicaMachine:
     readiness: Readiness
     staging: Staging
     intake: ChunkIntake
+    chunk_pulls: ChunkPulls
     uploads: Uploads
     large_writes: LargeWrites
 
-    def __init__(self, settings: ReplicaSettings, random: Random) -> None:
+    def __init__(self, settings: ReplicaSettings, random: Random, chunk_part_bytes: int = CHUNK_PART_BYTES) -> None:
         self._settings = settings
+        self._chunk_part_bytes = chunk_part_bytes  # asked for
         self._random = random
         self._changed_ns = 0
         self._sweeping: dict[NamespaceId, bool] = {}
@@ -133,7 +141,8 @@ class ReplicaMachine:
         self.staging = Staging(board)
         self.intake = ChunkIntake(board)
         self.uploads = Uploads(board, self.staging, self.intake)
-        self.large_writes = LargeWrites(board, self.staging)
+        self.chunk_pulls = ChunkPulls(board, self.intake, self._chunk_part_bytes)
+        self.large_writes = LargeWrites(board, self.staging, self.chunk_pulls)
         self.members.start()
         self.readiness.start()
         self.leadership.start()
@@ -156,12 +165,16 @@ class ReplicaMachine:
                 self.forwarder.on_outcome(peer, message)
             case Digest():
                 self._on_digest(peer, message)
-            case Pull() | WalkRequest():
+            case Pull() | WalkRequest() | ChunkPull():
                 self.board.emit(Serve(peer, message))
             case PullEnd():
                 self.anti_entropy.on_pull_end(peer, message)
             case WalkPart():
                 self.anti_entropy.on_walk_part(peer, message)
+            case ChunkPart():
+                self.chunk_pulls.on_part(peer, message)
+            case ChunkMissing():
+                self.chunk_pulls.on_missing(peer, message)
             case Roster():
                 self.members.on_roster(peer, message)
             case _:
@@ -175,6 +188,7 @@ class ReplicaMachine:
         self.leadership.on_digest(peer, digest)
         self.anti_entropy.on_digest(peer, digest, is_first)
         self.readiness.on_digest(peer, digest)
+        self.chunk_pulls.pull()
         if was_leading != (self.leadership.role is Role.LEADING):
             self._tell_all()
 
@@ -184,6 +198,7 @@ class ReplicaMachine:
         self.forwarder.on_peer_down(peer)
         self.leadership.on_peer_down(peer)
         self.large_writes.on_peer_down(peer)
+        self.chunk_pulls.on_peer_down(peer)
         self.anti_entropy.on_peer_down(peer)
 
     def _digest(self) -> Digest:
@@ -256,8 +271,12 @@ class ReplicaMachine:
         was_leading = self.leadership.role is Role.LEADING
         board.on_persisted(ticket, result)
         self._sweep(result.namespaces_to_sweep)
+        if result.pending is not None:
+            self.chunk_pulls.on_pending()
+            self.readiness.on_vector()
+        if is_moved or result.pending is not None:
+            self.holds.on_shown()
         if is_moved or is_new:
-            self.holds.on_vector()
             self.leadership.on_vector()
             self.readiness.on_vector()
             self._on_change()
@@ -306,6 +325,13 @@ class ReplicaMachine:
                 self.large_writes.on_timer()
             case "release":
                 self.staging.on_timer()
+            case "chunk":
+                assert isinstance(key, bytes)
+                self.chunk_pulls.on_silence(ChunkId(key))
+            case "chunks":
+                self.chunk_pulls.on_timer()
+            case "chunk_rest":
+                self.chunk_pulls.on_rest_over()
             case "grace":
                 assert isinstance(key, bytes)
                 self.anti_entropy.on_grace_over(Issuer(key))
@@ -338,5 +364,5 @@ class ReplicaMachine:
         assert is_leading == (self.leadership.writer is not None), "who leads has a writer, and nobody else"
         assert board.batches_in_flight() or board.accepted == board.vector, "nothing is accepted that is not in flight"
         assert board.me.node not in board.peers, "no node is its own peer"
-        for part in (self.anti_entropy, self.staging, self.intake, self.large_writes):
+        for part in (self.anti_entropy, self.staging, self.intake, self.chunk_pulls, self.large_writes):
             part.check()

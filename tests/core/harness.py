@@ -78,6 +78,7 @@ EPOCH_MS = 1_790_000_000_000
 START_NS = 10_000 * MS
 STEPS_MAX = 20_000
 CHUNK_BYTES = 100  # of large values in plays
+PART_BYTES = 40  # a chunk takes three
 CLUSTER = ClusterId(b"C" * 16)
 ACCOUNT = AccountId(b"A" * 16)
 SPACE = NamespaceId(b"S" * 16)
@@ -121,6 +122,12 @@ def large_put(key: bytes, value: bytes, namespace: NamespaceId = SPACE) -> Put:
 
 def chunked_row(stamp: int, value: bytes, issuer: str = "x", term: int = 1) -> bytes:
     return encode_row(Kind.CHUNKED, chunk_list(value), None, 0, version(stamp, issuer, term))
+
+
+def frame_with(after: int, *stamps: int, key: bytes, row: bytes, issuer: str = "x") -> Frame:
+    """Make a frame in which one row stands at all positions."""
+    positions = tuple((Stamp(stamp), 0) for stamp in stamps)
+    return Frame(issuer_of(issuer), Stamp(after), Stamp(stamps[-1]), positions, ((SPACE, key, row),))
 
 
 def version(stamp: int, issuer: str = "x", term: int = 1) -> Version:
@@ -257,7 +264,7 @@ class Node:
         assert self.replies[request].created
 
     def start(self, seeds: tuple[str, ...] = (), me: Member | None = None) -> None:
-        self.machine = ReplicaMachine(self.settings, self.cluster.random)
+        self.machine = ReplicaMachine(self.settings, self.cluster.random, PART_BYTES)
         self.replies: dict[int, Outcome] = {}
         self.notices: list[str] = []
         self.connects: list[Connect] = []

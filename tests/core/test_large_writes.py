@@ -8,13 +8,15 @@ import pytest
 
 from kvp2p.core import large_writes
 from kvp2p.core.batches import ChunkBatch, WriteGroup
+from kvp2p.core.entry import chunk_id
 from kvp2p.core.events import Stop
-from kvp2p.core.messages import Forward, ForwardOutcome
+from kvp2p.core.messages import ChunkMissing, ChunkPart, ChunkPull, Forward, ForwardOutcome
 from kvp2p.core.operations import Ending, Operation
 from kvp2p.ids import NamespaceId
 from tests.core.harness import (
     CHUNK_BYTES,
     MS,
+    SETTINGS,
     SPACE,
     Cluster,
     Node,
@@ -29,6 +31,7 @@ from tests.core.harness import (
 )
 
 VALUE = bytes(range(256)) + b"some more of it"
+IDS = [chunk_id(content) for content in chunks_of_value(VALUE)]
 
 
 def leading() -> Node:
@@ -192,3 +195,140 @@ def test_a_closed_link_drops_its_large_writes_and_gets_no_old_answers() -> None:
     assert staged_in(a.store) == []
     forward(a, 1, large_put(b"l", VALUE))
     assert a.sent_to("b", ForwardOutcome)[0].outcome.ending == Ending.ACKED
+
+
+# --- writes that other nodes took in
+
+
+def test_a_leader_pulls_the_chunks_of_a_forwarded_write_from_the_node_that_took_it() -> None:
+    a = leading()
+    a.meets("b", digest_of())
+    a.meets("c", digest_of())
+    forward(a, 1, large_put(b"k", VALUE))
+    assert [pull.chunk for pull in a.sent_to("b", ChunkPull)] == IDS[:2], "two at a time from each peer"
+    for content in chunks_of_value(VALUE):
+        assert a.sent_to("b", ForwardOutcome) == []
+        send_chunk(a, "b", content)
+    assert a.sent_to("b", ForwardOutcome)[0].outcome.ending == Ending.ACKED
+    assert a.sent_to("c", ChunkPull) == []
+    assert shown_value(a.store, b"k") == VALUE
+    assert staged_in(a.store) == []
+
+
+def test_only_what_is_missing_is_pulled() -> None:
+    a = leading()
+    a.meets("b", digest_of())
+    a.write_large(b"k", VALUE[:200])
+    forward(a, 1, large_put(b"l", VALUE))
+    assert [pull.chunk for pull in a.sent_to("b", ChunkPull)] == IDS[2:]
+
+
+def test_two_writes_that_name_one_chunk_wait_for_one_pull() -> None:
+    a = leading()
+    a.meets("b", digest_of())
+    a.meets("c", digest_of())
+    forward(a, 1, large_put(b"k", VALUE[:100]))
+    a.hears("c", Forward(1, a.cluster.mono_ns + 100 * MS, (large_put(b"l", VALUE[:100]),)))
+    assert (len(a.sent_to("b", ChunkPull)), len(a.sent_to("c", ChunkPull))) == (1, 0)
+    a.cluster.pass_ms(100)
+    assert a.sent_to("c", ForwardOutcome)[0].outcome.code == "deadline_passed"
+    a.hears("c", Forward(2, a.cluster.mono_ns + 1_000 * MS, (large_put(b"l", VALUE[:100]),)))
+    send_chunk(a, "b", VALUE[:100])
+    assert a.sent_to("b", ForwardOutcome)[0].outcome.ending == Ending.ACKED
+    assert a.sent_to("c", ForwardOutcome)[1].outcome.ending == Ending.ACKED
+
+
+def test_a_pull_for_two_writes_goes_on_at_the_other_node_when_one_goes_away() -> None:
+    a = leading()
+    a.meets("b", digest_of())
+    a.meets("c", digest_of())
+    forward(a, 1, large_put(b"k", VALUE[:100]))
+    a.hears("c", Forward(1, a.cluster.mono_ns + 100 * MS, (large_put(b"l", VALUE[:100]),)))
+    a.loses("b")
+    assert len(a.sent_to("c", ChunkPull)) == 1
+    send_chunk(a, "c", VALUE[:100])
+    assert shown_value(a.store, b"l") == VALUE[:100]
+    assert shown_value(a.store, b"k") is None
+
+
+def test_what_waits_for_chunks_is_dropped_with_its_link_and_its_deadline() -> None:
+    a = leading()
+    a.meets("b", digest_of())
+    forward(a, 1, large_put(b"k", VALUE), left_ms=100)
+    a.cluster.pass_ms(100)
+    assert a.sent_to("b", ForwardOutcome)[0].outcome.code == "deadline_passed"
+    forward(a, 2, large_put(b"l", VALUE))
+    a.loses("b")
+    a.meets("b", digest_of())
+    for content in chunks_of_value(VALUE):
+        send_chunk(a, "b", content)
+    assert len(a.sent_to("b", ForwardOutcome)) == 1
+    assert chunks_in(a.store) == staged_in(a.store) == []
+    assert shown_value(a.store, b"k") is shown_value(a.store, b"l") is None
+
+
+def test_a_leader_that_steps_down_refuses_what_waits_for_chunks() -> None:
+    a = leading()
+    a.meets("b", digest_of())
+    a.meets("c", digest_of())
+    forward(a, 1, large_put(b"k", VALUE))
+    a.hears("c", digest_of(designation=designated("c", term=9)))
+    assert a.sent_to("b", ForwardOutcome)[0].outcome.code == "no_leader"
+    assert staged_in(a.store) == []
+    send_chunk(a, "b", VALUE[:100])
+    assert chunks_in(a.store) == []
+
+
+@pytest.mark.parametrize("why", ["missing", "wrong", "disk full"])
+def test_a_write_whose_chunks_cannot_be_had_is_refused(why: str) -> None:
+    a = leading()
+    a.meets("b", digest_of())
+    forward(a, 1, large_put(b"k", VALUE))
+    other = large_put(b"l", VALUE)
+    forward(a, 2, other)
+    if why == "missing":
+        a.hears("b", ChunkMissing(IDS[0]))
+    elif why == "wrong":
+        a.hears("b", ChunkPart(IDS[0], 0, 2, b"no"))
+    else:
+        a.hold_disk()
+        send_chunk(a, "b", VALUE[:100])
+        a.fail()
+        a.release_disk()
+    outcomes = [answer.outcome.code for answer in a.sent_to("b", ForwardOutcome)]
+    assert outcomes == 2 * ["disk_full" if why == "disk full" else "bad_request"]
+    assert staged_in(a.store) == chunks_in(a.store) == []
+    for content in chunks_of_value(VALUE)[1:2]:
+        send_chunk(a, "b", content)
+    forward(a, 3, large_put(b"k", VALUE))
+    for content in chunks_of_value(VALUE):
+        send_chunk(a, "b", content)
+    assert a.sent_to("b", ForwardOutcome)[2].outcome.ending == Ending.ACKED, "it may try again at once"
+
+
+def test_the_node_that_took_a_write_is_given_time_until_the_deadline() -> None:
+    a = leading()
+    a.meets("b", digest_of())
+    forward(a, 1, large_put(b"k", VALUE[:100]), left_ms=4 * SETTINGS.pull_timeout_ms)
+    a.cluster.pass_ms(3 * SETTINGS.pull_timeout_ms)
+    assert len(a.sent_to("b", ChunkPull)) == 1
+    send_chunk(a, "b", VALUE[:100])
+    assert a.sent_to("b", ForwardOutcome)[0].outcome.ending == Ending.ACKED
+
+
+def test_questions_open_at_one_peer_are_bounded() -> None:
+    a = leading()
+    a.meets("b", digest_of())
+    for request in range(8):
+        value = b"value %d" % request
+        forward(a, request, large_put(b"k", value), left_ms=10)
+        a.cluster.pass_ms(10)
+    forward(a, 9, large_put(b"k", b"last"), left_ms=60_000)
+    assert len(a.sent_to("b", ChunkPull)) == 6
+    send_chunk(a, "b", b"value 0")
+    assert a.sent_to("b", ChunkPull)[6].chunk == chunk_id(b"last")
+
+
+def send_chunk(a: Node, peer: str, content: bytes) -> None:
+    """Answer for a chunk as the node does that has staged it; parts of what was not asked for are dropped."""
+    a.hears(peer, ChunkPart(chunk_id(content), 0, len(content), content))
