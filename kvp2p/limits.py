@@ -62,9 +62,14 @@ MESH_MESSAGE_BYTES_MAX: Final = 256 * 1024  # one websocket message (DESIGN §6:
 FRAME_BYTES_MAX: Final = 224 * 1024  # rows in one frame or walk part, before framing
 FRAME_POSITIONS_MAX: Final = 4_096
 TERM_MAX: Final = 2**32 - 1  # a version has 4 bytes for it
-# One per start of a leader until a fence exists. A walk's part may have to carry the largest row and the whole vector: a value of 196 608
-# bytes, metadata of 1 024, a key and two ends of 528 each, 20 + 16 * 3 584 of vector, about 100 of heads: 256 700 of the 262 139 that fit.
-VECTOR_ISSUERS_MAX: Final = 3_584
+WALL_MS_MAX: Final = (2**63 - 1) // 1_000_000  # Linux counts wall time in 63 bits of nanoseconds: until the year 2262
+STAMP_MAX: Final = (
+    WALL_MS_MAX << 16
+)  # 16 bits of counter; the 4 bits above are room for whoever goes past what it hears of
+STAMPS_AHEAD_MS_MAX: Final = 3_600_000  # before it is told; guess: no clock that somebody looks after is off by so much
+# One per start of a leader since the last Purge. A walk's part may have to carry the largest row and the whole vector: a value of 196 608
+# bytes, metadata of 1 024, a key and two ends of 528 each, 20 + 20 * 2 048 of vector, about 100 of heads: 240 300 of the 262 139 that fit.
+VECTOR_ISSUERS_MAX: Final = 2_048
 MEMBERS_MAX: Final = 1_024
 PEERS_MAX: Final = 32  # full mesh up to here
 UNPROVEN_LINKS_MAX: Final = 64  # guess: connections to the mesh port that have not proved to be a member's yet
@@ -114,9 +119,12 @@ LOCAL_ANSWERS_MAX: Final = (
 LOCAL_COUNTERS_MAX: Final = 4_096  # samples of one process; guess
 LOCAL_COUNTER_NAME_CHARS_MAX: Final = 512  # name and labels of one sample
 LOCAL_WORD_CHARS_MAX: Final = 64  # the role of a process, the name of a document
+SPAN_MARKS_MAX: Final = 8_192  # of up to 105 bytes of JSON: all of them fit one message on the unix socket
 INBOX_EVENTS_MAX: Final = 8_192
 WALK_ROWS_LOOKED_AT_MAX: Final = 4_096  # guess: own rows compared with a walk's part in one transaction
 NAMESPACE_SWEEP_ROWS_MAX: Final = 512  # rows of a deleted namespace freed in one transaction
+PURGE_ROWS_MAX: Final = 4_096  # tombstones, and as many expired rows, in one transaction; about 50 ms; guess
+LOG_TRIM_MAX: Final = 4_096  # positions freed in one transaction; guess
 BATCHES_PER_SYNC_MAX: Final = 256  # guess: bounds how long the first of them waits
 CODE_CHARS_MAX: Final = 64  # the codes of DESIGN §7 have up to 20
 EXPLANATION_CHARS_MAX: Final = 1_024  # guess: a sentence or three for a person

@@ -71,6 +71,11 @@ def test_directory_is_where_the_file_is(tmp_path: Path, monkeypatch: pytest.Monk
             "advertise = 'http://a:1'",
             ": advertise must be an address or host name without scheme, port or brackets, not 'http://a:1'",
         ),
+        ("advertise_mesh_port = 0", ": advertise_mesh_port must be from 1 to 65535, not 0"),
+        (
+            "mesh.dial_from = 'n1'",
+            ": [mesh] dial_from must be one IP address of this machine, such as 10.0.0.1, not 'n1'",
+        ),
         ("join = 'ws://a:1'", ": join must be a list of strings, not 'ws://a:1'"),
         ("join = ['a:1']", ": join must be a mesh URL such as ws://10.0.0.1:8789, not 'a:1'"),
         ("join = ['http://a:1']", ": join must be a mesh URL such as ws://10.0.0.1:8789, not 'http://a:1'"),
@@ -131,6 +136,11 @@ def test_urls_tell_the_advertised_host(tmp_path: Path) -> None:
     assert (config.data_url, config.api_url) == ("http://[::1]:8787", "http://[::1]:8788")
     assert config.mesh_url == "ws://[::1]:8789"
     assert NodeConfig(directory=tmp_path).data_url == "http://127.0.0.1:8787"
+
+
+def test_mesh_port_that_peers_are_told_may_be_another_than_the_one_listened_on(tmp_path: Path) -> None:
+    config = NodeConfig(directory=tmp_path, advertise="example.net", advertise_mesh_port=443)
+    assert (config.mesh_url, config.mesh_port) == ("ws://example.net:443", 8789)
 
 
 def test_key_file_reads_back_and_only_its_owner_may_read_it(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from kvp2p.core.entry import ChunkId, chunk_id, is_chunked, is_tombstone, row_chunks, row_version
 from kvp2p.core.messages import RowKey
 from kvp2p.core.port import ChunkState, Hidden, PendingRow, ReadTransaction, WriteTransaction
-from kvp2p.ids import Issuer, NamespaceId, Stamp, Version, version_issuer, version_stamp
+from kvp2p.ids import Issuer, NamespaceId, Stamp, Version, make_version, version_issuer
 from kvp2p.limits import CHUNKS_WANTED_MAX, PENDING_TOLD_MAX
 
 _UNKNOWN = ChunkState(0, is_here=False)
@@ -95,17 +95,17 @@ class ChunkRows:
             self._drop_references(shown)
             return
         version = row_version(row)
-        hidden = _widened(hidden, version_issuer(version), version_stamp(version))
+        hidden = _widened(hidden, version)
         self._txn.put_pending(PendingRow(version, namespace, key, shown, hidden, is_walked))
 
-    def cover(self, issuer: Issuer, positions: Iterable[tuple[Stamp, RowKey]]) -> None:
+    def cover(self, term: int, issuer: Issuer, positions: Iterable[tuple[Stamp, RowKey]]) -> None:
         """Take note that positions are covered by what stands at their keys: a pending row hides them until it is whole."""
         if next(self._txn.pending_rows(), None) is None:
             return  # as nearly always
         for stamp, (namespace, key) in positions:
             pending = self._pending_at(namespace, key)
             if pending is not None:
-                hidden = _widened(pending.hidden, issuer, stamp)
+                hidden = _widened(pending.hidden, make_version(term, stamp, issuer))
                 if hidden is not pending.hidden:
                     self._txn.put_pending(replace(pending, hidden=hidden))
                     self.is_changed = True
@@ -204,15 +204,15 @@ class ChunkRows:
                     is_settled = False
 
 
-def _widened(hidden: tuple[Hidden, ...], issuer: Issuer, stamp: Stamp) -> tuple[Hidden, ...]:
-    """Return ranges that have a position as well; the same ones when they have it."""
+def _widened(hidden: tuple[Hidden, ...], version: Version) -> tuple[Hidden, ...]:
+    """Return ranges, one an issuer, that have a version as well; the same ones when they have it."""
     for index, one in enumerate(hidden):
-        if one.issuer == issuer:
-            if one.first <= stamp <= one.last:
+        if version_issuer(one.first) == version_issuer(version):
+            if one.first <= version <= one.last:
                 return hidden
-            wider = Hidden(issuer, min(one.first, stamp), max(one.last, stamp))
+            wider = Hidden(min(one.first, version), max(one.last, version))
             return (*hidden[:index], wider, *hidden[index + 1 :])
-    return (*hidden, Hidden(issuer, stamp, stamp))
+    return (*hidden, Hidden(version, version))
 
 
 def _state(txn: ReadTransaction, chunk: ChunkId) -> ChunkState:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from kvp2p.core.board import Board, Deadlines
 from kvp2p.core.events import Await, Reply
 from kvp2p.core.operations import Ending, Outcome, refused
-from kvp2p.ids import Issuer, Stamp, Version, version_issuer, version_stamp
+from kvp2p.ids import Issuer, Version, version_issuer
 from kvp2p.limits import HOLDS_MAX, WAITERS_MAX
 from kvp2p.values import value
 
@@ -38,8 +38,8 @@ class Holds:
 
     def __init__(self, board: Board) -> None:
         self.board = board
-        self._writers: dict[Issuer, list[tuple[Stamp, int]]] = {}  # until the vector covers them
-        self._readers: dict[Issuer, list[tuple[Stamp, int]]] = {}
+        self._writers: dict[Issuer, list[tuple[Version, int]]] = {}  # until the vector covers them
+        self._readers: dict[Issuer, list[tuple[Version, int]]] = {}
         self._hidden: dict[int, None] = {}  # writers whose version is covered, and not shown yet
         self._waiting: dict[int, _Held] = {}
         self._ended = 0  # requests out of time that still stand in a heap
@@ -70,7 +70,7 @@ class Holds:
             self._waiting[request] = held
             by_issuer = self._writers if operations else self._readers
             heap = by_issuer.setdefault(version_issuer(version), [])
-            heapq.heappush(heap, (version_stamp(version), request))
+            heapq.heappush(heap, (version, request))
             self._deadlines.add(deadline_ns, request)
 
     def _is_shown(self, held: _Held) -> bool:
@@ -79,21 +79,23 @@ class Holds:
 
     def on_shown(self) -> None:
         """Release what is shown now: the vector has moved, or chunks have come."""
-        for request in self._take(self._writers, self.board.vector.stamp_of):
+        for request in self._take(self._writers, self.board.vector.covers):
             self._hidden[request] = None
         for request in () if self.board.pending.has_more else list(self._hidden):
             if self._is_shown(self._waiting[request]):
                 del self._hidden[request]
                 self._release(request)
-        for request in self._take(self._readers, self.board.whole.stamp_of):
+        for request in self._take(self._readers, self.board.whole.covers):
             self._release(request)
 
-    def _take(self, by_issuer: dict[Issuer, list[tuple[Stamp, int]]], upto: Callable[[Issuer], Stamp]) -> list[int]:
-        """Take the requests that still wait, up to a stamp of each issuer."""
+    def _take(
+        self, by_issuer: dict[Issuer, list[tuple[Version, int]]], is_there: Callable[[Version], bool]
+    ) -> list[int]:
+        """Take the requests that still wait, for what is there now."""
         taken: list[int] = []
         for issuer in list(by_issuer):
-            heap, stamp = by_issuer[issuer], upto(issuer)
-            while heap and heap[0][0] <= stamp:
+            heap = by_issuer[issuer]
+            while heap and is_there(heap[0][0]):
                 request = heapq.heappop(heap)[1]
                 if request in self._waiting:
                     taken.append(request)
@@ -122,7 +124,7 @@ class Holds:
         # A version that never comes, which any reader may name, must not stay for ever [I9].
         for by_issuer in (self._writers, self._readers):
             for issuer in list(by_issuer):
-                kept = [(stamp, request) for stamp, request in by_issuer[issuer] if request in self._waiting]
+                kept = [(version, request) for version, request in by_issuer[issuer] if request in self._waiting]
                 heapq.heapify(kept)
                 by_issuer[issuer] = kept
                 if not kept:

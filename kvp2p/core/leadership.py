@@ -26,7 +26,16 @@ from kvp2p.core.operations import Ending, Operation, Outcome, Put, refused
 from kvp2p.core.roster import Members
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.core.writing import LeaderWriter
-from kvp2p.ids import ISSUER_BYTES, SYSTEM_NAMESPACE, Issuer, NodeId, Stamp
+from kvp2p.ids import (
+    ISSUER_BYTES,
+    SYSTEM_NAMESPACE,
+    Issuer,
+    NodeId,
+    Stamp,
+    version_issuer,
+    version_stamp,
+    version_term,
+)
 from kvp2p.limits import (
     ISSUERS_KEPT_FREE,
     ISSUERS_LATELY_MAX,
@@ -81,9 +90,20 @@ class Leadership:
     @property
     def issuer(self) -> Issuer | None:
         """Return the issuer under which this node leads, or led and may still add to; None when it can add nothing."""
+        writer = self._issuing
+        return writer.issuer if writer is not None else None
+
+    @property
+    def issued(self) -> tuple[Issuer, Stamp] | None:
+        """Return that issuer, and the last stamp that was given out under it: nobody can truly show more."""
+        writer = self._issuing
+        return (writer.issuer, writer.issued) if writer is not None else None
+
+    @property
+    def _issuing(self) -> LeaderWriter | None:
         if self.writer is None and self._deposed is not None and self._deposed.may_add:
-            return self._deposed.issuer
-        return self.writer.issuer if self.writer is not None else None
+            return self._deposed
+        return self.writer
 
     def start(self) -> None:
         """Take up leadership again if the store says that it was given to this node."""
@@ -103,9 +123,20 @@ class Leadership:
             self._reply(event, refused("bad_request", "this node has not received the cluster's data yet"))
         elif me not in self.board.candidates and not event.override:
             self._reply(event, refused("bad_request", "this node is not a candidate; see the candidates in `status`"))
+        elif not event.override and abs(self.board.peers_skew_ms() or 0) > self.board.settings.promote_skew_ms_max:
+            # Stamps and expiries of all that it writes would be as far off, for ever.
+            self._reply(event, refused("bad_request", self._skewed()))
         else:
             self._promotion = event
             self._prepare()
+
+    def _skewed(self) -> str:
+        skew_ms, limit_ms = self.board.peers_skew_ms() or 0, self.board.settings.promote_skew_ms_max
+        where = "behind" if skew_ms > 0 else "ahead of"
+        return (
+            f"this node's wall clock is {abs(skew_ms)} ms {where} those of its peers, {limit_ms} ms are the limit: set it right, or "
+            "promote with an override"
+        )
 
     def close_issuer(self, event: CloseIssuer) -> None:
         """Close an issuer because an operator says that its node is gone for ever."""
@@ -122,9 +153,14 @@ class Leadership:
             return ()
         held = self.board.vector
         return tuple(
-            Lack(issuer, held.stamp_of(issuer), stamp, self._shown_by[issuer])
-            for issuer, stamp in self._target.items()
-            if held.stamp_of(issuer) < stamp
+            Lack(
+                version_issuer(top),
+                held.reach(version_term(top), version_issuer(top)),
+                version_stamp(top),
+                self._shown_by[version_issuer(top)],
+            )
+            for top in self._target.tops()
+            if not held.covers(top)
         )
 
     def on_digest(self, peer: NodeId, digest: Digest) -> None:
@@ -166,7 +202,8 @@ class Leadership:
         # A clock that was ahead makes older ones count as well; that costs a wait, not more.
         since_ms = board.now.wall_ms - ISSUERS_LATELY_MS
         own = [row.issuer for row in board.issuers.values() if row.node == board.me.node]
-        lately = sum(stamp_wall_ms(board.vector.stamp_of(issuer)) > since_ms for issuer in own)
+        tops = [board.vector.top_of(issuer) for issuer in own]
+        lately = sum(top is not None and stamp_wall_ms(version_stamp(top)) > since_ms for top in tops)
         if lately <= ISSUERS_LATELY_MAX or self._promotion is not None:  # an operator's word is no crash loop
             return False
         self._has_paused = self._is_waiting = True
@@ -222,9 +259,9 @@ class Leadership:
         self.on_vector()
 
     def _aim_at(self, peer: NodeId, digest: Digest) -> None:
-        for issuer, stamp in digest.vector.items():
-            if stamp > self._target.stamp_of(issuer):
-                self._shown_by[issuer] = peer
+        for top in digest.vector.tops():
+            if not self._target.covers(top):
+                self._shown_by[version_issuer(top)] = peer
         self._target = self._target.join(digest.vector)
 
     def _lead(self) -> None:
@@ -297,6 +334,8 @@ class Leadership:
     def _open(self, writer: LeaderWriter) -> None:
         self.writer = writer
         self.role = Role.LEADING
+        self.board.leads = True
+        self.board.clock_ms()  # from here on it is the cluster's
         self._closer = IssuerCloser(self.board, writer)
         self.board.notice("leading", term=writer.designation.term, issuer=writer.issuer.hex())
         issuers = len(self.board.vector)
@@ -322,6 +361,7 @@ class Leadership:
         if self.writer is not None:
             self.writer.close("another designation was heard of; nothing was applied")
             self._deposed, self.writer, self._closer = self.writer, None, None
+            board.leads = False
         if is_mine:
             self._prepare()  # given to an earlier life of this node, which this disk has forgotten
         else:

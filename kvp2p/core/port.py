@@ -36,11 +36,10 @@ class ChunkState:
 
 
 class Hidden(NamedTuple):
-    """Positions `first` to `last` of an issuer, some of which readers are not shown although the vector covers them."""
+    """Versions of one issuer, from the first to the last, some of which readers are not shown although the vector covers them."""
 
-    issuer: Issuer
-    first: Stamp
-    last: Stamp
+    first: Version
+    last: Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ class PendingRow:
     namespace: NamespaceId
     key: bytes
     shown: bytes
-    hidden: tuple[Hidden, ...]
+    hidden: tuple[Hidden, ...] = ()
     is_walked: bool = False
 
 
@@ -93,6 +92,11 @@ class ReadTransaction(Protocol):
         ...
 
     @property
+    def clock_offset_ms(self) -> int:
+        """By how much the leader's clock was ahead of this machine's wall clock, as last written down; 0 before."""
+        ...
+
+    @property
     def designation(self) -> Designation | None: ...
 
     @property
@@ -118,6 +122,28 @@ class ReadTransaction(Protocol):
 
     def positions(self, issuer: Issuer, after: Stamp) -> Iterator[tuple[Stamp, RowKey]]:
         """Iterate over an issuer's log strictly after a stamp, ascending."""
+        ...
+
+    def log_issuers(self) -> Iterator[Issuer]:
+        """Iterate over the issuers that have positions in the log, in byte order."""
+        ...
+
+    @property
+    def log_positions(self) -> int:
+        """The number of positions in the log, of all issuers."""
+        ...
+
+    @property
+    def tombstones(self) -> int:
+        """The number of tombstones, those in deleted namespaces included."""
+        ...
+
+    def graves(self) -> Iterator[tuple[Version, RowKey]]:
+        """Iterate over the tombstones by version."""
+        ...
+
+    def expiring(self) -> Iterator[tuple[bytes, RowKey]]:
+        """Iterate over the rows that expire, soonest first, each with its place: unix seconds (8) ‖ hash of its key (16)."""
         ...
 
     def chunk(self, chunk: ChunkId) -> bytes | None:
@@ -171,6 +197,10 @@ class WriteTransaction(ReadTransaction, Protocol):
         """Add positions to an issuer's log."""
         ...
 
+    def remove_positions(self, issuer: Issuer, stamps: Iterable[Stamp]) -> None:
+        """Remove positions from an issuer's log."""
+        ...
+
     def put_chunk(self, chunk: ChunkId, content: bytes) -> None:
         """Store the content of a chunk; keeps not its state."""
         ...
@@ -198,6 +228,8 @@ class WriteTransaction(ReadTransaction, Protocol):
     def set_above(self, above: VersionVector) -> None: ...
 
     def set_complete(self, complete: bool) -> None: ...
+
+    def set_clock_offset_ms(self, offset_ms: int) -> None: ...
 
     def set_designation(self, designation: Designation) -> None: ...
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import assert_never
 
 from kvp2p.core.anti_entropy import AntiEntropy
-from kvp2p.core.batches import BatchResult, NamespaceSweep
+from kvp2p.core.batches import BatchResult, NamespaceSweep, Settle
 from kvp2p.core.board import MS, Board, Peer, Random
-from kvp2p.core.chunk_intake import ChunkIntake
-from kvp2p.core.chunk_pulls import ChunkPulls
-from kvp2p.core.entry import ChunkId
+from kvp2p.core.clock import OFFSET_KEPT_MS
+from kvp2p.core.doubts import Doubts
 from kvp2p.core.events import (
     Await,
     CloseIssuer,
@@ -37,7 +36,7 @@ from kvp2p.core.events import (
     Write,
 )
 from kvp2p.core.holds import Holds, await_version
-from kvp2p.core.large_writes import LargeWrites
+from kvp2p.core.large_values import TIMERS, LargeValues
 from kvp2p.core.leadership import Leadership, Role
 from kvp2p.core.messages import (
     ChunkMissing,
@@ -55,11 +54,10 @@ from kvp2p.core.messages import (
     WalkRequest,
 )
 from kvp2p.core.operations import Operation, is_large, refused
+from kvp2p.core.purging import Purger
 from kvp2p.core.readiness import Readiness
 from kvp2p.core.roster import Members
 from kvp2p.core.settings import ReplicaSettings
-from kvp2p.core.staging import Staging
-from kvp2p.core.uploads import Uploads
 from kvp2p.core.writing import Forwarder, LeaderWriter, refuse_malformed, write_bytes
 from kvp2p.ids import Issuer, NamespaceId, NodeId, Now
 from kvp2p.limits import CHUNK_PART_BYTES, NAMESPACE_SWEEP_ROWS_MAX
@@ -71,21 +69,20 @@ class ReplicaMachine:
     board: Board
     members: Members
     leadership: Leadership
+    doubts: Doubts
     anti_entropy: AntiEntropy
     holds: Holds
     forwarder: Forwarder
     readiness: Readiness
-    staging: Staging
-    intake: ChunkIntake
-    chunk_pulls: ChunkPulls
-    uploads: Uploads
-    large_writes: LargeWrites
+    large_values: LargeValues
+    purger: Purger
 
     def __init__(self, settings: ReplicaSettings, random: Random, chunk_part_bytes: int = CHUNK_PART_BYTES) -> None:
         self._settings = settings
         self._chunk_part_bytes = chunk_part_bytes  # asked for
         self._random = random
         self._changed_ns = 0
+        self._clock_offset_ms = 0
         self._sweeping: dict[NamespaceId, bool] = {}
 
     def handle(self, event: Event, now: Now) -> list[Effect]:
@@ -101,9 +98,9 @@ class ReplicaMachine:
             case Write():
                 self._on_write(event)
             case StageChunk():
-                self.uploads.stage(event)
+                self.large_values.uploads.stage(event)
             case EndUpload():
-                self.uploads.end(event)
+                self.large_values.uploads.end(event)
             case TimerFired(token=token):
                 self._on_timer(token)
             case Await():
@@ -115,8 +112,8 @@ class ReplicaMachine:
             case PeerDown(peer=peer):
                 self._on_peer_down(peer)
             case PersistFailed(ticket=ticket, reason=reason):
-                self.board.notice("persist_failed", "error", reason=reason)
                 self.board.on_persist_failed(ticket, reason)
+                self.readiness.on_disk_full()
             case SendFailed(message=forward):
                 self.forwarder.on_send_failed(forward)
             case Promote():
@@ -132,21 +129,21 @@ class ReplicaMachine:
 
     def _start(self, event: Start, now: Now) -> list[Effect]:
         self.board = board = Board(self._settings, self._random, event.store, event.me, now)
+        self._clock_offset_ms = event.store.clock_offset_ms
         self.members = Members(board, event.store.members, event.seeds)
         self.leadership = Leadership(board, self.members)
-        self.anti_entropy = AntiEntropy(board)
+        self.doubts = Doubts(board, self.leadership)
+        self.anti_entropy = AntiEntropy(board, self.leadership)
         self.holds = Holds(board)
         self.forwarder = Forwarder(board, self.holds)
         self.readiness = Readiness(board, self.members)
-        self.staging = Staging(board)
-        self.intake = ChunkIntake(board)
-        self.uploads = Uploads(board, self.staging, self.intake)
-        self.chunk_pulls = ChunkPulls(board, self.intake, self._chunk_part_bytes)
-        self.large_writes = LargeWrites(board, self.staging, self.chunk_pulls)
+        self.large_values = LargeValues(board, self._chunk_part_bytes)
+        self.purger = Purger(board, self.leadership)
         self.members.start()
         self.readiness.start()
+        self.purger.start()
         self.leadership.start()
-        self.staging.start(event.store.staged)
+        self.large_values.start(event.store.staged)
         self._sweep(event.store.namespaces_to_sweep)
         self.board.set_timer("digest", self._settings.digest_busy_ms)
         return board.take_effects()
@@ -154,11 +151,13 @@ class ReplicaMachine:
     # --- peers
 
     def _on_message(self, peer: NodeId, message: Message) -> None:
-        if peer not in self.board.peers:
+        state = self.board.peers.get(peer)
+        if state is None or state.is_refused:
             return
         match message:
             case Frame():
-                self.anti_entropy.on_frame(peer, message)
+                if self.doubts.takes(peer, message):
+                    self.anti_entropy.on_frame(peer, message)
             case Forward():
                 self._on_forward(peer, message)
             case ForwardOutcome():
@@ -170,11 +169,12 @@ class ReplicaMachine:
             case PullEnd():
                 self.anti_entropy.on_pull_end(peer, message)
             case WalkPart():
-                self.anti_entropy.on_walk_part(peer, message)
+                if self.doubts.takes(peer, message):
+                    self.anti_entropy.on_walk_part(peer, message)
             case ChunkPart():
-                self.chunk_pulls.on_part(peer, message)
+                self.large_values.pulls.on_part(peer, message)
             case ChunkMissing():
-                self.chunk_pulls.on_missing(peer, message)
+                self.large_values.pulls.on_missing(peer, message)
             case Roster():
                 self.members.on_roster(peer, message)
             case _:
@@ -184,11 +184,15 @@ class ReplicaMachine:
         state = self.board.peers[peer]
         is_first = state.digest is None
         state.digest = digest
+        state.skew_ms = digest.wall_ms - self.board.now.wall_ms
+        if digest.clock_ms and not self.board.leads:
+            self.board.clock.hear(digest.clock_ms, self.board.now)
+        self.doubts.on_digest(peer, digest)
         was_leading = self.leadership.role is Role.LEADING
         self.leadership.on_digest(peer, digest)
         self.anti_entropy.on_digest(peer, digest, is_first)
         self.readiness.on_digest(peer, digest)
-        self.chunk_pulls.pull()
+        self.large_values.pulls.pull()
         if was_leading != (self.leadership.role is Role.LEADING):
             self._tell_all()
 
@@ -197,8 +201,7 @@ class ReplicaMachine:
             return
         self.forwarder.on_peer_down(peer)
         self.leadership.on_peer_down(peer)
-        self.large_writes.on_peer_down(peer)
-        self.chunk_pulls.on_peer_down(peer)
+        self.large_values.on_peer_down(peer)
         self.anti_entropy.on_peer_down(peer)
 
     def _digest(self) -> Digest:
@@ -212,12 +215,22 @@ class ReplicaMachine:
             leads=self.leadership.issuer,
             complete=board.complete,
             wall_ms=board.now.wall_ms,
+            clock_ms=board.clock_ms() if board.clock.is_known else 0,
+            whole=None if not board.pending.versions else board.whole.vector(),
         )
 
     def _tell_all(self) -> None:
         digest = self._digest()
         for peer in self.board.peers:
             self.board.send(peer, digest)
+
+    def _keep_clock_offset(self) -> None:
+        """Write down by how much the leader's clock is ahead of this machine's, for the next start and for programs that read the file."""
+        board = self.board
+        offset_ms = board.clock.offset_ms(board.now)
+        if board.clock.is_known and abs(offset_ms - self._clock_offset_ms) > OFFSET_KEPT_MS:
+            self._clock_offset_ms = offset_ms
+            board.persist(Settle(clock_offset_ms=offset_ms))  # when the disk is full, the next change does it
 
     # --- writes
 
@@ -258,7 +271,7 @@ class ReplicaMachine:
         bytes_used: int,
     ) -> None:
         if is_large(operations):
-            self.large_writes.submit(writer, peer, request, operations, deadline_ns, bytes_used)
+            self.large_values.writes.submit(writer, peer, request, operations, deadline_ns, bytes_used)
         else:
             writer.submit(peer, request, operations, deadline_ns, bytes_used)
 
@@ -272,7 +285,7 @@ class ReplicaMachine:
         board.on_persisted(ticket, result)
         self._sweep(result.namespaces_to_sweep)
         if result.pending is not None:
-            self.chunk_pulls.on_pending()
+            self.large_values.pulls.on_pending()
             self.readiness.on_vector()
         if is_moved or result.pending is not None:
             self.holds.on_shown()
@@ -310,9 +323,13 @@ class ReplicaMachine:
         if named is None:
             return  # stale
         name, key = named
+        if name in TIMERS:
+            self.large_values.on_timer(name, key)
+            return
         match name:
             case "digest":
                 self._tell_all()
+                self._keep_clock_offset()
                 is_busy = self.board.now.mono_ns - self._changed_ns < self._settings.busy_ms * MS
                 self.board.set_timer(
                     "digest", self._settings.digest_busy_ms if is_busy else self._settings.digest_idle_ms
@@ -321,17 +338,6 @@ class ReplicaMachine:
                 self.forwarder.on_timer()
             case "hold":
                 self.holds.on_timer()
-            case "large":
-                self.large_writes.on_timer()
-            case "release":
-                self.staging.on_timer()
-            case "chunk":
-                assert isinstance(key, bytes)
-                self.chunk_pulls.on_silence(ChunkId(key))
-            case "chunks":
-                self.chunk_pulls.on_timer()
-            case "chunk_rest":
-                self.chunk_pulls.on_rest_over()
             case "grace":
                 assert isinstance(key, bytes)
                 self.anti_entropy.on_grace_over(Issuer(key))
@@ -347,6 +353,8 @@ class ReplicaMachine:
                 self._tell_all()
             case "roster":
                 self.members.store()
+            case "purge":
+                self.purger.on_timer()
             case "open" | "close" | "settle":
                 self.leadership.on_retry(name)
             case "contact":
@@ -364,5 +372,5 @@ class ReplicaMachine:
         assert is_leading == (self.leadership.writer is not None), "who leads has a writer, and nobody else"
         assert board.batches_in_flight() or board.accepted == board.vector, "nothing is accepted that is not in flight"
         assert board.me.node not in board.peers, "no node is its own peer"
-        for part in (self.anti_entropy, self.staging, self.intake, self.chunk_pulls, self.large_writes):
-            part.check()
+        self.anti_entropy.check()
+        self.large_values.check()

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kvp2p.core.apply import is_namespace_deleted, key_served_for
+from kvp2p.core.apply import is_namespace_deleted
 from kvp2p.core.entry import row_digest_holds
+from kvp2p.core.group_writing import key_served_for
 from kvp2p.core.messages import (
     ChunkMissing,
     ChunkPart,
@@ -23,11 +24,13 @@ from kvp2p.core.messages import (
     Message,
     Pull,
     PullEnd,
+    Purge,
     RowKey,
     WalkPart,
     WalkRequest,
 )
 from kvp2p.core.port import ReadTransaction
+from kvp2p.core.purge import PURGE_BYTES, purge_at
 from kvp2p.ids import Issuer, NamespaceId, Stamp
 from kvp2p.limits import FRAME_BYTES_MAX, FRAME_POSITIONS_MAX, KEY_BYTES_MAX
 
@@ -50,8 +53,11 @@ def serve(txn: ReadTransaction, request: Pull | WalkRequest | ChunkPull) -> Iter
 
 
 def split_frame(frame: Frame) -> Iterator[Frame]:
-    """Cut a frame into frames that each fit a message."""
-    builder = _FrameBuilder(frame.issuer, frame.after)
+    """Cut a frame into frames that each fit a message. One with a Purge has nothing else."""
+    if frame.purge is not None:
+        yield frame
+        return
+    builder = _FrameBuilder(frame.term, frame.issuer, frame.after)
     for stamp, index in frame.positions:
         if builder.is_full_for(frame.rows[index]):
             yield builder.take()
@@ -62,7 +68,8 @@ def split_frame(frame: Frame) -> Iterator[Frame]:
 class _FrameBuilder:
     """Collects positions until a frame is full."""
 
-    def __init__(self, issuer: Issuer, after: Stamp) -> None:
+    def __init__(self, term: int, issuer: Issuer, after: Stamp) -> None:
+        self.term = term
         self.issuer = issuer
         self.after = after
         self.bytes_sent = 0
@@ -96,8 +103,15 @@ class _FrameBuilder:
 
     def take(self) -> Frame:
         """Return the frame so far and start the next where it ends."""
-        upto = self.positions[-1][0]
-        frame = Frame(self.issuer, self.after, upto, tuple(self.positions), tuple(self.rows))
+        return self._take(self.positions[-1][0], None)
+
+    def take_purge(self, stamp: Stamp, purge: Purge) -> Frame:
+        """Return a frame that ends with a Purge."""
+        self.bytes_used += PURGE_BYTES + len(purge.floor.encode())
+        return self._take(stamp, purge)
+
+    def _take(self, upto: Stamp, purge: Purge | None) -> Frame:
+        frame = Frame(self.term, self.issuer, self.after, upto, tuple(self.positions), tuple(self.rows), purge)
         self.bytes_sent += self.bytes_used
         self.after = upto
         self._clear()
@@ -109,13 +123,19 @@ def _row_bytes(row: KeyedRow) -> int:
 
 
 def _serve_pull(txn: ReadTransaction, pull: Pull) -> Iterator[Message]:
-    if txn.floor.stamp_of(pull.issuer) > pull.after or not txn.complete:
+    if txn.floor.reach(pull.term, pull.issuer) > pull.after or not txn.complete:
         yield PullEnd(pull.issuer, pull.after, trimmed=True)
         return
-    builder = _FrameBuilder(pull.issuer, pull.after)
+    builder = _FrameBuilder(pull.term, pull.issuer, pull.after)
     dead = _DeadNamespaces(txn)
     trimmed = False
     for stamp, row_key in txn.positions(pull.issuer, pull.after):
+        purge = purge_at(row_key)
+        if purge is not None:
+            if builder.positions:
+                yield builder.take()
+            yield builder.take_purge(stamp, purge)
+            continue
         key = key_served_for(row_key, dead.has)
         row = txn.row(*key)
         if row is None or not row_digest_holds(row):

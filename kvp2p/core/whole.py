@@ -4,16 +4,15 @@ Decides: whether a covered version is shown, and up to where everything is.
 Keeps true: I3, whole is stronger than covered: a row that lacks chunks counts for the vector, and readers see an older one of its key. Whoever
 promises a client or a peer that something *is there* (KV-Min-Version, a held reply, readiness, the floor of I8) asks here.
 In and out: the durable vector, the log floor and what the store tells of its pending rows in; claims out. Where not all pending rows are told,
-nothing is claimed.
+nothing is claimed. A row that a walk brought may hide whatever came without a log: all that the floor covers, and so all behind that.
 """
 
 from __future__ import annotations
 
 from kvp2p.core.chunk_rows import NOTHING_PENDING, Pending
+from kvp2p.core.port import Hidden
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
-from kvp2p.ids import VERSION_ZERO, Issuer, Stamp, Version, version_issuer, version_stamp
-
-_NO_STAMP = Stamp(0)
+from kvp2p.ids import Issuer, Stamp, Version, make_version, version_issuer, version_stamp, version_term
 
 
 class Whole:
@@ -25,9 +24,9 @@ class Whole:
         self._vector = vector
         self._floor = floor
         self._pending = pending
-        self._hidden: dict[Issuer, list[tuple[Stamp, Stamp]]] = {}
-        for issuer, first, last in pending.hidden:
-            self._hidden.setdefault(issuer, []).append((first, last))
+        self._hidden: dict[Issuer, list[Hidden]] = {}
+        for hidden in pending.hidden:
+            self._hidden.setdefault(version_issuer(hidden.first), []).append(hidden)
 
     def at(self, vector: VersionVector, floor: VersionVector) -> Whole:
         """Return the same of another vector and floor."""
@@ -38,50 +37,41 @@ class Whole:
         moved._pending, moved._hidden = self._pending, self._hidden  # noqa: SLF001  the same class
         return moved
 
-    def stamp_of(self, issuer: Issuer) -> Stamp:
-        """Return up to where everything of an issuer is shown."""
-        covered = self._vector.stamp_of(issuer)
-        if not self._pending.versions:
-            return covered
-        if self._pending.has_more or (self._pending.is_walked and self._floor.stamp_of(issuer)):
-            return _NO_STAMP
-        first = min((first for first, _ in self._hidden.get(issuer, ())), default=None)
-        return covered if first is None else min(covered, Stamp(max(0, first - 1)))
-
     def covers(self, version: Version) -> bool:
         """Tell whether everything up to `version` of its issuer is shown."""
-        if not self._vector.covers(version):
+        pending, issuer = self._pending, version_issuer(version)
+        if not pending.versions or not self._vector.covers(version):
+            return self._vector.covers(version)
+        if pending.has_more or (pending.is_walked and self._floor.reach(version_term(version), issuer)):
             return False
-        issuer, stamp = version_issuer(version), version_stamp(version)
-        if stamp <= self.stamp_of(issuer):
-            return True
-        # By the fence alone, which no pending row may be below then: whose positions such a one hides is not known for every issuer.
-        return stamp > self._vector.stamp_of(issuer) and version < self.fence
+        return all(version < hidden.first for hidden in self._hidden.get(issuer, ()))
 
     def shows(self, version: Version, count: int = 1) -> bool:
         """Tell whether a write is shown whose `count` operations end at `version`, whatever else is hidden."""
-        if not self._vector.covers(version):
+        pending, issuer = self._pending, version_issuer(version)
+        if not pending.versions or not self._vector.covers(version):
+            return self._vector.covers(version)
+        if pending.has_more or (pending.is_walked and self._floor.covers(version)):
             return False
-        pending = self._pending
-        if not pending.versions:
-            return True
-        issuer, last = version_issuer(version), version_stamp(version)
-        if pending.has_more or (pending.is_walked and last <= self._floor.stamp_of(issuer)):
-            return False
-        first = last - count + 1
-        return not any(low <= last and first <= high for low, high in self._hidden.get(issuer, ()))
-
-    @property
-    def fence(self) -> Version:
-        """Return the vector's fence, or zero while a pending row is below it."""
-        versions, fence = self._pending.versions, self._vector.fence
-        return fence if not versions or versions[0] >= fence else VERSION_ZERO
+        first = _moved(version, 1 - count)
+        return all(hidden.last < first or version < hidden.first for hidden in self._hidden.get(issuer, ()))
 
     def vector(self) -> VersionVector:
-        """Return the vector of what is shown: each issuer up to before the first position that is hidden, empty when not all is told."""
-        if not self._pending.versions:
+        """Return the vector of what is shown: each issuer up to before the first version that is hidden, empty when not all is told."""
+        pending, fence = self._pending, self._vector.fence
+        if not pending.versions:
             return self._vector
-        if self._pending.has_more:
+        if pending.has_more or pending.is_walked or any(hidden.first < fence for hidden in pending.hidden):
             return EMPTY_VECTOR
-        stamps = {issuer: self.stamp_of(issuer) for issuer, _ in self._vector.items()}
-        return VersionVector({issuer: stamp for issuer, stamp in stamps.items() if stamp}, self.fence)
+        tops = [self._lowered(top) for top in self._vector.tops()]
+        return VersionVector((top for top in tops if version_stamp(top)), fence)
+
+    def _lowered(self, top: Version) -> Version:
+        hidden = self._hidden.get(version_issuer(top))
+        return top if hidden is None else min(top, _moved(min(one.first for one in hidden), -1))
+
+
+def _moved(version: Version, by: int) -> Version:
+    """Return the version so many positions on, at least the one of stamp 0."""
+    stamp = Stamp(max(0, version_stamp(version) + by))
+    return make_version(version_term(version), stamp, version_issuer(version))

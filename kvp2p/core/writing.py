@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 
-from kvp2p.core.batches import BatchResult, StampedWrite, WriteGroup
+from kvp2p.core.batches import BatchResult, PurgeBatch, StampedWrite, WriteGroup
 from kvp2p.core.board import MS, Board, Deadlines, Peer
 from kvp2p.core.events import Reply, Write
 from kvp2p.core.hlc import HybridClock
@@ -70,6 +69,7 @@ class LeaderWriter:
         self.clock = clock
         self.designation = designation
         self.issuer = issuer
+        self.issued = Stamp(0)  # the last stamp given out under this issuer, durable or not
         self._queue: deque[_Waiting] = deque()
         self._queue_bytes = 0
         self._is_persisting = False
@@ -110,6 +110,12 @@ class LeaderWriter:
         """Persist log entries that the leader writes of itself, in a group of their own."""
         self._persist_own(operations, None, done, failed)
 
+    def add_purge(
+        self, make: Callable[[Stamp], PurgeBatch], done: Callable[[BatchResult], None], failed: Callable[[str], None]
+    ) -> None:
+        """Persist a Purge at the next stamp [I8]."""
+        self._persist_batch(make(self.clock.tick(self.board.now.wall_ms)), done, failed)
+
     @property
     def is_closed(self) -> bool:
         """Tell whether no write is taken any more."""
@@ -127,20 +133,25 @@ class LeaderWriter:
         done: Callable[[], None],
         failed: Callable[[str], None],
     ) -> None:
-        group = WriteGroup(self.designation.term, self.issuer, (), self.board.now.wall_ms, designation)
-        write = StampedWrite(self._stamps(operations, group.wall_ms), operations)
+        write = StampedWrite(self._stamps(operations), operations)
+        group = WriteGroup(self.designation.term, self.issuer, (write,), self.board.clock_ms(), designation)
+        self._persist_batch(group, lambda _: done(), failed)
+
+    def _persist_batch(
+        self, batch: WriteGroup | PurgeBatch, done: Callable[[BatchResult], None], failed: Callable[[str], None]
+    ) -> None:
         self._own_groups += 1
 
         def on_done(result: BatchResult) -> None:
             self._own_groups -= 1
-            done()
+            done(result)
             self._send_frame(result)
 
         def on_failed(reason: str) -> None:
             self._own_groups -= 1
             failed(reason)
 
-        self.board.persist(replace(group, writes=(write,)), on_done, on_failed)
+        self.board.persist(batch, on_done, on_failed)
 
     def on_peer_down(self, peer: NodeId) -> None:
         """Drop the writes that came over a link that has closed: their sender has told `unknown` [I10]."""
@@ -183,8 +194,7 @@ class LeaderWriter:
             self._persist(group)
 
     def _persist(self, group: list[_Waiting]) -> None:
-        wall_ms = self.board.now.wall_ms
-        writes = tuple(StampedWrite(self._stamps(waiting.operations, wall_ms), waiting.operations) for waiting in group)
+        writes = tuple(StampedWrite(self._stamps(waiting.operations), waiting.operations) for waiting in group)
         self._is_persisting = True
 
         def done(result: BatchResult) -> None:
@@ -200,7 +210,8 @@ class LeaderWriter:
                 self._answer(waiting, refused("disk_full", f"the leader could not store the write: {reason}"))
             self._flush()
 
-        self.board.persist(WriteGroup(self.designation.term, self.issuer, writes, wall_ms), done, failed)
+        clock_ms = self.board.clock_ms()
+        self.board.persist(WriteGroup(self.designation.term, self.issuer, writes, clock_ms), done, failed)
 
     def _send_frame(self, result: BatchResult) -> None:
         if result.frame is not None:
@@ -209,10 +220,12 @@ class LeaderWriter:
                     if digest.complete:
                         self.board.send(peer, frame)
 
-    def _stamps(self, operations: tuple[Operation, ...], wall_ms: int) -> Stamp:
+    def _stamps(self, operations: tuple[Operation, ...]) -> Stamp:
+        wall_ms = self.board.now.wall_ms
         first = self.clock.tick(wall_ms)
         for _ in operations[1:]:
             self.clock.tick(wall_ms)
+        self.issued = self.clock.latest
         return first
 
     def _answer(self, waiting: _Waiting, outcome: Outcome) -> None:

@@ -204,7 +204,7 @@ class Mesh:
         parsed = parse_mesh_url(target.url)
         assert parsed is not None, "`connect` lets no other URL in"
         try:
-            stream = await trio.open_tcp_stream(*parsed)
+            stream = await trio.open_tcp_stream(*parsed, local_address=self._settings.dial_from)
         except (OSError, UnicodeError) as error:
             # The host name may be a peer's, so whatever the resolver says of it is no fault of ours.
             raise LinkClosed(f"cannot be reached: {error}") from error

@@ -24,6 +24,7 @@ from kvp2p.core.port import Identity
 from kvp2p.errors import StoreFormatError
 from kvp2p.net.mesh import Mesh
 from kvp2p.node.local_server import LocalServer
+from kvp2p.node.spans import Spans
 from kvp2p.node.status import Counters, own_counters, readiness, status_document
 from kvp2p.runtime.child import ChildLife
 from kvp2p.runtime.driver import ReplicaDriver
@@ -48,7 +49,8 @@ def run(config: NodeConfig, life: ChildLife) -> None:
             stored = {member.node: member.incarnation for member in txn.members}
         if identity.cluster != key.cluster:
             raise StoreFormatError(
-                f"the store belongs to cluster {identity.cluster.hex()}, {KEY_FILE} to {key.cluster.hex()}"
+                f"the store in {config.directory} belongs to cluster {identity.cluster.hex()}, {KEY_FILE} beside it to "
+                f"{key.cluster.hex()}. Put the {KEY_FILE} of the store's cluster there, or start the directory that has it"
             )
         me = Member(
             identity.node,
@@ -68,10 +70,11 @@ async def _serve(
     driver = ReplicaDriver(store, config.replica, me, config.join)
     mesh = Mesh(cluster=key.cluster, node=identity.node, key=key.key, host=driver, settings=config.mesh)
     driver.dialler = mesh
-    counters = Counters()
+    counters, spans = Counters(), Spans(driver)
     documents: dict[str, Callable[[], dict[str, Any]]] = {
         "status": lambda: status_document(driver, identity, config.ready_lag_ms_max, mesh.refused_dial),
         "metrics": lambda: _sum(counters.sums(), own_counters(driver)),
+        "spans": spans.take,
     }
     server = LocalServer(driver, counters, documents, on_process_gone=lambda: _check_readers(store))
     driver.on_handled = lambda: server.end_turn(*readiness(driver, config.ready_lag_ms_max, mesh.refused_dial))

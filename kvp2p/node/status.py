@@ -59,7 +59,13 @@ def readiness(driver: ReplicaDriver, lag_ms_max: int | None, refused_dial: str =
     """Tell whether this node's reads are complete, and if not, why; `refused_dial` is what the mesh says of its last dial."""
     facts = driver.machine.readiness
     if not facts.is_ready:
-        reason = "the node has not caught up with its peers since it started"
+        # Not the disk's own message: it names directories, and everybody may ask for readiness.
+        if driver.machine.board.full_reason:
+            reason = "the node's disk is full: what its peers have cannot be stored. Make room; it goes on by itself"
+        elif facts.has_fallen_behind:
+            reason = "the node has not caught up with its peers since its disk was full"
+        else:
+            reason = "the node has not caught up with its peers since it started"
         return False, f"{reason}, and a link was refused: {refused_dial}" if refused_dial else reason
     if lag_ms_max is not None:
         lag_ms = facts.lag_ms()
@@ -108,6 +114,7 @@ def status_document(
         "term": designation.term if designation is not None else None,
         "ready": is_ready,
         "ready_reason": reason,
+        "disk_full": board.full_reason,
         "complete": board.complete,
         "lag_ms": machine.readiness.lag_ms(),
         "skew_ms": machine.readiness.skew_ms,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,8 +24,8 @@ import lmdb
 
 from kvp2p.errors import StoreError, StoreFormatError, StoreFull
 from kvp2p.limits import SPARE_TRANSACTIONS_MAX, STORE_READERS_MAX
-from kvp2p.store.meta import FORMAT_KEY, check_format
-from kvp2p.store.migration import OLD_FORMAT, migrate
+from kvp2p.store.meta import FORMAT_KEY, OLD_FORMAT, check_format
+from kvp2p.store.migration import migrate
 from kvp2p.store.tables import META, TABLE_NAMES
 
 DATA_FILE: Final = "data.mdb"
@@ -36,23 +37,59 @@ DISK_FULL_BYTES: Final = 16 * 1024 * 1024
 
 FileKey = tuple[int, int]
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+
 
 def free_bytes(directory: Path) -> int:
-    """Return the bytes that are left to us on the file system of a directory."""
+    """Return the bytes that are left to the store of a directory: on its file system, and below the limit on file sizes."""
     status = os.statvfs(directory)
-    return status.f_bavail * status.f_frsize
+    free = status.f_bavail * status.f_frsize
+    below_limit = _bytes_below_limit(directory)
+    return free if below_limit is None else min(free, below_limit)
+
+
+def _bytes_below_limit(directory: Path) -> int | None:
+    """Return by how much the data file may grow before it meets RLIMIT_FSIZE, None without such a limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)  # asked each time: prlimit(1) can change it
+    if limit == resource.RLIM_INFINITY:
+        return None
+    try:
+        size = (directory / DATA_FILE).stat().st_size
+    except OSError:
+        size = 0
+    return max(0, limit - size)
+
+
+def fullness(directory: Path) -> str:
+    """Say of a full store what is full, and what to do: what follows on `the store in DIRECTORY`."""
+    below_limit = _bytes_below_limit(directory)
+    if below_limit is not None and below_limit <= free_bytes(directory):
+        return "has reached the limit on the size of a file (RLIMIT_FSIZE): raise it, with prlimit or ulimit -f"
+    return "is on a disk that is full: make room there"
 
 
 def translate(error: lmdb.Error, where: Path, free: Callable[[], int]) -> StoreError:
     """Return what an LMDB error means. The transaction it struck is not applied.
 
-    A full disk shows as `Input/output error` when LMDB's write comes back short, so the space that is left decides.
+    A full disk shows as `Input/output error` when LMDB's write comes back short, so the space that is left decides. A limit
+    on the size of files is a full disk to us.
     """
     code = getattr(error, "code", 0)
     if isinstance(error, lmdb.MapFullError):
         return StoreFull(f"the store in {where} has used its map: raise store.map_bytes and restart the node")
-    if code in {errno.ENOSPC, errno.EDQUOT} or (code == errno.EIO and free() < DISK_FULL_BYTES):
-        return StoreFull(f"the disk of {where} is full: {error}. Make room; the node goes on by itself")
+    if code in _FULL or (code == errno.EIO and free() < DISK_FULL_BYTES):
+        return StoreFull(f"the store in {where} {fullness(where)}. The node goes on by itself ({error})")
+    if code == errno.EIO:
+        return StoreError(
+            f"the disk of the store in {where} has failed: {error}. Look at the kernel's log, and move the directory "
+            "to another disk if it happens again. The node starts again from what is synced"
+        )
+    if code in _FORBIDDEN:
+        return StoreError(
+            f"the store in {where} cannot be written: {error}. Give it to the user that kvp2p runs as, and see that its "
+            "file system is not mounted read-only"
+        )
     if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError):
         return StoreFormatError(f"{where} holds a {DATA_FILE} that is not an LMDB 0.9 file: {error}")
     if isinstance(error, lmdb.ReadersFullError):

@@ -10,7 +10,7 @@ In and out: logical keys (16 bytes of namespace, 1 to 512 bytes of key) and rows
     rows     namespace ‖ key → row, for a key below 495 bytes
              namespace ‖ key[:495] → empty: a marker (511 bytes), the keys that start so stand in tails
     tails    blake2b-16(namespace ‖ key[:495]) ‖ key[495:] → row
-    log      issuer (8) ‖ stamp (8) → namespace ‖ key
+    log      issuer (8) ‖ stamp (8) → namespace ‖ key; or a Purge, as `core/purge.py` has it
     expiry   expires_at (8) ‖ blake2b-16(namespace ‖ key) → namespace ‖ key
     hashes   namespace → state hash (16) ‖ rows (8) ‖ rows that are no tombstones (8)
     meta     format, identity, vector, floor, above, complete, designation, members: see meta.py
@@ -21,7 +21,7 @@ In and out: logical keys (16 bytes of namespace, 1 to 512 bytes of key) and rows
              that is still to be pulled. A chunk goes when nothing names it and no write under way has staged it.
     staging  chunk id (32) → empty: kept for a write under way
     pending  version (20) of a row that lacks chunks → bytes of the next (2) ‖ namespace ‖ key ‖ 1 if a walk brought it ‖ ranges (2)
-             ‖ issuer (8) ‖ first stamp (8) ‖ last stamp (8) of each range of positions that it hides ‖ the row that readers see meanwhile
+             ‖ first (20) ‖ last (20) of each range of versions that it hides ‖ the row that readers see meanwhile
 
 Format 1 had no graves, pending and staging, and vectors without terms: `migration.py` makes a store of format 2 of it.
 
@@ -69,7 +69,7 @@ MARKER_BYTES: Final = TABLE_KEY_BYTES_MAX
 LONG_KEY_BYTES_MIN: Final = MARKER_BYTES - ID_BYTES  # 495
 _HASH_BYTES = 16
 _NEVER = bytes(8)
-_HIDDEN = struct.Struct(">8sQQ")
+_HIDDEN = struct.Struct(">20s20s")
 _CONTENT = b"c"
 _STATE = b"r"
 
@@ -115,10 +115,7 @@ def decode_pending(version: bytes, raw: bytes) -> PendingRow:
     end = 2 + int.from_bytes(raw[:2], "big")
     first = end + 3
     shown_at = first + int.from_bytes(raw[end + 1 : first], "big") * _HIDDEN.size
-    hidden = [
-        Hidden(Issuer(issuer), Stamp(least), Stamp(greatest))
-        for issuer, least, greatest in _HIDDEN.iter_unpack(raw[first:shown_at])
-    ]
+    hidden = [Hidden(Version(least), Version(greatest)) for least, greatest in _HIDDEN.iter_unpack(raw[first:shown_at])]
     return PendingRow(Version(version), *_split(raw[2:end]), raw[shown_at:], tuple(hidden), raw[end] == 1)
 
 
@@ -179,6 +176,10 @@ class LayoutReader:
         return self._fact(meta.COMPLETE)
 
     @property
+    def clock_offset_ms(self) -> int:
+        return self._fact(meta.CLOCK_OFFSET)
+
+    @property
     def designation(self) -> Designation | None:
         return self._fact(meta.DESIGNATION)
 
@@ -218,10 +219,24 @@ class LayoutReader:
                 return
             yield Stamp(int.from_bytes(place[ISSUER_BYTES:], "big")), _split(full_key)
 
-    def expiring(self) -> Iterator[tuple[int, RowKey]]:
-        """Iterate over (expires_at in unix seconds, key) of all rows that expire, soonest first."""
+    def log_issuers(self) -> Iterator[Issuer]:
+        before = b""
+        while (found := next(self._tables.scan(LOG, before), None)) is not None:
+            issuer = Issuer(found[0][:ISSUER_BYTES])
+            yield issuer
+            before = issuer + b"\xff" * 9  # behind its last position
+
+    @property
+    def log_positions(self) -> int:
+        return self._tables.count(LOG)
+
+    @property
+    def tombstones(self) -> int:
+        return self._tables.count(GRAVES)
+
+    def expiring(self) -> Iterator[tuple[bytes, RowKey]]:
         for place, full_key in self._tables.scan(EXPIRY):
-            yield int.from_bytes(place[:8], "big"), _split(full_key)
+            yield bytes(place), _split(full_key)
 
     def graves(self) -> Iterator[tuple[Version, RowKey]]:
         for version, full_key in self._tables.scan(GRAVES):
@@ -378,6 +393,10 @@ class LayoutWriter(LayoutReader):
             LOG, [(issuer + stamp.to_bytes(8, "big"), namespace + key) for stamp, (namespace, key) in positions]
         )
 
+    def remove_positions(self, issuer: Issuer, stamps: Iterable[Stamp]) -> None:
+        for stamp in stamps:
+            self._tables.delete(LOG, issuer + stamp.to_bytes(8, "big"))
+
     def put_chunk(self, chunk: ChunkId, content: bytes) -> None:
         self._tables.put(CHUNKS, chunk + _CONTENT, content)
 
@@ -417,6 +436,9 @@ class LayoutWriter(LayoutReader):
 
     def set_complete(self, complete: bool) -> None:
         self._set_fact(meta.COMPLETE, complete)
+
+    def set_clock_offset_ms(self, offset_ms: int) -> None:
+        self._set_fact(meta.CLOCK_OFFSET, offset_ms)
 
     def set_designation(self, designation: Designation) -> None:
         self._set_fact(meta.DESIGNATION, designation)

@@ -31,6 +31,7 @@ from kvp2p.store.environment import (
     Environment,
     file_key,
     free_bytes,
+    fullness,
     make_environment,
     open_environment,
     translate,
@@ -151,7 +152,8 @@ class LmdbStore:
         """
         if not into_reserve and self._has_reserve_only():
             raise StoreFull(
-                f"the disk of {self.directory} has less than {STORE_RESERVE_BYTES >> 20} MiB left: make room"
+                f"the store in {self.directory} {fullness(self.directory)}. Less than {STORE_RESERVE_BYTES >> 20} MiB are "
+                "left, which are kept for deleting"
             )
         try:
             transaction = self._handle.begin(write=True)

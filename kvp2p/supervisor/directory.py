@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvp2p.cluster_key import KEY_BYTES, ClusterKey, read_cluster_key, write_cluster_key
-from kvp2p.config import CONFIG_FILE, KEY_FILE, STORE_DIRECTORY, NodeConfig, build_config, toml_value
+from kvp2p.config import CONFIG_FILE, KEY_FILE, STORE_DIRECTORY, NodeConfig, build_config, put_setting, toml_value
 from kvp2p.core import system_rows
 from kvp2p.core.apply import apply_batch
 from kvp2p.core.batches import StampedWrite, WriteGroup
@@ -53,7 +53,8 @@ class Created:
 
 
 def create_cluster(directory: Path, name: str, settings: Mapping[str, object] | None = None) -> Created:
-    """Make the first node of a new cluster, its leader. `settings` go into kvp2p.toml; None stands for one not given.
+    """Make the first node of a new cluster, its leader. `settings` go into kvp2p.toml, by name (`data_port`, `mesh.dial_from`);
+    None stands for one not given.
 
     Raises ConfigError when the directory has something in it or a setting is wrong; nothing was made then.
     """
@@ -92,7 +93,10 @@ def _create(
     if not NAME_FORM.fullmatch(name):
         raise ConfigError(f"a node's name is 1 to 63 of A-Z a-z 0-9 . _ -, not {name[:80]!r}")
     given = {key: value for key, value in settings.items() if value is not None}
-    config = build_config(directory, given, f"node {name}")
+    document: dict[str, object] = {}
+    for key, value in given.items():
+        put_setting(document, key, value, f"node {name}")
+    config = build_config(directory, document, f"node {name}")
     _require_unused(directory)
     identity = Identity(cluster_key.cluster, cluster_key.account, NodeId(secrets.token_bytes(ID_BYTES)), name)
     new = directory.with_name(f".{directory.name}.new-{secrets.token_hex(4)}")

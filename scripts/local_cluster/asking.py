@@ -81,18 +81,30 @@ def describe(state: State, node: Node, *, fully: bool) -> dict[str, Any]:
     return document
 
 
-def describe_all(state: State, *, fully: bool) -> dict[str, Any]:
+def describe_all(directory: Path, state: State, *, fully: bool) -> dict[str, Any]:
     """Return the document; nodes are asked at the same time."""
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(max_workers=16) as pool:
         nodes = list(pool.map(lambda node: describe(state, node, fully=fully), state.nodes))
-    return {
+    document: dict[str, Any] = {
         "cluster_id": state.cluster_id,
         "account_id": state.account_id,
         "admin_token": state.admin_token,
         "nodes": nodes,
     }
+    if state.has_faults:
+        document |= describe_faults(directory, state)
+    return document
+
+
+def describe_faults(directory: Path, state: State) -> dict[str, Any]:
+    """Return the faults in force; null when the proxy that makes them does not run."""
+    from scripts.local_cluster.faults import ask
+
+    if not state.has_proxy():
+        return {"proxy_pid": None, "faults": None}
+    return {"proxy_pid": state.proxy_pid, "faults": ask(directory, {"do": "show"})}
 
 
 def print_document(document: dict[str, Any], *, as_json: bool) -> None:
@@ -104,6 +116,13 @@ def print_document(document: dict[str, Any], *, as_json: bool) -> None:
     print(f"admin token {document['admin_token']}")
     for node in document["nodes"]:
         print_node(node, as_json=False)
+    if "faults" in document:
+        from scripts.local_cluster.faults import show_fault
+
+        proxy = f"fault proxy {document['proxy_pid'] or 'does not run'}"
+        for line in map(show_fault, document["faults"] or []):
+            proxy += f"\n      {line}"
+        print(proxy)
 
 
 def print_node(node: dict[str, Any], *, as_json: bool) -> None:

@@ -375,6 +375,13 @@ def test_status_shows_what_a_leader_that_is_catching_up_waits_for(kvp2p: Run, no
         assert word in result.err
 
 
+def test_status_says_which_disk_is_full(kvp2p: Run, node: Node) -> None:
+    node.members = [{"name": "n1", "api_url": node.url, "data_url": node.url, "node_id": "1" * 32}]
+    assert "cannot store" not in kvp2p("status").err
+    node.says = {"disk_full": "the store in ./n1 is on a disk that is full: make room there"}
+    assert "n1 cannot store any more: the store in ./n1 is on a disk that is full" in kvp2p("status").err
+
+
 def test_every_command_has_help_with_an_example(kvp2p: Run) -> None:
     commands = ["init", "serve", "config", "get", "put", "delete", "list", "import", "export", "status"]
     groups = [(group, command) for group in ("namespace", "token") for command in ("create", "list")]

@@ -124,10 +124,10 @@ def chunked_row(stamp: int, value: bytes, issuer: str = "x", term: int = 1) -> b
     return encode_row(Kind.CHUNKED, chunk_list(value), None, 0, version(stamp, issuer, term))
 
 
-def frame_with(after: int, *stamps: int, key: bytes, row: bytes, issuer: str = "x") -> Frame:
+def frame_with(after: int, *stamps: int, key: bytes, row: bytes, issuer: str = "x", term: int = 1) -> Frame:
     """Make a frame in which one row stands at all positions."""
     positions = tuple((Stamp(stamp), 0) for stamp in stamps)
-    return Frame(issuer_of(issuer), Stamp(after), Stamp(stamps[-1]), positions, ((SPACE, key, row),))
+    return Frame(term, issuer_of(issuer), Stamp(after), Stamp(stamps[-1]), positions, ((SPACE, key, row),))
 
 
 def version(stamp: int, issuer: str = "x", term: int = 1) -> Version:
@@ -143,14 +143,14 @@ def tombstone_row(stamp: int, issuer: str = "x", term: int = 1) -> bytes:
 
 
 def vector(**stamps: int) -> VersionVector:
-    return VersionVector({issuer_of(name): Stamp(stamp) for name, stamp in stamps.items()})
+    return VersionVector(version(stamp, name) for name, stamp in stamps.items())
 
 
 def frame_of(after: int, *stamps: int, issuer: str = "x", key: bytes = b"key%d") -> Frame:
     """Make a frame with a key of its own for every stamp."""
     rows = tuple((SYSTEM_NAMESPACE, key % stamp, value_row(stamp, issuer=issuer)) for stamp in stamps)
     positions = tuple((Stamp(stamp), index) for index, stamp in enumerate(stamps))
-    return Frame(issuer_of(issuer), Stamp(after), Stamp(stamps[-1]), positions, rows)
+    return Frame(1, issuer_of(issuer), Stamp(after), Stamp(stamps[-1]), positions, rows)
 
 
 def digest_of(
@@ -163,8 +163,11 @@ def digest_of(
     leads: Issuer | None = None,
     complete: bool = True,
     wall_ms: int = EPOCH_MS,
+    clock_ms: int = 0,
+    whole: VersionVector | None = None,
 ) -> Digest:
-    return Digest(has, state_hash.to_bytes(16, "big"), comparable, floor, designation, leads, complete, wall_ms)
+    hashed = state_hash.to_bytes(16, "big")
+    return Digest(has, hashed, comparable, floor, designation, leads, complete, wall_ms, clock_ms, whole)
 
 
 def designated(name: str, term: int = 1, tie: str = "d") -> Designation:
@@ -268,6 +271,7 @@ class Node:
         self.replies: dict[int, Outcome] = {}
         self.notices: list[str] = []
         self.connects: list[Connect] = []
+        self.disconnects: list[tuple[NodeId, str]] = []
         self.sent: list[tuple[NodeId, Message]] = []
         self.served: list[Serve] = []
         self.timers: dict[int, int] = {}
@@ -309,8 +313,8 @@ class Node:
                 self.connects.append(effect)
             case Notice(kind=kind):
                 self.notices.append(kind)
-            case Disconnect():
-                raise AssertionError("no part of the core closes a link")
+            case Disconnect(peer=peer, reason=reason):
+                self.disconnects.append((peer, reason))
 
     # --- the disk
 

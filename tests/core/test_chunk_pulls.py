@@ -83,8 +83,8 @@ def test_a_large_value_reaches_every_replica() -> None:
         assert shown_value(node.store, b"k") == LARGE
         assert set(chunks_in(node.store)) == set(LARGE_IDS)
         assert node.machine.board.pending.versions == ()
-    assert b.machine.chunk_pulls.pulled == 10
-    assert b.machine.chunk_pulls.received_bytes == len(LARGE)
+    assert b.machine.large_values.pulls.pulled == 10
+    assert b.machine.large_values.pulls.received_bytes == len(LARGE)
     cluster.assert_equal()
     a.write(put(b"k", b"small", SPACE))
     cluster.settle()
@@ -207,7 +207,7 @@ def test_parts_that_were_not_asked_for_change_nothing() -> None:
     answer(a, "y", VALUE[:100])
     answer(a, "z", b"something else")
     assert chunks_in(a.store) == []
-    assert a.machine.chunk_pulls.pulled == 0
+    assert a.machine.large_values.pulls.pulled == 0
 
 
 def test_a_content_that_is_not_what_its_id_says_is_told_and_asked_of_another() -> None:
@@ -215,7 +215,7 @@ def test_a_content_that_is_not_what_its_id_says_is_told_and_asked_of_another() -
     chunk = chunk_id(b"content")
     a.hears("z", ChunkPart(chunk, 0, 7, b"c0ntent"))
     assert "chunk_refused" in a.notices
-    assert a.machine.chunk_pulls.refused == 1
+    assert a.machine.large_values.pulls.refused == 1
     assert asked(a, "y") == [chunk]
     answer(a, "y", b"content")
     assert shown_value(a.store, b"k") == b"content"
@@ -228,7 +228,7 @@ def test_senders_that_contradict_each_other_are_both_left_for_a_while() -> None:
     third = "x" if second == "y" else "y"
     answer(a, second, VALUE[:100], upto=PART_BYTES)
     a.hears("z", ChunkPart(IDS[0], PART_BYTES, 99, VALUE[40:80]))
-    assert a.machine.chunk_pulls.refused == 1
+    assert a.machine.large_values.pulls.refused == 1
     assert asked(a, third) == [IDS[0]]
     answer(a, second, VALUE[:100], offset=PART_BYTES)
     assert chunks_in(a.store) == [], "of one that is left alone nothing is taken"
@@ -318,8 +318,8 @@ def test_a_frame_of_a_large_value_is_small_and_its_writer_is_told_as_soon_as_its
     assert b.replies[request].visible
     assert b.replies[request].ending == Ending.ACKED
     assert shown_value(b.store, b"k") == LARGE
-    assert b.machine.chunk_pulls.pulled == 0, "it had staged them all"
-    assert a.machine.chunk_pulls.pulled == 10
+    assert b.machine.large_values.pulls.pulled == 0, "it had staged them all"
+    assert a.machine.large_values.pulls.pulled == 10
     assert sum(len(row) for frame in a.sent_to("b", Frame) for _, _, row in frame.rows) < 1_000
     b.end_upload(request)
     assert set(chunks_in(b.store)) == set(LARGE_IDS)

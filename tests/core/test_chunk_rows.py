@@ -10,12 +10,12 @@ from kvp2p.core import apply as apply_module
 from kvp2p.core import chunk_rows, system_rows
 from kvp2p.core.batches import ChunkBatch, FrameBatch, NamespaceSweep, WalkBatch
 from kvp2p.core.chunk_rows import Pending, pending_of
-from kvp2p.core.entry import ChunkId, chunk_id
+from kvp2p.core.entry import ChunkId, chunk_id, row_version
 from kvp2p.core.messages import Frame, KeyedRow, WalkPart
 from kvp2p.core.port import Hidden
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.core.whole import Whole
-from kvp2p.ids import SYSTEM_NAMESPACE, VERSION_ZERO, Stamp
+from kvp2p.ids import SYSTEM_NAMESPACE, VERSION_ZERO, Stamp, version_term
 from kvp2p.store.memory import MemoryStore
 from tests.core.harness import (
     SPACE,
@@ -39,9 +39,10 @@ NEW = Random(2).randbytes(252)
 
 def frame(store: MemoryStore, stamp: int, row: bytes, key: bytes = b"k", issuer: str = "x") -> None:
     """Apply the next position of a log."""
+    term = version_term(row_version(row))
     with store.read() as txn:
-        after = txn.vector.stamp_of(issuer_of(issuer))
-    apply(store, FrameBatch(frame_with(after, stamp, key=key, row=row, issuer=issuer)))
+        after = txn.vector.reach(term, issuer_of(issuer))
+    apply(store, FrameBatch(frame_with(after, stamp, key=key, row=row, issuer=issuer, term=term)))
 
 
 def give(store: MemoryStore, value: bytes) -> None:
@@ -73,9 +74,7 @@ def test_readers_see_the_old_value_until_the_new_one_is_whole() -> None:
     assert shown_value(store, b"k") == OLD
     frame(store, 2, chunked_row(2, NEW))
     first, second, last = chunks_of_value(NEW)
-    assert pending(store) == Pending(
-        (version(2),), wanted=chunk_ids(NEW), hidden=(Hidden(issuer_of("x"), Stamp(2), Stamp(2)),)
-    )
+    assert pending(store) == Pending((version(2),), wanted=chunk_ids(NEW), hidden=(Hidden(version(2), version(2)),))
     for content in (last, first):
         apply(store, ChunkBatch(contents=((chunk_id(content), content),)))
         assert shown_value(store, b"k") == OLD
@@ -170,7 +169,7 @@ def test_positions_that_a_pending_row_came_in_place_of_are_hidden_until_it_is_wh
     frame(store, 1, value_row(1, b"first"))
     apply(store, FrameBatch(frame_with(1, 3, 5, 7, key=b"k", row=chunked_row(7, NEW))))
     frame(store, 8, value_row(8), b"other")
-    assert pending(store).hidden == (Hidden(issuer_of("x"), Stamp(3), Stamp(7)),)
+    assert pending(store).hidden == (Hidden(version(3), version(7)),)
     assert [stamp for stamp in range(1, 10) if whole(store).shows(version(stamp))] == [1, 2, 8]
     assert [stamp for stamp in range(1, 10) if whole(store).covers(version(stamp))] == [1, 2]
     assert not whole(store).shows(version(8), count=2), "a write with an operation that is hidden"
@@ -190,12 +189,12 @@ def test_a_position_of_another_issuer_that_lost_to_a_pending_row_is_hidden() -> 
     frame(store, 3, value_row(3, b"third"))
     frame(store, 4, value_row(4), b"other")
     assert shown_value(store, b"k") == b"first"
-    assert whole(store).vector() == vector(x=1, y=4)
+    assert whole(store).vector() == VersionVector([version(1), version(4, "y", term=2)])
     assert not whole(store).shows(version(2))
     assert not whole(store).shows(version(5, "y", term=2))
     assert whole(store).shows(version(4))
     give(store, NEW)
-    assert whole(store).vector() == vector(x=4, y=5)
+    assert whole(store).vector() == VersionVector([version(4), version(5, "y", term=2)])
 
 
 def walk(store: MemoryStore, rows: tuple[KeyedRow, ...], peer: VersionVector) -> None:
@@ -227,7 +226,7 @@ def test_a_row_that_was_pending_before_a_walk_hides_what_that_covered(
     store = new_store()
     frame(store, 5, chunked_row(5, NEW, "y", term=2), issuer="y")
     frame(store, 6, value_row(6, issuer="y", term=2), b"l", issuer="y")
-    peer = vector(x=9, y=5)
+    peer = VersionVector([version(9), version(5, "y", term=2)])
     rows = ((SPACE, b"k", chunked_row(5, NEW, "y", term=2)),)
     result = apply(store, WalkBatch(WalkPart(1, None, None, rows, peer), peer))
     while result.walk_rest is not None:
@@ -235,35 +234,37 @@ def test_a_row_that_was_pending_before_a_walk_hides_what_that_covered(
     assert pending(store).is_walked
     assert not whole(store).shows(version(3))
     give(store, NEW)
-    assert whole(store).vector() == vector(x=9, y=6)
+    assert whole(store).vector() == VersionVector([version(9), version(6, "y", term=2)])
 
 
 def test_nothing_is_claimed_where_not_all_pending_rows_are_told() -> None:
-    told = Pending((version(3),), has_more=True, hidden=(Hidden(issuer_of("x"), Stamp(3), Stamp(3)),))
+    told = Pending((version(3),), has_more=True, hidden=(Hidden(version(3), version(3)),))
     judged = Whole(vector(x=9, y=9), EMPTY_VECTOR, told)
     assert judged.vector() == EMPTY_VECTOR
-    assert judged.stamp_of(issuer_of("y")) == 0
     assert not judged.shows(version(2))
     assert not judged.covers(version(1, "y"))
 
 
-def test_a_fence_counts_while_no_pending_row_is_below_it() -> None:
-    fence = version(50, "z", term=3)
-    behind = Pending((version(60, term=3),), hidden=(Hidden(issuer_of("x"), Stamp(60), Stamp(60)),))
-    below = Pending((version(40),), hidden=(Hidden(issuer_of("x"), Stamp(40), Stamp(40)),))
-    has = VersionVector({issuer_of("x"): Stamp(70)}, fence)
-    gone = version(9, "w")
-    assert Whole(has, EMPTY_VECTOR, behind).vector() == VersionVector({issuer_of("x"): Stamp(59)}, fence)
-    assert Whole(has, EMPTY_VECTOR, behind).covers(gone)
-    assert Whole(has, EMPTY_VECTOR, below).vector() == vector(x=39)
-    assert not Whole(has, EMPTY_VECTOR, below).covers(gone)
+def test_a_pending_row_below_the_fence_lets_nothing_count() -> None:
+    fence = version(50, "z", term=1)
+    behind = Pending((version(60),), hidden=(Hidden(version(60), version(60)),))
+    below = Pending((version(40),), hidden=(Hidden(version(40), version(40)),))
+    has = VersionVector([version(70)], fence)
+    assert Whole(has, EMPTY_VECTOR, behind).vector() == VersionVector([version(59)], fence)
+    assert Whole(has, EMPTY_VECTOR, below).vector() == EMPTY_VECTOR
+    for told, is_there in ((behind, True), (below, False)):
+        assert Whole(has, EMPTY_VECTOR, told).covers(version(41)) is is_there
+        assert Whole(has, EMPTY_VECTOR, told).covers(version(9, "w"))
     assert Whole(has, EMPTY_VECTOR).vector() == has
-    assert not Whole(has, EMPTY_VECTOR).covers(version(1, "w", term=9))
-    assert not Whole(has, EMPTY_VECTOR).shows(version(1, "w", term=9))
     assert Whole(has, EMPTY_VECTOR).covers(VERSION_ZERO)
-    moved = Whole(has, EMPTY_VECTOR, behind).at(vector(x=80), EMPTY_VECTOR)
-    assert moved.vector() == vector(x=59)
+    for judged in (Whole(has, EMPTY_VECTOR), Whole(has, EMPTY_VECTOR, behind)):
+        assert not judged.covers(version(1, "w", term=9))
+        assert not judged.shows(version(1, "w", term=9))
+    assert Whole(has, EMPTY_VECTOR, behind).at(vector(x=80), EMPTY_VECTOR).vector() == vector(x=59)
     assert Whole(has, EMPTY_VECTOR).at(vector(x=80), EMPTY_VECTOR).vector() == vector(x=80)
+    assert Whole(
+        vector(x=1), EMPTY_VECTOR, Pending((version(1),), hidden=(Hidden(version(1), version(1)),))
+    ).vector() == (EMPTY_VECTOR)
 
 
 def test_the_chunks_of_a_deleted_namespace_go_when_it_is_swept() -> None:
@@ -272,7 +273,7 @@ def test_the_chunks_of_a_deleted_namespace_go_when_it_is_swept() -> None:
     frame(store, 2, chunked_row(2, NEW), b"l")
     give(store, OLD)
     rows = ((SYSTEM_NAMESPACE, system_rows.namespace_key(SPACE), tombstone_row(3)),)
-    gone = Frame(issuer_of("x"), Stamp(2), Stamp(3), ((Stamp(3), 0),), rows)
+    gone = Frame(1, issuer_of("x"), Stamp(2), Stamp(3), ((Stamp(3), 0),), rows)
     apply(store, FrameBatch(gone))
     apply(store, NamespaceSweep(SPACE, 10))
     assert chunks_in(store) == []

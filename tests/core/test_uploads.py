@@ -146,7 +146,7 @@ def test_uploads_their_chunks_and_their_bytes_are_bounded(monkeypatch: pytest.Mo
     monkeypatch.setattr(chunk_intake, "CHUNK_BYTES_TO_DISK_MAX", 100)
     a.release_disk()
     assert a.replies[waiting].ending == Ending.ACKED
-    assert len(a.machine.uploads) == 1
+    assert len(a.machine.large_values.uploads) == 1
 
 
 def test_a_node_that_stops_takes_no_chunks() -> None:

@@ -128,7 +128,7 @@ def test_writes_that_meet_a_full_disk_are_refused_and_later_ones_tried() -> None
     full, later = a.write(put(b"k")), a.write(put(b"l"))
     a.fail()
     assert a.replies[full].code == "disk_full"
-    assert "persist_failed" in a.notices
+    assert "disk_full" in a.notices
     a.release_disk()
     assert a.replies[later].ending == Ending.ACKED
     assert value_at(a.store, b"k") is None

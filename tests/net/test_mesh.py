@@ -124,6 +124,26 @@ async def test_a_node_that_starts_later_is_found_by_back_off(free_ports: Callabl
         await a.host.until_up(B)
 
 
+async def test_links_are_dialled_from_the_address_that_is_set() -> None:
+    callers: list[str] = []
+
+    async def note(stream: trio.SocketStream) -> None:
+        callers.append(stream.socket.getpeername()[0])
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(trio.serve_tcp, note, 0)
+        url = f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        for address in ("127.0.0.77", None):
+            async with running(a := Node("a", settings=MeshSettings(dial_from=address))):
+                seen = len(callers)
+                a.mesh.connect(None, url)
+                await until(lambda seen=seen: len(callers) > seen)  # type: ignore[misc]
+        nursery.cancel_scope.cancel()
+    assert callers[0] == "127.0.0.77"
+    assert callers[-1] == "127.0.0.1"
+
+
 async def test_attempts_are_spaced_by_back_off() -> None:
     attempts = 0
 

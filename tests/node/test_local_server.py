@@ -161,6 +161,23 @@ async def test_a_node_that_is_not_ready_says_why_a_link_was_refused(store: Gated
         assert readiness(rig.driver, None, "check this")[1].endswith("started, and a link was refused: check this")
 
 
+async def test_a_node_that_is_unready_for_its_disk_names_it_and_no_directory(
+    store: GatedStore, short_tmp_path: Path
+) -> None:
+    async with serving(store, short_tmp_path / "node.sock") as rig:
+        machine = rig.driver.machine
+        machine.readiness.is_ready = False
+        machine.readiness.has_fallen_behind = True
+        machine.board.full_reason = f"the store in {short_tmp_path} is full"
+        is_ready, reason = readiness(rig.driver, None)
+        assert (is_ready, "disk is full" in reason, str(short_tmp_path) in reason) == (False, True, False)
+        machine.board.full_reason = ""
+        assert readiness(rig.driver, None) == (
+            False,
+            "the node has not caught up with its peers since its disk was full",
+        )
+
+
 async def test_a_write_that_comes_after_its_deadline_is_refused_and_not_applied(
     store: GatedStore, short_tmp_path: Path
 ) -> None:
@@ -219,6 +236,7 @@ async def test_status_tells_what_the_node_believes(store: GatedStore, short_tmp_
     assert status["cluster_id"] == (b"c" * 16).hex()
     assert (status["leader"], status["role"], status["term"]) == (True, "leading", 1)
     assert (status["ready"], status["ready_reason"], status["complete"]) == (True, "", True)
+    assert status["disk_full"] == ""
     assert (status["lag_ms"], status["skew_ms"], status["diverged"]) == (0, None, False)
     assert status["vector"] == {version_issuer(version).hex(): f"{version_stamp(version):016x}"}
     assert (status["issuers"], status["issuers_max"]) == (1, VECTOR_ISSUERS_MAX)
@@ -244,7 +262,7 @@ async def test_status_tells_what_a_designated_node_waits_for(store: GatedStore) 
     peer, issuer = NodeId(b"p" * 16), Issuer(b"issuer-p")
     async with running(driver):
         await driver.on_link_up(peer, FakeLink())
-        shown = VersionVector({issuer: Stamp(9)})
+        shown = VersionVector([make_version(1, Stamp(9), issuer)])
         await driver.on_messages(peer, [Digest(shown, bytes(16), True, EMPTY_VECTOR, None, None, True, 0)])
         await until(lambda: status_document(driver, identity_of(NODE), None)["role"] == "catching_up")
         status = status_document(driver, identity_of(NODE), None)
@@ -380,7 +398,7 @@ async def test_uploads_of_two_processes_are_told_apart_and_end_with_their_connec
             await first.send(EndUpload(5))
             await until(lambda: chunks_kept(store) == 1)
         await until(lambda: chunks_kept(store) == 0)
-        assert len(rig.driver.machine.uploads) == 0
+        assert len(rig.driver.machine.large_values.uploads) == 0
 
 
 async def test_a_process_with_too_many_uploads_is_cut(

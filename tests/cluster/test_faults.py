@@ -1,0 +1,200 @@
+"""Faults by script on a cluster of three real nodes: what clients of each side see, and what is left when all is mended."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from kvp2p.client import Acked, Client, Namespace, Refused, Unknown, open_client
+from kvp2p.supervisor.group import read_process
+from scripts.local_cluster.state import State, read_state, write_state
+from tests.cluster.rig import Cluster, run_beside, until_equal
+
+# So that a test need not wait 5 s for a link to be given up.
+QUICK_LINKS = "mesh.ping_interval_ms = 500\nmesh.link_timeout_ms = 2000\nmesh.handshake_timeout_ms = 2000\n"
+EQUAL_SECONDS_MAX = 5
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Give a cluster whose links are given up soon. What it is made by are tests of `start` and `stop` at the same time."""
+    with tempfile.TemporaryDirectory(prefix="kvp2p-") as name:
+        cluster = Cluster(Path(name).resolve() / "c")
+        try:
+            first = cluster.document("start", "--faults", "--nodes", "3", "--gateways", "1")
+            assert first["faults"] == []
+            assert read_process(first["proxy_pid"]) is not None
+            cluster.run("link", "n1", "n2", "--cut")
+            cluster.run("stop")
+            assert read_process(first["proxy_pid"]) is None
+            for node in read_state(cluster.directory).nodes:
+                settings = node.directory / "kvp2p.toml"
+                settings.write_text(settings.read_text() + QUICK_LINKS)
+            again = cluster.document("start")
+            assert again["proxy_pid"] != first["proxy_pid"]
+            assert again["faults"] == [], "faults end with the proxy"
+            yield cluster
+        finally:
+            cluster.run("stop")
+            assert set(cluster.processes().values()) == {0}
+
+
+@asynccontextmanager
+async def clients(cluster: Cluster, namespace: str) -> AsyncIterator[dict[str, Client]]:
+    """Give a client of each node, and a namespace that all have, on a cluster without faults."""
+    state = read_state(cluster.directory)
+    await run_beside(cluster, "heal")
+    await until_equal(cluster, 10)
+    async with AsyncExitStack() as stack:
+        opened = {
+            node.name: await stack.enter_async_context(
+                open_client(f"http://127.0.0.1:{node.data_port}", state.admin_token)
+            )
+            for node in state.nodes
+        }
+        assert isinstance(await opened["n1"].create_namespace(namespace), Namespace)
+        await until_equal(cluster, 10)
+        yield opened
+
+
+async def value_of(client: Client, namespace: str, key: str) -> bytes | None:
+    found = await client.get(namespace, key)
+    return None if found is None else found.value
+
+
+@pytest.mark.slow
+@pytest.mark.deadline_s(60)
+async def test_side_without_the_leader_reads_and_refuses_writes_until_the_cut_is_healed(cluster: Cluster) -> None:
+    async with clients(cluster, "cut") as nodes:
+        before = await nodes["n2"].put("cut", "key", b"before")
+        assert isinstance(before, Acked)
+        await until_equal(cluster, 5)
+        assert await run_beside(cluster, "partition", "n1,n2", "n3") == "n1,n2 | n3\n"
+        async with trio.open_nursery() as nursery:
+
+            async def abandon() -> None:
+                # Taken by a link that has not been given up yet, and never answered.
+                assert isinstance(await nodes["n3"].put("cut", "abandoned", b""), Unknown)
+
+            nursery.start_soon(abandon)
+            for name in ("n1", "n2"):
+                assert isinstance(await nodes[name].put("cut", "key", name.encode()), Acked)
+        refused = await nodes["n3"].put("cut", "key", b"n3")
+        assert isinstance(refused, Refused)
+        assert (refused.status, refused.code) == (503, "no_leader")
+        assert [await value_of(nodes[name], "cut", "key") for name in nodes] == [b"n2", b"n2", b"before"]
+        told = cluster.document("status")
+        assert {(one["from"], one["to"]) for one in told["faults"] if one["cut"]} == {
+            ("n1", "n3"),
+            ("n3", "n1"),
+            ("n2", "n3"),
+            ("n3", "n2"),
+        }
+        assert [node["ready"] for node in told["nodes"]] == [True] * 3
+        await run_beside(cluster, "heal")
+        await until_equal(cluster, EQUAL_SECONDS_MAX)
+        for client in nodes.values():
+            assert await value_of(client, "cut", "key") == b"n2"
+            assert await value_of(client, "cut", "abandoned") is None
+        assert isinstance(await nodes["n3"].put("cut", "key", b"n3"), Acked)
+
+
+@pytest.mark.slow
+@pytest.mark.deadline_s(60)
+async def test_short_cut_ends_no_link_and_loses_nothing(cluster: Cluster) -> None:
+    async with clients(cluster, "short") as nodes, trio.open_nursery() as nursery:
+        logs = [node.log for node in read_state(cluster.directory).nodes]
+        before = [log.read_text().count("link_down") for log in logs]
+        await run_beside(cluster, "link", "n2", "n1", "--cut")
+        began = trio.current_time()
+
+        async def put() -> None:
+            assert isinstance(await nodes["n2"].put("short", "key", b"held and then applied"), Acked)
+            assert trio.current_time() - began > 0.4
+
+        nursery.start_soon(put)
+        await trio.sleep(0.5)
+        await run_beside(cluster, "link", "n2", "n1", "--mend")
+    assert [log.read_text().count("link_down") for log in logs] == before
+
+
+@pytest.mark.slow
+@pytest.mark.deadline_s(60)
+async def test_slow_link_delays_writes_and_a_reset_one_is_made_again(cluster: Cluster) -> None:
+    async with clients(cluster, "slow") as nodes:
+        told = await run_beside(cluster, "link", "n1", "n2", "--both", "--delay-ms", "120")
+        assert told == "n2 -> n1: delay 120 ms\nn1 -> n2: delay 120 ms\n"
+        began = trio.current_time()
+        assert isinstance(await nodes["n2"].put("slow", "key", b""), Acked)
+        assert trio.current_time() - began > 0.235
+        told = await run_beside(cluster, "link", "n1", "n2", "--mend", "--rate-kbps", "4000")
+        assert told == "n1 -> n2: at most 4000 kbit/s\n"
+        assert await run_beside(cluster, "link", "n1", "n2") == told
+        assert await run_beside(cluster, "link", "n2", "n1", "--mend") == ""
+        version = (await until_equal(cluster, 5))[0]["vector"]
+        log = read_state(cluster.directory).node("n2").log
+        before = log.read_text().count("link_down")
+        await run_beside(cluster, "link", "n1", "n2", "--reset", "--both")
+        with trio.fail_after(5):
+            while log.read_text().count("link_down") == before:  # noqa: ASYNC110
+                await trio.sleep(0.02)
+            while not isinstance(await nodes["n2"].put("slow", "key", b"after"), Acked):  # noqa: ASYNC110
+                await trio.sleep(0.02)
+        assert (await until_equal(cluster, 5))[0]["vector"] != version
+
+
+@pytest.mark.slow
+@pytest.mark.deadline_s(60)
+async def test_added_node_is_linked_through_the_proxy_and_may_be_cut_off(cluster: Cluster) -> None:
+    await run_beside(cluster, "heal")
+    await run_beside(cluster, "add")
+    await until_equal(cluster, 10)
+    assert await run_beside(cluster, "partition", "n4") == "n4 | n1,n2,n3\n"
+    assert "n3 -> n4: cut" in await run_beside(cluster, "status")
+    await run_beside(cluster, "heal")
+    await until_equal(cluster, EQUAL_SECONDS_MAX)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("partition", "n1,n9"), "no node 'n9'"),
+        (("partition", "n1", "n2,n1"), "n1 is in two groups"),
+        (("link", "n1", "n1", "--cut"), "not from n1 to itself"),
+        (("link", "n1", "n9", "--cut"), "no node 'n9'"),
+        (("link", "n1", "n2", "--delay-ms", "-1"), "must be from 0 to 60000"),
+    ],
+)
+def test_fault_that_makes_no_sense_is_refused_with_a_reason(
+    cluster: Cluster, arguments: tuple[str, ...], told: str
+) -> None:
+    assert told in cluster.run(*arguments, status=2).stderr
+    assert cluster.document("status")["faults"] == []
+
+
+@pytest.mark.slow
+def test_partition_into_one_group_is_refused(cluster: Cluster) -> None:
+    everybody = ",".join(cluster.nodes())
+    assert "all nodes are in one group" in cluster.run("partition", everybody, status=2).stderr
+
+
+@pytest.mark.parametrize("arguments", [("partition", "n1"), ("heal",), ("link", "n1", "n2"), ("start", "--faults")])
+def test_cluster_without_faults_refuses_to_make_any_and_says_how_to_have_them(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    write_state(tmp_path, State("", "", "", 1, []))
+    told = Cluster(tmp_path).run(*arguments, status=2).stderr
+    assert "cannot have faults: they are direct. `start --faults` with a new directory" in told
+
+
+def test_proxy_that_does_not_run_is_told(tmp_path: Path) -> None:
+    write_state(tmp_path, State("", "", "", 1, [], has_faults=True))
+    told = Cluster(tmp_path).run("heal", status=1).stderr
+    assert "the fault proxy of" in told
+    assert f"`start --dir {tmp_path}` starts it again" in told
