@@ -141,7 +141,11 @@ CLOCK_OFFSET_MS_MAX: Final = 366 * 86_400_000
 CHUNK_PART_BYTES: Final = (
     64 * 1024
 )  # of a chunk in one mesh message: a control message waits for no more than this; guess
-CHUNK_PULLS_MAX: Final = 4  # chunks under way to this node, so at most 1 MiB of parts in its memory; guess
+CHUNK_PART_BYTES_MIN: Final = 256  # what may be asked for: a chunk is at most 1 024 messages
+CHUNK_PULLS_MAX: Final = 4  # chunks under way to this node for its rows, so at most 1 MiB of parts in its memory; guess
+WRITE_CHUNK_PULLS_MAX: Final = (
+    2  # and from each peer, for its large writes, to the leader: 16 MiB at most with all of PEERS_MAX; guess
+)
 CHUNKS_WANTED_MAX: Final = 64  # missing chunks that a batch's result names; more are named when these are here
 PENDING_TOLD_MAX: Final = 1_024  # versions without all their chunks that a batch's result names
 # Of one local process: chunks that the node has been given and has not stored yet (4 MiB for each gateway in the node's memory), and all
@@ -150,6 +154,17 @@ LOCAL_STAGES_IN_FLIGHT_MAX: Final = 16
 LOCAL_STAGES_MAX: Final = 256
 STAGE_TIMEOUT_MS: Final = 30_000  # from the chunk's place in the queue to its being durable; guess, a disk that stalls
 STAGED_RELEASED_MAX: Final = 256  # staged chunks freed in one transaction
+UPLOADS_MAX: Final = 512  # large values on their way in at one node, at most 51 200 chunk ids; guess
+# of chunks that local processes have sent and the disk has not taken up yet: 128 of the largest. All gateways together should have fewer
+# under way, or some are refused as `overloaded`; guess
+UPLOAD_BYTES_WAITING_MAX: Final = 32 * 1024 * 1024
+# of chunks given to the store and not synced yet: what a small write may find before it in its own sync; guess
+CHUNK_BYTES_TO_DISK_MAX: Final = 4 * CHUNK_BYTES
+CHUNKS_PER_WRITE_MAX: Final = (
+    4 * CHUNKS_PER_VALUE_MAX
+)  # of all values of one write: Cloudflare's bulk write has up to 100 MB
+LARGE_WRITES_MAX: Final = 256  # writes with chunks under way at the leader; guess
+LOCAL_UPLOADS_MAX: Final = HTTP_CONNECTIONS_MAX  # of one local process that have not ended: one for each of its clients
 
 # The store.
 STORE_READERS_MAX: Final = 512  # slots of the lock file: several transactions for each of some dozens of processes

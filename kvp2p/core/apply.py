@@ -37,6 +37,7 @@ from kvp2p.core.chunk_rows import pending_of
 from kvp2p.core.entry import (
     ChunkId,
     decode_row,
+    is_chunked,
     is_tombstone,
     is_value,
     row_version,
@@ -58,7 +59,7 @@ from kvp2p.ids import (
     Version,
     make_version,
 )
-from kvp2p.limits import STAGED_RELEASED_MAX, WALK_ROWS_LOOKED_AT_MAX
+from kvp2p.limits import WALK_ROWS_LOOKED_AT_MAX
 
 
 def apply_batch(txn: WriteTransaction, batch: Batch, *, is_full: bool = False) -> BatchResult:
@@ -108,7 +109,7 @@ def summarize(txn: ReadTransaction) -> StoreSummary:
         namespaces_to_sweep=_dead_namespaces_with_rows(txn),
         garbage=_garbage(txn),
         pending=pending_of(txn),
-        staged=tuple(islice(txn.staged(), STAGED_RELEASED_MAX)),
+        staged=tuple(txn.staged()),
         restored=txn.restored,
     )
 
@@ -176,6 +177,7 @@ class _Application:
 
     def result(self, outcomes: tuple[Outcome, ...], frame: Frame | None) -> BatchResult:
         txn, rows = self.txn, self.rows
+        rows.chunks.settle()
         rows.finish()
         if not txn.above.is_empty and txn.vector.covers_vector(txn.above):
             txn.set_above(EMPTY_VECTOR)
@@ -219,9 +221,9 @@ class _Application:
             if not raised.covers(version):  # of another issuer, or later: it came along as the newer row of a key
                 above = above.raised(version)
         rows = frame.rows
-        self.txn.put_positions(
-            issuer, [(stamp, rows[index][:2]) for stamp, index in frame.positions if stamp > covered]
-        )
+        positions = [(stamp, rows[index][:2]) for stamp, index in frame.positions if stamp > covered]
+        self.txn.put_positions(issuer, positions)
+        self.rows.chunks.cover(frame.term, issuer, positions)
         if above is not self.txn.above:
             self.txn.set_above(above)
         self.txn.set_vector(raised)
@@ -249,6 +251,7 @@ class _Application:
                 self.rows.join(namespace, key, row)
             elif not vector.covers(row_version(row)):  # [I1]
                 self.rows.join(namespace, key, row)
+            self.rows.chunks.walk_over(namespace, key, row)
         if batch.end is not None:
             floor = self.txn.floor
             for top in batch.end.tops():
@@ -265,6 +268,7 @@ class _Application:
         part = batch.part
         sent = {(namespace, key) for namespace, key, _ in part.rows}
         gone = []
+        chunked = []
         start = part.after if batch.looked_upto is None else batch.looked_upto
         for looked_at, (namespace, key, row) in enumerate(self.txn.all_rows(after=start), 1):
             row_key = (namespace, key)
@@ -272,11 +276,15 @@ class _Application:
                 break
             if row_key not in sent and part.vector.covers(row_version(row)):
                 gone.append((namespace, key, row))
+            elif is_chunked(row):
+                chunked.append((namespace, key, row))
             if looked_at == WALK_ROWS_LOOKED_AT_MAX:
                 self.walk_rest = WalkBatch(part, batch.end, row_key)
                 break
         for namespace, key, row in gone:
             self.rows.remove(namespace, key, row)
+        for namespace, key, row in chunked:
+            self.rows.chunks.walk_over(namespace, key, row)
         return self.walk_rest is None
 
     # --- what a node keeps for itself

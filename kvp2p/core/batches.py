@@ -186,9 +186,7 @@ class StoreSummary:
     namespaces_to_sweep: tuple[NamespaceId, ...]  # deleted, rows still to be freed
     garbage: Garbage
     pending: Pending
-    staged: tuple[
-        ChunkId, ...
-    ]  # for writes of an earlier life, which have ended with it; some of them when there are many
+    staged: tuple[ChunkId, ...]  # for writes of an earlier life, which have ended with it; as many as one life may have
     restored: bool = False  # made of a backup, and not caught up with anybody since
 
 

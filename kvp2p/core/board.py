@@ -18,18 +18,8 @@ from kvp2p.core.clock import LeaderClock
 from kvp2p.core.events import Effect, Notice, Persist, Send, SetTimer
 from kvp2p.core.messages import Designation, Digest, Member, Message
 from kvp2p.core.settings import ReplicaSettings
-from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
-from kvp2p.ids import (
-    Issuer,
-    NodeId,
-    Now,
-    Stamp,
-    Version,
-    make_version,
-    version_issuer,
-    version_stamp,
-    version_term,
-)
+from kvp2p.core.whole import Whole
+from kvp2p.ids import Issuer, NodeId, Now, Stamp
 
 MS = 1_000_000  # nanoseconds
 
@@ -86,6 +76,7 @@ class Board:
         self.leads = False
         self.pending = store.pending
         self.restored = store.restored
+        self.whole = Whole(store.vector, store.floor, store.pending)
         self.candidates = store.candidates
         self.issuers = {row.issuer: row for row in store.issuers}
         self.designation: Designation | None = store.designation
@@ -167,6 +158,9 @@ class Board:
         self.garbage = result.garbage
         if result.pending is not None:
             self.pending = result.pending
+            self.whole = Whole(result.vector, result.floor, result.pending)
+        else:
+            self.whole = self.whole.at(result.vector, result.floor)
         if result.candidates is not None:
             self.candidates = result.candidates
         if result.issuers is not None:
@@ -204,26 +198,6 @@ class Board:
     def is_comparable(self) -> bool:
         """Tell whether H stands for exactly the vector: no row stands above it."""
         return self.above.is_empty
-
-    def whole_vector(self) -> VersionVector:
-        """Return what is here durably, with all chunks [I3]: the vector, ending before the first row of each issuer that lacks some."""
-        if self.pending.has_more:
-            return EMPTY_VECTOR
-        lowered: dict[Issuer, Version] = {}
-        for version in self.pending.versions:
-            if version < self.vector.fence:
-                return EMPTY_VECTOR
-            issuer = version_issuer(version)
-            lowered[issuer] = min(version, lowered.get(issuer, version))
-        tops = []
-        for top in self.vector.tops():
-            first = lowered.get(version_issuer(top))
-            if first is not None and first <= top:
-                before = Stamp(version_stamp(first) - 1)
-                top = make_version(version_term(first), before, version_issuer(first))  # noqa: PLW2901
-            if version_stamp(top):
-                tops.append(top)
-        return VersionVector(tops, self.vector.fence) if lowered else self.vector
 
     # --- time
 

@@ -64,6 +64,7 @@ class GroupWriter:
             return outcomes, None
         upto = positions[-1][0]
         self._txn.put_positions(group.issuer, positions)
+        self._rows.chunks.cover(group.term, group.issuer, positions)
         self._txn.set_vector(self._txn.vector.raised(make_version(group.term, upto, group.issuer)))
         return outcomes, Frame(group.term, group.issuer, after, upto, *self._rows_at(positions))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from kvp2p.core.entry import ChunkId
 from kvp2p.core.operations import Operation, Outcome
 from kvp2p.core.vector import VersionVector
 from kvp2p.ids import Issuer, NamespaceId, NodeId, Stamp, Version
@@ -173,7 +174,46 @@ class Roster:
     members: tuple[Member, ...]
 
 
-Message = Frame | Digest | Pull | PullEnd | WalkRequest | WalkPart | Forward | ForwardOutcome | Roster
+@value
+class ChunkPull:
+    """Ask for a chunk's content from an offset on: ChunkParts of at most `part_bytes` follow, or one ChunkMissing."""
+
+    chunk: ChunkId
+    offset: int
+    part_bytes: int
+
+
+@value
+class ChunkPart:
+    """A piece of a chunk's content, of `total_bytes` in all. That it belongs there shows when all pieces hash to the id."""
+
+    chunk: ChunkId
+    offset: int
+    total_bytes: int
+    data: bytes
+
+
+@value
+class ChunkMissing:
+    """The answer to a ChunkPull by a node that does not have the chunk."""
+
+    chunk: ChunkId
+
+
+Message = (
+    Frame
+    | Digest
+    | Pull
+    | PullEnd
+    | WalkRequest
+    | WalkPart
+    | Forward
+    | ForwardOutcome
+    | Roster
+    | ChunkPull
+    | ChunkPart
+    | ChunkMissing
+)
 
 LANE_OF: dict[type, Lane] = {
     Frame: Lane.DATA,
@@ -185,4 +225,7 @@ LANE_OF: dict[type, Lane] = {
     Forward: Lane.DATA,
     ForwardOutcome: Lane.CONTROL,
     Roster: Lane.CONTROL,
+    ChunkPull: Lane.CONTROL,
+    ChunkPart: Lane.CHUNKS,
+    ChunkMissing: Lane.CONTROL,
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kvp2p.core.entry import ChunkId
 from kvp2p.core.messages import Designation, KeyedRow, Member, RowKey
@@ -35,14 +35,27 @@ class ChunkState:
     is_here: bool
 
 
+class Hidden(NamedTuple):
+    """Versions of one issuer, from the first to the last, some of which readers are not shown although the vector covers them."""
+
+    first: Version
+    last: Version
+
+
 @dataclass(frozen=True, slots=True)
 class PendingRow:
-    """A stored row that lacks chunks. `shown` is the row that readers see until it has them, empty when they see none [I3]."""
+    """A stored row that lacks chunks. `shown` is the row that readers see until it has them, empty when they see none [I3].
+
+    It stands for its own position, and for those of the same key that it came in place of: `hidden` has one range for each issuer of these. A walk
+    brings rows without positions: with `is_walked` it may hide any position that this log cannot serve (`ReadTransaction.floor`).
+    """
 
     version: Version
     namespace: NamespaceId
     key: bytes
     shown: bytes
+    hidden: tuple[Hidden, ...] = ()
+    is_walked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,7 +129,7 @@ class Purger:
     def _held_by_candidates(self) -> tuple[VersionVector, int] | None:
         """Return what all candidates hold whole, and the least of their estimates of the leader's clock; None while one is missing."""
         board = self.board
-        floor = board.whole_vector()
+        floor = board.whole.vector()
         clock_ms = board.clock_ms()
         for candidate in self._candidates():
             digest = self._digest_of(candidate)

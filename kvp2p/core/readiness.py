@@ -1,8 +1,8 @@
 """Readiness, lag, skew and divergence: what a replica can say of itself.
 
-Decides: ready = complete once since start: it reached the vector its peers showed at first contact, H equal where comparable;
-with no peer within `first_contact_ms` its own store counts. Losing the leader does not unready a node. A full disk does, from when a
-peer has what cannot be stored here until all is stored that peers had shown when there was room again.
+Decides: ready = complete once since start: it reached the vector its peers showed at first contact, with the chunks of large values, H equal
+where comparable; with no peer within `first_contact_ms` its own store counts. Losing the leader does not unready a node. A full disk does, from
+when a peer has what cannot be stored here until all is stored that peers had shown when there was room again.
 Keeps true: a difference of H at equal vectors, with nothing above them, is a fault and is told [I7].
 In and out: digests and vectors in; facts for `status`, `/readyz` and the log out.
 """
@@ -90,7 +90,7 @@ class Readiness:
             self._behind_since_ns = board.now.mono_ns
         if self.is_ready or not self._has_heard or not board.complete or self.is_diverged:
             return
-        if board.vector.covers_vector(self._target):
+        if board.whole.vector().covers_vector(self._target):
             self.is_ready = True
             self.has_fallen_behind = False
             board.notice("ready")

@@ -18,6 +18,7 @@ from kvp2p.core.events import (
     Await,
     CloseIssuer,
     Effect,
+    EndUpload,
     Event,
     PeerDown,
     PeerUp,
@@ -28,13 +29,19 @@ from kvp2p.core.events import (
     Reply,
     SendFailed,
     Serve,
+    StageChunk,
     Start,
     Stop,
     TimerFired,
     Write,
 )
+from kvp2p.core.holds import Holds, await_version
+from kvp2p.core.large_values import TIMERS, LargeValues
 from kvp2p.core.leadership import Leadership, Role
 from kvp2p.core.messages import (
+    ChunkMissing,
+    ChunkPart,
+    ChunkPull,
     Digest,
     Forward,
     ForwardOutcome,
@@ -46,14 +53,14 @@ from kvp2p.core.messages import (
     WalkPart,
     WalkRequest,
 )
-from kvp2p.core.operations import refused
+from kvp2p.core.operations import Operation, is_large, refused
 from kvp2p.core.purging import Purger
 from kvp2p.core.readiness import Readiness
 from kvp2p.core.roster import Members
 from kvp2p.core.settings import ReplicaSettings
-from kvp2p.core.writing import Forwarder, Holds, await_version, refuse_malformed, write_bytes
+from kvp2p.core.writing import Forwarder, LeaderWriter, refuse_malformed, write_bytes
 from kvp2p.ids import Issuer, NamespaceId, NodeId, Now
-from kvp2p.limits import NAMESPACE_SWEEP_ROWS_MAX
+from kvp2p.limits import CHUNK_PART_BYTES, NAMESPACE_SWEEP_ROWS_MAX
 
 
 class ReplicaMachine:
@@ -67,10 +74,12 @@ class ReplicaMachine:
     holds: Holds
     forwarder: Forwarder
     readiness: Readiness
+    large_values: LargeValues
     purger: Purger
 
-    def __init__(self, settings: ReplicaSettings, random: Random) -> None:
+    def __init__(self, settings: ReplicaSettings, random: Random, chunk_part_bytes: int = CHUNK_PART_BYTES) -> None:
         self._settings = settings
+        self._chunk_part_bytes = chunk_part_bytes  # asked for
         self._random = random
         self._changed_ns = 0
         self._clock_offset_ms = 0
@@ -88,6 +97,10 @@ class ReplicaMachine:
                 self._on_persisted(ticket, result)
             case Write():
                 self._on_write(event)
+            case StageChunk():
+                self.large_values.uploads.stage(event)
+            case EndUpload():
+                self.large_values.uploads.end(event)
             case TimerFired(token=token):
                 self._on_timer(token)
             case Await():
@@ -124,11 +137,13 @@ class ReplicaMachine:
         self.holds = Holds(board)
         self.forwarder = Forwarder(board, self.holds)
         self.readiness = Readiness(board, self.members)
+        self.large_values = LargeValues(board, self._chunk_part_bytes)
         self.purger = Purger(board, self.leadership)
         self.members.start()
         self.readiness.start()
         self.purger.start()
         self.leadership.start()
+        self.large_values.start(event.store.staged)
         self._sweep(event.store.namespaces_to_sweep)
         self.board.set_timer("digest", self._settings.digest_busy_ms)
         return board.take_effects()
@@ -149,13 +164,17 @@ class ReplicaMachine:
                 self.forwarder.on_outcome(peer, message)
             case Digest():
                 self._on_digest(peer, message)
-            case Pull() | WalkRequest():
+            case Pull() | WalkRequest() | ChunkPull():
                 self.board.emit(Serve(peer, message))
             case PullEnd():
                 self.anti_entropy.on_pull_end(peer, message)
             case WalkPart():
                 if self.doubts.takes(peer, message):
                     self.anti_entropy.on_walk_part(peer, message)
+            case ChunkPart():
+                self.large_values.pulls.on_part(peer, message)
+            case ChunkMissing():
+                self.large_values.pulls.on_missing(peer, message)
             case Roster():
                 self.members.on_roster(peer, message)
             case _:
@@ -173,6 +192,7 @@ class ReplicaMachine:
         self.leadership.on_digest(peer, digest)
         self.anti_entropy.on_digest(peer, digest, is_first)
         self.readiness.on_digest(peer, digest)
+        self.large_values.pulls.pull()
         if was_leading != (self.leadership.role is Role.LEADING):
             self._tell_all()
 
@@ -181,6 +201,7 @@ class ReplicaMachine:
             return
         self.forwarder.on_peer_down(peer)
         self.leadership.on_peer_down(peer)
+        self.large_values.on_peer_down(peer)
         self.anti_entropy.on_peer_down(peer)
 
     def _digest(self) -> Digest:
@@ -195,7 +216,7 @@ class ReplicaMachine:
             complete=board.complete,
             wall_ms=board.now.wall_ms,
             clock_ms=board.clock_ms() if board.clock.is_known else 0,
-            whole=None if not board.pending.versions else board.whole_vector(),
+            whole=None if not board.pending.versions else board.whole.vector(),
         )
 
     def _tell_all(self) -> None:
@@ -219,7 +240,7 @@ class ReplicaMachine:
         if malformed is not None:
             self.board.emit(Reply(event.request, malformed))
         elif self.leadership.writer is not None:
-            self.leadership.writer.submit(None, event.request, event.operations, event.deadline_ns, bytes_used)
+            self._lead(self.leadership.writer, None, event.request, event.operations, event.deadline_ns, bytes_used)
         elif self.board.is_leader(self.board.me.node):
             why = f"still {self.leadership.role}{self.leadership.waiting}"
             not_yet = refused("no_leader", f"this node is the leader and is {why}; nothing was applied")
@@ -237,7 +258,21 @@ class ReplicaMachine:
             not_leading = refused("no_leader", f"the node asked is {self.leadership.role}; nothing was applied")
             self.board.send(peer, ForwardOutcome(forward.request, not_leading))
         else:
-            writer.submit(peer, forward.request, forward.operations, forward.deadline_ns, bytes_used)
+            self._lead(writer, peer, forward.request, forward.operations, forward.deadline_ns, bytes_used)
+
+    def _lead(
+        self,
+        writer: LeaderWriter,
+        peer: NodeId | None,
+        request: int,
+        operations: tuple[Operation, ...],
+        deadline_ns: int,
+        bytes_used: int,
+    ) -> None:
+        if is_large(operations):
+            self.large_values.writes.submit(writer, peer, request, operations, deadline_ns, bytes_used)
+        else:
+            writer.submit(peer, request, operations, deadline_ns, bytes_used)
 
     # --- the store
 
@@ -248,8 +283,12 @@ class ReplicaMachine:
         was_leading = self.leadership.role is Role.LEADING
         board.on_persisted(ticket, result)
         self._sweep(result.namespaces_to_sweep)
+        if result.pending is not None:
+            self.large_values.pulls.on_pending()
+            self.readiness.on_vector()
+        if is_moved or result.pending is not None:
+            self.holds.on_shown()
         if is_moved or is_new:
-            self.holds.on_vector()
             self.leadership.on_vector()
             self.readiness.on_vector()
             self._on_change()
@@ -283,6 +322,9 @@ class ReplicaMachine:
         if named is None:
             return  # stale
         name, key = named
+        if name in TIMERS:
+            self.large_values.on_timer(name, key)
+            return
         match name:
             case "digest":
                 self._tell_all()
@@ -332,3 +374,4 @@ class ReplicaMachine:
         assert board.batches_in_flight() or board.accepted == board.vector, "nothing is accepted that is not in flight"
         assert board.me.node not in board.peers, "no node is its own peer"
         self.anti_entropy.check()
+        self.large_values.check()

@@ -1,7 +1,8 @@
 """The node's end of the unix socket: writes, waits and questions of the gateways and the api process.
 
 Decides: how requests of local processes reach the machine and how answers go back, many to a send.
-Keeps true: I10, every request has one answer or its connection ends; I9, a connection that does not take its answers is closed.
+Keeps true: I10, every request has one answer or its connection ends; I9, a connection that does not take its answers is closed. Uploads end
+with the connection that they came over.
 In and out: `wire/local.py` messages. A connection that ends is a process that may have died: the store's reader slots are checked.
 """
 
@@ -19,13 +20,14 @@ import trio
 
 from kvp2p.core.operations import Ending, Outcome, refused
 from kvp2p.errors import RemoteProtocolError
-from kvp2p.limits import LOCAL_ANSWERS_MAX, WRITE_TIMEOUT_MS_MAX
+from kvp2p.limits import LOCAL_ANSWERS_MAX, LOCAL_UPLOADS_MAX, WRITE_TIMEOUT_MS_MAX
 from kvp2p.node.status import Counters
 from kvp2p.runtime.driver import MS, ReplicaDriver
 from kvp2p.runtime.local_stream import LocalStream
 from kvp2p.wire.local import LocalDecoder, encode_local
 from kvp2p.wire.local_messages import (
     AwaitVersion,
+    EndUpload,
     Hello,
     LocalMessage,
     LocalOutcome,
@@ -34,6 +36,7 @@ from kvp2p.wire.local_messages import (
     Readiness,
     Report,
     SetClock,
+    StageChunk,
     SubmitWrite,
 )
 
@@ -47,6 +50,7 @@ class _Connection:
         self.number = number
         self.stream = LocalStream(connected, self._take)
         self.cancel_scope = trio.CancelScope()
+        self.uploads: dict[int, int] = {}  # the process's numbers -> the driver's
         self._answers: list[LocalMessage] = []
 
     def queue(self, message: LocalMessage) -> None:
@@ -121,6 +125,8 @@ class LocalServer:
         finally:
             del self._connections[connection.number]
             self._counters.end(connection.number)
+            for upload in connection.uploads.values():
+                self._driver.end_upload(upload)  # whatever is left of it, nobody will write it
             self._on_process_gone()
 
     async def _receive(self, connection: _Connection) -> None:
@@ -136,6 +142,12 @@ class LocalServer:
                 await self._driver.write(operations, _bounded(deadline_ns), _answer(connection, request))
             case AwaitVersion(request=request, version=version, deadline_ns=deadline_ns):
                 await self._driver.await_version(version, _bounded(deadline_ns), _answer(connection, request))
+            case StageChunk(request=request, upload=upload, chunk=chunk, content=content):
+                number = self._upload(connection, upload)
+                await self._driver.stage_chunk(number, chunk, content, _answer(connection, request))
+            case EndUpload(upload=upload):
+                if upload in connection.uploads:
+                    self._driver.end_upload(connection.uploads.pop(upload))
             case Report(counters=counters):
                 self._counters.report(connection.number, counters)
             case Query(request=request, what=what):
@@ -159,6 +171,15 @@ class LocalServer:
         clock.shift(offset_ms)
         log.warning("clock_shifted", offset_ms=offset_ms)
         return Outcome(Ending.ACKED)
+
+    def _upload(self, connection: _Connection, upload: int) -> int:
+        """Return the driver's number for an upload of a process; its first chunk begins it."""
+        number = connection.uploads.get(upload)
+        if number is None:
+            if len(connection.uploads) >= LOCAL_UPLOADS_MAX:
+                raise RemoteProtocolError(f"a process has more than {LOCAL_UPLOADS_MAX} uploads that have not ended")
+            number = connection.uploads[upload] = self._driver.new_upload()
+        return number
 
 
 def _listen(path: str) -> trio.socket.SocketType:

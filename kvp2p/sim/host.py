@@ -32,7 +32,7 @@ from kvp2p.core.events import (
     Start,
     TimerFired,
 )
-from kvp2p.core.messages import Member, Message, Pull, WalkRequest
+from kvp2p.core.messages import ChunkPull, Member, Message, Pull, WalkRequest
 from kvp2p.core.operations import Outcome
 from kvp2p.core.replica import ReplicaMachine
 from kvp2p.core.serve import serve
@@ -271,7 +271,7 @@ class Host:
 
         return deliver
 
-    def _serve(self, peer: NodeId, request: Pull | WalkRequest) -> None:
+    def _serve(self, peer: NodeId, request: Pull | WalkRequest | ChunkPull) -> None:
         link = self.world.network.link_number(self, peer)
 
         def answer() -> None:

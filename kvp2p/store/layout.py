@@ -20,7 +20,8 @@ In and out: logical keys (16 bytes of namespace, 1 to 512 bytes of key) and rows
              Two rows a chunk, so that a changed count does not rewrite the content; a count without content is a chunk
              that is still to be pulled. A chunk goes when nothing names it and no write under way has staged it.
     staging  chunk id (32) → empty: kept for a write under way
-    pending  version (20) of a row that lacks chunks → bytes of the next (2) ‖ namespace ‖ key ‖ the row that readers see meanwhile
+    pending  version (20) of a row that lacks chunks → bytes of the next (2) ‖ namespace ‖ key ‖ 1 if a walk brought it ‖ ranges (2)
+             ‖ first (20) ‖ last (20) of each range of versions that it hides ‖ the row that readers see meanwhile
 
 Format 1 had no graves, pending and staging, and vectors without terms: `migration.py` makes a store of format 2 of it.
 
@@ -32,13 +33,14 @@ before its 511th byte sorts before a marker exactly when it sorts before the key
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Any, Final, TypeVar
 
 from kvp2p.core.entry import STATE_HASH_MASK, ChunkId, is_tombstone
 from kvp2p.core.messages import Designation, KeyedRow, Member, RowKey
-from kvp2p.core.port import ChunkState, Identity, NamespaceTotals, PendingRow
+from kvp2p.core.port import ChunkState, Hidden, Identity, NamespaceTotals, PendingRow
 from kvp2p.core.vector import VersionVector
 from kvp2p.errors import StoreFormatError
 from kvp2p.ids import ID_BYTES, ISSUER_BYTES, Issuer, NamespaceId, Stamp, Version
@@ -67,6 +69,7 @@ MARKER_BYTES: Final = TABLE_KEY_BYTES_MAX
 LONG_KEY_BYTES_MIN: Final = MARKER_BYTES - ID_BYTES  # 495
 _HASH_BYTES = 16
 _NEVER = bytes(8)
+_HIDDEN = struct.Struct(">20s20s")
 _CONTENT = b"c"
 _STATE = b"r"
 
@@ -110,7 +113,10 @@ def decode_chunk_state(raw: bytes) -> ChunkState:
 def decode_pending(version: bytes, raw: bytes) -> PendingRow:
     """Read a value of the table `pending`."""
     end = 2 + int.from_bytes(raw[:2], "big")
-    return PendingRow(Version(version), *_split(raw[2:end]), raw[end:])
+    first = end + 3
+    shown_at = first + int.from_bytes(raw[end + 1 : first], "big") * _HIDDEN.size
+    hidden = [Hidden(Version(least), Version(greatest)) for least, greatest in _HIDDEN.iter_unpack(raw[first:shown_at])]
+    return PendingRow(Version(version), *_split(raw[2:end]), raw[shown_at:], tuple(hidden), raw[end] == 1)
 
 
 def _split(full_key: bytes) -> RowKey:
@@ -251,6 +257,13 @@ class LayoutReader:
     def chunk_state(self, chunk: ChunkId) -> ChunkState | None:
         raw = self._tables.get(CHUNKS, chunk + _STATE)
         return None if raw is None else decode_chunk_state(raw)
+
+    def chunk_states(self) -> Iterator[tuple[ChunkId, ChunkState, bytes | None]]:
+        """Iterate over all chunks with what is known of them and their contents: for those who check a store."""
+        for place, raw in self._tables.scan(CHUNKS):
+            if place[32:] == _STATE:
+                chunk = ChunkId(bytes(place[:32]))
+                yield chunk, decode_chunk_state(raw), self.chunk(chunk)
 
     def is_staged(self, chunk: ChunkId) -> bool:
         return self._tables.get(STAGING, chunk) is not None
@@ -411,7 +424,8 @@ class LayoutWriter(LayoutReader):
 
     def put_pending(self, row: PendingRow) -> None:
         full_key = row.namespace + row.key
-        self._tables.put(PENDING, row.version, len(full_key).to_bytes(2, "big") + full_key + row.shown)
+        head = len(full_key).to_bytes(2, "big") + full_key + bytes([row.is_walked]) + len(row.hidden).to_bytes(2, "big")
+        self._tables.put(PENDING, row.version, head + b"".join(_HIDDEN.pack(*one) for one in row.hidden) + row.shown)
 
     def delete_pending(self, version: Version) -> None:
         self._tables.delete(PENDING, version)

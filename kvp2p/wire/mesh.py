@@ -12,6 +12,9 @@ Decides: for each message the number that names it, its fields and their bounds:
      7  Forward         request, deadline_ns, [operation, …]
      8  ForwardOutcome  request, outcome
      9  Roster          [[node 16, incarnation, name, mesh_url, data_url, api_url], …]
+    10  ChunkPull       chunk 32, offset, part_bytes
+    11  ChunkPart       chunk 32, offset, total_bytes, data
+    12  ChunkMissing    chunk 32
     32  Ping            number
     33  Pong            number, clock_ns
     34  Credit          lane, taken_bytes
@@ -34,8 +37,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, assert_never
 
-from kvp2p.core.entry import check_row, row_version
+from kvp2p.core.entry import CHUNK_ID_BYTES, ChunkId, check_row, row_version
 from kvp2p.core.messages import (
+    ChunkMissing,
+    ChunkPart,
+    ChunkPull,
     Designation,
     Digest,
     Forward,
@@ -67,6 +73,9 @@ from kvp2p.ids import (
     version_stamp,
 )
 from kvp2p.limits import (
+    CHUNK_BYTES,
+    CHUNK_PART_BYTES,
+    CHUNK_PART_BYTES_MIN,
     FRAME_POSITIONS_MAX,
     KEY_BYTES_MAX,
     MEMBER_NAME_CHARS_MAX,
@@ -89,7 +98,7 @@ from kvp2p.wire.operations import (
 )
 
 WIRE_VERSION: Final = 2
-_VOUCHED_FOR: Final = (Frame, WalkPart, Forward, ForwardOutcome)
+_VOUCHED_FOR: Final = (Frame, WalkPart, Forward, ForwardOutcome, ChunkPart)
 STATE_HASH_BYTES: Final = 16
 PACK_HEAD_BYTES: Final = 5  # the longest head that `pack` puts before the elements
 ELEMENT_BYTES_MAX: Final = MESH_MESSAGE_BYTES_MAX - PACK_HEAD_BYTES
@@ -169,6 +178,12 @@ def _to_raw(message: Message | LinkMessage) -> CborValue:
             return [6, walk, *ends, _encode_rows(rows), vector.encode()]
         case Roster(members):
             return [9, [_encode_member(member) for member in members]]
+        case ChunkPull(chunk, offset, part_bytes):
+            return [10, chunk, offset, part_bytes]
+        case ChunkPart(chunk, offset, total_bytes, data):
+            return [11, chunk, offset, total_bytes, data]
+        case ChunkMissing(chunk):
+            return [12, chunk]
         case Ping(serial):
             return [32, serial]
         case Pong(serial, clock_ns):
@@ -353,6 +368,28 @@ def _decode_member(value: CborValue) -> Member:
     )
 
 
+def _decode_chunk_pull(value: CborValue) -> ChunkPull:
+    _, chunk, offset, part_bytes = record(value, "a ChunkPull", _FIELDS[10])
+    return ChunkPull(
+        _chunk(chunk),
+        number(offset, "offset", CHUNK_BYTES - 1),
+        number(part_bytes, "part_bytes", CHUNK_PART_BYTES, CHUNK_PART_BYTES_MIN),
+    )
+
+
+def _decode_chunk_part(value: CborValue) -> ChunkPart:
+    _, chunk, offset, total_bytes, data = record(value, "a ChunkPart", _FIELDS[11])
+    total = number(total_bytes, "total_bytes", CHUNK_BYTES, 1)
+    start, piece = number(offset, "offset", total - 1), blob(data, "data", CHUNK_PART_BYTES, 1)
+    if start + len(piece) > total:
+        raise RemoteProtocolError("a ChunkPart goes beyond the end of its chunk")
+    return ChunkPart(_chunk(chunk), start, total, piece)
+
+
+def _decode_chunk_missing(value: CborValue) -> ChunkMissing:
+    return ChunkMissing(_chunk(record(value, "a ChunkMissing", _FIELDS[12])[1]))
+
+
 def _decode_ping(value: CborValue) -> Ping:
     return Ping(number(record(value, "a Ping", _FIELDS[32])[1], "number"))
 
@@ -381,6 +418,10 @@ def _issuer(value: CborValue) -> Issuer:
     return Issuer(fixed(value, ISSUER_BYTES, "issuer"))
 
 
+def _chunk(value: CborValue) -> ChunkId:
+    return ChunkId(fixed(value, CHUNK_ID_BYTES, "chunk"))
+
+
 def _node(value: CborValue) -> NodeId:
     return NodeId(fixed(value, ID_BYTES, "node"))
 
@@ -398,6 +439,9 @@ _FIELDS: dict[int, tuple[str, ...]] = {
     7: ("7", "request", "deadline_ns", "operations"),
     8: ("8", "request", "outcome"),
     9: ("9", "members"),
+    10: ("10", "chunk", "offset", "part_bytes"),
+    11: ("11", "chunk", "offset", "total_bytes", "data"),
+    12: ("12", "chunk"),
     32: ("32", "number"),
     33: ("33", "number", "clock_ns"),
     34: ("34", "lane", "taken_bytes"),
@@ -414,6 +458,9 @@ _DECODERS: dict[int, Callable[[CborValue], Message | LinkMessage]] = {
     7: _decode_forward,
     8: _decode_forward_outcome,
     9: _decode_roster,
+    10: _decode_chunk_pull,
+    11: _decode_chunk_part,
+    12: _decode_chunk_missing,
     32: _decode_ping,
     33: _decode_pong,
     34: _decode_credit,

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from kvp2p.core.messages import Digest, Lane
 from kvp2p.core.operations import Ending, Outcome
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.ids import Issuer, NodeId, Stamp, Version, make_version, version_issuer, version_stamp, version_term
-from kvp2p.limits import VECTOR_ISSUERS_MAX
+from kvp2p.limits import CHUNK_BYTES, VECTOR_ISSUERS_MAX
 from kvp2p.net.link import Traffic
 from kvp2p.node import local_server
 from kvp2p.node.local_server import LocalServer
@@ -28,6 +29,7 @@ from kvp2p.runtime.wall_clock import WallClock
 from kvp2p.wire.local import LocalDecoder, encode_local
 from kvp2p.wire.local_messages import (
     AwaitVersion,
+    EndUpload,
     Hello,
     LocalMessage,
     LocalOutcome,
@@ -36,6 +38,7 @@ from kvp2p.wire.local_messages import (
     Readiness,
     Report,
     SetClock,
+    StageChunk,
     SubmitWrite,
 )
 from tests.node.rig import (
@@ -44,9 +47,12 @@ from tests.node.rig import (
     FakeLink,
     GatedStore,
     a_put,
+    chunked_put,
+    chunks_kept,
     has_key,
     identity_of,
     in_ms,
+    large_value,
     make_namespace,
     make_store,
     member_of,
@@ -76,7 +82,7 @@ class LocalProcess:
             self._received += self._decoder.feed(bytes(data))
         return self._received.pop(0)
 
-    async def outcome(self, message: SubmitWrite | AwaitVersion | SetClock) -> Outcome:
+    async def outcome(self, message: SubmitWrite | AwaitVersion | StageChunk | SetClock) -> Outcome:
         await self.send(message)
         answer = await self.receive()
         assert isinstance(answer, LocalOutcome)
@@ -422,3 +428,54 @@ async def test_a_write_whose_process_has_gone_is_applied_and_told_to_nobody(
 async def test_the_socket_is_for_its_owner_alone(store: GatedStore, short_tmp_path: Path) -> None:
     async with serving(store, short_tmp_path / "node.sock") as rig:
         assert stat.S_IMODE(rig.path.stat().st_mode) == 0o600
+
+
+# --- large values
+
+
+async def test_a_large_value_comes_in_by_chunks_and_its_upload_ends_without_a_trace(
+    store: GatedStore, short_tmp_path: Path
+) -> None:
+    value = Random(1).randbytes(3 * CHUNK_BYTES - 1)
+    operations, chunks = chunked_put(b"k", value, CHUNK_BYTES)
+    async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as process:
+        for request, (chunk, content) in enumerate(chunks, 1):
+            assert (await process.outcome(StageChunk(request, 5, chunk, content))).ending is Ending.ACKED
+        assert chunks_kept(store) == len(chunks)
+        assert (await process.outcome(SubmitWrite(9, in_ms(5_000), operations))).ending is Ending.ACKED
+        await process.send(EndUpload(5), EndUpload(5))
+        assert await process.query("metrics")
+        await until(lambda: not any_staged(store))
+        assert large_value(store, b"k") == value
+
+
+async def test_uploads_of_two_processes_are_told_apart_and_end_with_their_connection(
+    store: GatedStore, short_tmp_path: Path
+) -> None:
+    (chunk, content), (other, more) = chunked_put(b"k", b"contentmore", 7)[1]
+    async with serving(store, short_tmp_path / "node.sock") as rig:
+        async with rig.process() as first, rig.process() as second:
+            for process in (first, second):
+                assert (await process.outcome(StageChunk(1, 5, chunk, content))).ending is Ending.ACKED
+            assert (await first.outcome(StageChunk(2, 5, other, more))).ending is Ending.ACKED
+            await first.send(EndUpload(5))
+            await until(lambda: chunks_kept(store) == 1)
+        await until(lambda: chunks_kept(store) == 0)
+        assert len(rig.driver.machine.large_values.uploads) == 0
+
+
+async def test_a_process_with_too_many_uploads_is_cut(
+    store: GatedStore, short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_server, "LOCAL_UPLOADS_MAX", 1)
+    ((chunk, content),) = chunked_put(b"k", b"content", 7)[1]
+    async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as process:
+        assert (await process.outcome(StageChunk(1, 5, chunk, content))).ending is Ending.ACKED
+        with pytest.raises((EOFError, trio.BrokenResourceError)):
+            await process.outcome(StageChunk(2, 6, chunk, content))
+        await until(lambda: chunks_kept(store) == 0)
+
+
+def any_staged(store: GatedStore) -> bool:
+    with store.read() as txn:
+        return any(True for _ in txn.staged())

@@ -299,7 +299,7 @@ async def test_a_peer_that_asks_for_more_than_the_protocol_allows_is_disconnecte
     async with running(driver):
         await driver.on_link_up(PEER, link)
         await driver.on_messages(PEER, [pull])
-        await until(lambda: PEER in driver._serving and not driver._serving[PEER])
+        await until(lambda: (PEER, False) in driver._serving and not driver._serving[PEER, False])
         for _ in range(allowed - 1):
             await driver.on_messages(PEER, [pull])
         await until(lambda: not driver._inbox)
@@ -319,7 +319,7 @@ async def test_a_link_that_ends_under_an_answer_costs_the_answer_only(leader_sto
     async with running(driver):
         await driver.on_link_up(PEER, first)
         await driver.on_messages(PEER, [pull])
-        await until(lambda: PEER in driver._serving)
+        await until(lambda: (PEER, False) in driver._serving)
         first.is_closed = True
         first.room.set()
         await driver.on_link_down(PEER, "cut")
@@ -339,7 +339,7 @@ async def test_a_request_that_outlived_its_link_is_answered_to_nobody(follower_s
         await driver.on_link_up(PEER, link)
         await driver.on_link_down(PEER, "cut")
         await until(lambda: len(machine.events) == 3)
-        await until(lambda: PEER not in driver._serving)
+        await until(lambda: (PEER, False) not in driver._serving)
     assert link.sent == []
     assert dialler.disconnected == []
 

@@ -16,7 +16,7 @@ import pytest
 from kvp2p import Replica
 from kvp2p.core.entry import ChunkList, Kind, chunk_id, encode_chunk_list, encode_row
 from kvp2p.core.messages import Designation, KeyedRow, Member, Purge
-from kvp2p.core.port import ChunkState, Identity, NamespaceTotals, PendingRow
+from kvp2p.core.port import ChunkState, Hidden, Identity, NamespaceTotals, PendingRow
 from kvp2p.core.purge import purge_at, purge_key
 from kvp2p.core.system_rows import Namespace, encode_namespace
 from kvp2p.core.vector import VersionVector
@@ -62,7 +62,8 @@ def _rows() -> list[KeyedRow]:
 
 
 SHOWN = encode_row(Kind.VALUE, b"before", None, 0, _version(2))
-PENDING = PendingRow(_version(7), SPACE, b"pending", SHOWN)
+HIDDEN = (Hidden(_version(6), _version(7)), Hidden(_version(5, SECOND), _version(5, SECOND)))
+PENDING = PendingRow(_version(7), SPACE, b"pending", SHOWN, HIDDEN, is_walked=True)
 
 
 def write_contents(writer: LayoutWriter) -> None:
