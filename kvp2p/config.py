@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from kvp2p.core.settings import ReplicaSettings
 from kvp2p.errors import ConfigError
 from kvp2p.limits import (
+    CLOCK_OFFSET_MS_MAX,
     HTTP_BODY_TIMEOUT_SECONDS,
     HTTP_CONNECTIONS_MAX,
     HTTP_HEAD_TIMEOUT_SECONDS,
@@ -88,11 +89,15 @@ class NodeConfig:
     api_port: int = 8788
     mesh_port: int = 8789
     advertise: str | None = None  # the host that peers and clients are told; None: `host`
+    advertise_mesh_port: int | None = (
+        None  # the mesh port that peers are told, behind NAT or a port mapping; None: `mesh_port`
+    )
     gateways: int = 2
     log_level: str = "info"
     log_format: str = "console"
     join: tuple[str, ...] = ()  # mesh URLs of members, dialled until their owners are known
     ready_lag_ms_max: int | None = None  # None: a lag does not unready a node
+    clock_offset_ms: int | None = None  # for tests: shifts the wall clock of the node process, and lets it be shifted
     store: StoreSettings = field(default_factory=StoreSettings)
     mesh: MeshSettings = field(default_factory=MeshSettings)
     replica: ReplicaSettings = field(default_factory=ReplicaSettings)
@@ -113,6 +118,8 @@ class NodeConfig:
             _require_host("advertise", self.advertise)
         elif self.host in {"0.0.0.0", "::"}:
             raise ConfigError(f"host {self.host!r} is no address that peers can dial: set advertise to one that is")
+        if self.advertise_mesh_port is not None:
+            _require_range("advertise_mesh_port", self.advertise_mesh_port, 1, 65_535)
         _require_range("gateways", self.gateways, 1, GATEWAYS_MAX)
         _require_one_of("log_level", self.log_level, LOG_LEVELS)
         _require_one_of("log_format", self.log_format, LOG_FORMATS)
@@ -122,6 +129,8 @@ class NodeConfig:
             require_mesh_url("join", url)
         if self.ready_lag_ms_max is not None:
             _require_range("ready_lag_ms_max", self.ready_lag_ms_max, 1, 3_600_000)
+        if self.clock_offset_ms is not None:
+            _require_range("clock_offset_ms", self.clock_offset_ms, -CLOCK_OFFSET_MS_MAX, CLOCK_OFFSET_MS_MAX)
 
     @property
     def data_url(self) -> str:
@@ -136,7 +145,7 @@ class NodeConfig:
     @property
     def mesh_url(self) -> str:
         """Address of the mesh port as peers are told, no slash at the end."""
-        return f"ws://{self._advertised}:{self.mesh_port}"
+        return f"ws://{self._advertised}:{self.advertise_mesh_port or self.mesh_port}"
 
     @property
     def _advertised(self) -> str:
@@ -167,15 +176,20 @@ def load_config(path: Path, overrides: Mapping[str, object] | None = None) -> No
         raise ConfigError(f"{path} cannot be read: {error}") from error
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
     for name, value in given.items():
-        section, _, key = name.rpartition(".")
-        table = document.setdefault(section, {}) if section else document
-        if not isinstance(table, dict):
-            raise ConfigError(f"{path}: {section} must be a table, not {table!r}")
-        table[key] = value
+        put_setting(document, name, value, str(path))
     source = str(path)
     if given:
         source += " with " + ", ".join(f"--{name.replace('_', '-')}" for name in given)
     return build_config(path.parent, document, source)
+
+
+def put_setting(document: dict[str, Any], name: str, value: object, source: str) -> None:
+    """Put a setting into a parsed document: `data_port` at its top, `mesh.dial_from` into its table `mesh`."""
+    section, _, key = name.rpartition(".")
+    table = document.setdefault(section, {}) if section else document
+    if not isinstance(table, dict):
+        raise ConfigError(f"{source}: {section} must be a table, not {table!r}")
+    table[key] = value
 
 
 def build_config(directory: Path, settings: Mapping[str, Any], source: str) -> NodeConfig:

@@ -74,9 +74,14 @@ MESH_MESSAGE_BYTES_MAX: Final = 256 * 1024  # one websocket message (DESIGN §6:
 FRAME_BYTES_MAX: Final = 224 * 1024  # rows in one frame or walk part, before framing
 FRAME_POSITIONS_MAX: Final = 4_096
 TERM_MAX: Final = 2**32 - 1  # a version has 4 bytes for it
-# One per start of a leader until a fence exists. A walk's part may have to carry the largest row and the whole vector: a value of 196 608
-# bytes, metadata of 1 024, a key and two ends of 528 each, 20 + 16 * 3 584 of vector, about 100 of heads: 256 700 of the 262 139 that fit.
-VECTOR_ISSUERS_MAX: Final = 3_584
+WALL_MS_MAX: Final = (2**63 - 1) // 1_000_000  # Linux counts wall time in 63 bits of nanoseconds: until the year 2262
+STAMP_MAX: Final = (
+    WALL_MS_MAX << 16
+)  # 16 bits of counter; the 4 bits above are room for whoever goes past what it hears of
+STAMPS_AHEAD_MS_MAX: Final = 3_600_000  # before it is told; guess: no clock that somebody looks after is off by so much
+# One per start of a leader since the last Purge. A walk's part may have to carry the largest row and the whole vector: a value of 196 608
+# bytes, metadata of 1 024, a key and two ends of 528 each, 20 + 20 * 2 048 of vector, about 100 of heads: 240 300 of the 262 139 that fit.
+VECTOR_ISSUERS_MAX: Final = 2_048
 MEMBERS_MAX: Final = 1_024
 PEERS_MAX: Final = 32  # full mesh up to here
 UNPROVEN_LINKS_MAX: Final = 64  # guess: connections to the mesh port that have not proved to be a member's yet
@@ -127,19 +132,28 @@ LOCAL_ANSWERS_MAX: Final = (
 LOCAL_COUNTERS_MAX: Final = 4_096  # samples of one process; guess
 LOCAL_COUNTER_NAME_CHARS_MAX: Final = 512  # name and labels of one sample
 LOCAL_WORD_CHARS_MAX: Final = 64  # the role of a process, the name of a document
+SPAN_MARKS_MAX: Final = 8_192  # of up to 105 bytes of JSON: all of them fit one message on the unix socket
 INBOX_EVENTS_MAX: Final = 8_192
 WALK_ROWS_LOOKED_AT_MAX: Final = 4_096  # guess: own rows compared with a walk's part in one transaction
 NAMESPACE_SWEEP_ROWS_MAX: Final = 512  # rows of a deleted namespace freed in one transaction
+PURGE_ROWS_MAX: Final = 4_096  # tombstones, and as many expired rows, in one transaction; about 50 ms; guess
+LOG_TRIM_MAX: Final = 4_096  # positions freed in one transaction; guess
 BATCHES_PER_SYNC_MAX: Final = 256  # guess: bounds how long the first of them waits
 CODE_CHARS_MAX: Final = 64  # the codes of DESIGN §7 have up to 20
 EXPLANATION_CHARS_MAX: Final = 1_024  # guess: a sentence or three for a person
 WRITE_TIMEOUT_MS_MAX: Final = 60_000  # guess: twelve times the deadline of a write, so that the deadline may be tuned
+# For tests: a year and a day each way. Stamps have 48 bits for milliseconds, all of them after 1970.
+CLOCK_OFFSET_MS_MAX: Final = 366 * 86_400_000
 
 # Large values.
 CHUNK_PART_BYTES: Final = (
     64 * 1024
 )  # of a chunk in one mesh message: a control message waits for no more than this; guess
-CHUNK_PULLS_MAX: Final = 4  # chunks under way to this node, so at most 1 MiB of parts in its memory; guess
+CHUNK_PART_BYTES_MIN: Final = 256  # what may be asked for: a chunk is at most 1 024 messages
+CHUNK_PULLS_MAX: Final = 4  # chunks under way to this node for its rows, so at most 1 MiB of parts in its memory; guess
+WRITE_CHUNK_PULLS_MAX: Final = (
+    2  # and from each peer, for its large writes, to the leader: 16 MiB at most with all of PEERS_MAX; guess
+)
 CHUNKS_WANTED_MAX: Final = 64  # missing chunks that a batch's result names; more are named when these are here
 PENDING_TOLD_MAX: Final = 1_024  # versions without all their chunks that a batch's result names
 # Of one local process: chunks that the node has been given and has not stored yet (4 MiB for each gateway in the node's memory), and all
@@ -148,6 +162,17 @@ LOCAL_STAGES_IN_FLIGHT_MAX: Final = 16
 LOCAL_STAGES_MAX: Final = 256
 STAGE_TIMEOUT_MS: Final = 30_000  # from the chunk's place in the queue to its being durable; guess, a disk that stalls
 STAGED_RELEASED_MAX: Final = 256  # staged chunks freed in one transaction
+UPLOADS_MAX: Final = 512  # large values on their way in at one node, at most 51 200 chunk ids; guess
+# of chunks that local processes have sent and the disk has not taken up yet: 128 of the largest. All gateways together should have fewer
+# under way, or some are refused as `overloaded`; guess
+UPLOAD_BYTES_WAITING_MAX: Final = 32 * 1024 * 1024
+# of chunks given to the store and not synced yet: what a small write may find before it in its own sync; guess
+CHUNK_BYTES_TO_DISK_MAX: Final = 4 * CHUNK_BYTES
+CHUNKS_PER_WRITE_MAX: Final = (
+    4 * CHUNKS_PER_VALUE_MAX
+)  # of all values of one write: Cloudflare's bulk write has up to 100 MB
+LARGE_WRITES_MAX: Final = 256  # writes with chunks under way at the leader; guess
+LOCAL_UPLOADS_MAX: Final = HTTP_CONNECTIONS_MAX  # of one local process that have not ended: one for each of its clients
 
 # The store.
 STORE_READERS_MAX: Final = 512  # slots of the lock file: several transactions for each of some dozens of processes

@@ -1,7 +1,7 @@
 """What every test may use.
 
 Async tests need no mark and no decorator: an `async def test_...` runs in `trio.run`, with a deadline of 20 s
-(another one: `@pytest.mark.deadline_s(60)`). Fixtures: `free_ports`, `short_tmp_path`.
+(another one: `@pytest.mark.deadline_s(60)`). Fixtures: `free_ports`, `short_tmp_path`, `disk_shim`.
 """
 
 import functools
@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 import trio
+
+from tests.store.disk_shim import compile_shim
 
 DEADLINE_S = 20
 PORT_MIN = 20_000
@@ -81,3 +83,9 @@ def short_tmp_path() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="kvp2p-", dir=parent))
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def disk_shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the library that traces what is done to a file, and lets calls fail; see tests/store/disk_shim.c."""
+    return compile_shim(tmp_path_factory.mktemp("shim"))

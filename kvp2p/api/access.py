@@ -1,6 +1,7 @@
 """Who may ask the API port what: the gateway's rules, applied to a request of Starlette's.
 
-Decides: which permission a route needs.
+Decides: which permission a route needs. All that the API port has is of the whole cluster, so it takes a token of the cluster's own account: an
+    admin of another account could otherwise make himself a token for any.
 Keeps true: a revoked token acts at once; until the cluster's tokens have arrived the answer is 503, not 401. A view never
     lives over an await: handlers take what they need and close it.
 In and out: a request in; an open view and its token out; RequestError `unauthorized`, `forbidden`, `not_ready`.
@@ -32,7 +33,7 @@ class ApiAccess:
         with self.replica.view() as view:
             self._access.refresh(view)
             token = self._access.token(view, request.headers.get("authorization", "").encode("latin-1"))
-            if not token.allows(permission, None, None):
+            if not token.allows(permission, None, view.transaction.identity.account):
                 raise RequestError(
                     "forbidden", f"the token {token.name!r} has not the permission {permission} on the whole cluster"
                 )

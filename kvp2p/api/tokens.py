@@ -81,12 +81,13 @@ class Tokens:
         with self._access.view(request, Permission.ADMIN) as (view, _):
             named = request.path_params["token_id"]
             tokens = list(_tokens(view))
+            account = view.transaction.identity.account
         found = [one for one in tokens if one.token_id == named]
         if not found:
             raise RequestError("token_not_found", f"there is no token with the id {named[:80]!r}")
         now = time.time()
-        if any(_administers(one, now) for one in found) and not any(
-            _administers(one, now) for one in tokens if one.token_id != named
+        if any(_administers(one, account, now) for one in found) and not any(
+            _administers(one, account, now) for one in tokens if one.token_id != named
         ):
             raise RequestError(
                 "last_admin_token",
@@ -109,8 +110,8 @@ def _tokens(view: View) -> Iterator[Token]:
             yield decode_token(key, bytes(row[ROW_HEAD_BYTES:]))
 
 
-def _administers(token: Token, now: float) -> bool:
-    return token.allows(Permission.ADMIN, None, None) and not 0 < token.expires_at <= now
+def _administers(token: Token, account: AccountId, now: float) -> bool:
+    return token.allows(Permission.ADMIN, None, account) and not 0 < token.expires_at <= now
 
 
 def _shown(token: Token) -> dict[str, object]:

@@ -2,7 +2,8 @@
 
 Decides: which frame is applied, what is asked of whom, and when a walk replaces the log.
 Keeps true: I1, I3 (a frame whose `after` is not accepted is dropped and its gap pulled first), I6 (the vector rises at a walk's end, to
-that of its first part; a peer that goes away ends the walk), I9 (pulls, grace notes and bytes in flight are bounded).
+that of its first part; a peer that goes away ends the walk), I8 (a Purge that cannot be applied stops its log here until it can), I9 (pulls, grace
+notes and bytes in flight are bounded).
 In and out: digests, frames, PullEnd and WalkPart in; Pull, WalkRequest and batches out. Every peer answers pulls for every issuer,
 so survivors become equal without any leader.
 Source: Demers et al., *Epidemic Algorithms* (1987), with one vector as the "I have" of Plumtree (Leitao et al. 2007).
@@ -10,19 +11,25 @@ Source: Demers et al., *Epidemic Algorithms* (1987), with one vector as the "I h
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvp2p.core.batches import BatchResult, FrameBatch, WalkBatch
 from kvp2p.core.board import MS, Board
+from kvp2p.core.leadership import Leadership
 from kvp2p.core.messages import Digest, Frame, KeyedRow, Pull, PullEnd, RowKey, WalkPart, WalkRequest
+from kvp2p.core.purge import Obstacle
 from kvp2p.core.vector import VersionVector
-from kvp2p.ids import Issuer, NodeId, Stamp
+from kvp2p.ids import Issuer, NodeId, Stamp, Version, make_version, version_issuer, version_term
 from kvp2p.limits import PERSIST_BYTES_IN_FLIGHT_MAX, PULL_BYTES_MAX, PULLS_MAX
+
+_WALK_PATIENCE_MAX = 64
 
 
 @dataclass(slots=True)
 class _Pulling:
     peer: NodeId
+    term: int
     after: Stamp
     heard_ns: int
 
@@ -40,12 +47,14 @@ class _Walking:
 class AntiEntropy:
     """Brings this replica what it lacks."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, leadership: Leadership) -> None:
         self.board = board
+        self.leadership = leadership
         self._pulls: dict[Issuer, _Pulling] = {}
-        self._grace: dict[Issuer, Stamp] = {}
+        self._grace: dict[Issuer, Version] = {}
         self._walking: _Walking | None = None
         self._walks = 0
+        self._walk_patience = 1  # doubles with each silent peer: over a slow path no walk would ever end
         self._bytes_in_flight = 0
         self._parts_in_flight = 0
         self._failures = 0  # batches that the disk did not take, since it last took one
@@ -58,12 +67,11 @@ class AntiEntropy:
         if not self.board.complete:
             self._walk_if_needed()
             return
-        for issuer, stamp in digest.vector.items():
-            if self.board.accepted.stamp_of(issuer) < stamp:
-                if is_first:
-                    self._pull(issuer)
-                else:
-                    self._pull_after_grace(issuer, stamp)
+        for top in self._lacking(digest):
+            if is_first:
+                self._pull(version_term(top), version_issuer(top))
+            else:
+                self._pull_after_grace(top)
 
     def on_frame(self, peer: NodeId, frame: Frame) -> None:
         """Apply a frame that follows on what we have; pull what is missing before one that does not."""
@@ -71,19 +79,18 @@ class AntiEntropy:
         pulling = self._pulls.get(frame.issuer)
         if pulling is not None and pulling.peer == peer:
             pulling.heard_ns = board.now.mono_ns
-        accepted = board.accepted.stamp_of(frame.issuer)
+        accepted = board.accepted.reach(frame.term, frame.issuer)
         if not board.complete or frame.upto <= accepted or self._is_resting:
             return
         if frame.after > accepted:
-            self._pull(frame.issuer, prefer=peer)  # a gap [I3]
+            self._pull(frame.term, frame.issuer, prefer=peer)  # a gap [I3]
             return
         frame_bytes = _rows_bytes(frame.rows)
+        end = make_version(frame.term, frame.upto, frame.issuer)
         if self._bytes_in_flight + frame_bytes > PERSIST_BYTES_IN_FLIGHT_MAX:
-            self._pull_after_grace(
-                frame.issuer, frame.upto
-            )  # safe to drop: it is pulled when the disk has caught up [I3]
+            self._pull_after_grace(end)  # safe to drop: it is pulled when the disk has caught up [I3]
             return
-        board.accepted = board.accepted.raised(frame.issuer, frame.upto)
+        board.accepted = board.accepted.raised(end)
         self._persist(FrameBatch(frame), frame_bytes)
 
     def on_pull_end(self, peer: NodeId, end: PullEnd) -> None:
@@ -94,9 +101,9 @@ class AntiEntropy:
         self._drop_pull(end.issuer)
         if end.trimmed:
             self.board.peers[peer].trimmed_at[end.issuer] = end.upto
-        is_progress = self.board.accepted.stamp_of(end.issuer) > pulling.after
+        is_progress = self.board.accepted.reach(pulling.term, end.issuer) > pulling.after
         if is_progress or end.trimmed:
-            self._pull(end.issuer)
+            self._pull(pulling.term, end.issuer)
         else:
             self._pull_all_after_grace()
         self._pull_waiting()
@@ -112,7 +119,7 @@ class AntiEntropy:
         if walking.first is None:
             walking.first = part.vector
         walking.after = part.upto
-        self.board.set_timer("walk", self.board.settings.walk_timeout_ms)
+        self._set_walk_timer()
         if part.upto is None:
             walking.last = part
             self._end_walk()
@@ -122,11 +129,11 @@ class AntiEntropy:
 
     def on_peer_down(self, peer: NodeId) -> None:
         """Ask others for what this peer was asked for."""
-        orphans = [issuer for issuer, pulling in self._pulls.items() if pulling.peer == peer]
-        for issuer in orphans:
+        orphans = [(pulling.term, issuer) for issuer, pulling in self._pulls.items() if pulling.peer == peer]
+        for _, issuer in orphans:
             self._drop_pull(issuer)
-        for issuer in orphans:
-            self._pull(issuer)
+        for term, issuer in orphans:
+            self._pull(term, issuer)
         if self._walking is not None and self._walking.peer == peer:
             self._abandon_walk("the peer went away")
 
@@ -134,9 +141,9 @@ class AntiEntropy:
 
     def on_grace_over(self, issuer: Issuer) -> None:
         """What a digest told of has had its time to arrive."""
-        stamp = self._grace.pop(issuer)
-        if self.board.accepted.stamp_of(issuer) < stamp:
-            self._pull(issuer)
+        awaited = self._grace.pop(issuer)
+        if not self.board.accepted.covers(awaited):
+            self._pull(version_term(awaited), issuer)
 
     def on_pull_timeout(self, issuer: Issuer) -> None:
         """Turn to another peer when one has been silent."""
@@ -147,14 +154,15 @@ class AntiEntropy:
             self.board.set_timer("pull", timeout_ms - silent_ms, issuer)
             return
         self._drop_pull(issuer)
-        self._pull(issuer, avoid=pulling.peer)
+        self._pull(pulling.term, issuer, avoid=pulling.peer)
 
     def on_walk_timeout(self) -> None:
         """Start the walk over, with another peer if there is one."""
         assert self._walking is not None, "the timer is dropped with the walk"
         if not self._walking.is_asking:
-            self.board.set_timer("walk", self.board.settings.walk_timeout_ms)  # our own disk is what is slow
+            self._set_walk_timer()  # our own disk is what is slow
             return
+        self._walk_patience = min(2 * self._walk_patience, _WALK_PATIENCE_MAX)
         self._abandon_walk("the peer was silent")
 
     def on_rest_over(self) -> None:
@@ -167,26 +175,33 @@ class AntiEntropy:
 
     # --- pulls
 
-    def _pull_after_grace(self, issuer: Issuer, stamp: Stamp) -> None:
+    def _lacking(self, digest: Digest) -> Iterator[Version]:
+        """Iterate over what a peer has and this replica lacks. What this node itself issues it lacks nothing of, whatever is shown."""
+        own = self.leadership.issuer
+        for top in digest.vector.tops():
+            if not self.board.accepted.covers(top) and version_issuer(top) != own:
+                yield top
+
+    def _pull_after_grace(self, awaited: Version) -> None:
+        issuer = version_issuer(awaited)
         if issuer in self._pulls:
             return
         if issuer not in self._grace:
-            self._grace[issuer] = stamp
+            self._grace[issuer] = awaited
             self.board.set_timer("grace", self.board.settings.pull_grace_ms, issuer)
 
     def _pull_all_after_grace(self) -> None:
         for _, digest in self.board.digests():
-            for issuer, stamp in digest.vector.items():
-                if self.board.accepted.stamp_of(issuer) < stamp:
-                    self._pull_after_grace(issuer, stamp)
+            for top in self._lacking(digest):
+                self._pull_after_grace(top)
 
-    def _pull(self, issuer: Issuer, prefer: NodeId | None = None, avoid: NodeId | None = None) -> None:
+    def _pull(self, term: int, issuer: Issuer, prefer: NodeId | None = None, avoid: NodeId | None = None) -> None:
         if issuer in self._pulls or not self.board.complete or self._walking is not None or self._is_resting:
             return
         if len(self._pulls) >= PULLS_MAX:
             return  # `_pull_waiting` comes back to it
-        after = self.board.accepted.stamp_of(issuer)
-        sources, trimmed = self._sources(issuer, after)
+        after = self.board.accepted.reach(term, issuer)
+        sources, trimmed = self._sources(term, issuer, after)
         if prefer is not None and not self.board.peers[prefer].is_trimmed(issuer, after):
             source = prefer
         elif sources:
@@ -196,28 +211,28 @@ class AntiEntropy:
             if trimmed:
                 self._walk(trimmed[int(self.board.random.random() * len(trimmed))])  # one may hold a damaged row
             return
-        self._pulls[issuer] = _Pulling(source, after, self.board.now.mono_ns)
+        self._pulls[issuer] = _Pulling(source, term, after, self.board.now.mono_ns)
         self.board.set_timer("pull", self.board.settings.pull_timeout_ms, issuer)
-        self.board.send(source, Pull(issuer, after, PULL_BYTES_MAX))
+        self.board.send(source, Pull(term, issuer, after, PULL_BYTES_MAX))
 
-    def _sources(self, issuer: Issuer, after: Stamp) -> tuple[list[NodeId], list[NodeId]]:
+    def _sources(self, term: int, issuer: Issuer, after: Stamp) -> tuple[list[NodeId], list[NodeId]]:
         """Return the peers whose log has what comes after, and those that have it without a log."""
         sources: list[NodeId] = []
         trimmed: list[NodeId] = []
         for peer, digest in self.board.digests():
-            if digest.complete and digest.vector.stamp_of(issuer) > after:
-                has_log = digest.floor.stamp_of(issuer) <= after
+            if digest.complete and digest.vector.reach(term, issuer) > after:
+                has_log = digest.floor.reach(term, issuer) <= after
                 is_able = has_log and not self.board.peers[peer].is_trimmed(issuer, after)
                 (sources if is_able else trimmed).append(peer)
         return sources, trimmed
 
     def _pull_waiting(self) -> None:
         for _, digest in self.board.digests():
-            for issuer, stamp in digest.vector.items():
+            for top in self._lacking(digest):
                 if len(self._pulls) >= PULLS_MAX:
                     return
-                if self.board.accepted.stamp_of(issuer) < stamp and issuer not in self._grace:
-                    self._pull(issuer)
+                if version_issuer(top) not in self._grace:
+                    self._pull(version_term(top), version_issuer(top))
 
     def _drop_pull(self, issuer: Issuer) -> None:
         del self._pulls[issuer]
@@ -236,8 +251,11 @@ class AntiEntropy:
         self._walks += 1
         self._walking = _Walking(self._walks, peer)
         self.board.notice("walk_started", peer=peer.hex())
-        self.board.set_timer("walk", self.board.settings.walk_timeout_ms)
+        self._set_walk_timer()
         self._ask_for_part()
+
+    def _set_walk_timer(self) -> None:
+        self.board.set_timer("walk", self._walk_patience * self.board.settings.walk_timeout_ms)
 
     def _ask_for_part(self) -> None:
         walking = self._walking
@@ -254,6 +272,7 @@ class AntiEntropy:
             return
         self._walking = None
         self.board.drop_timer("walk")
+        self._walk_patience = 1
         self.board.notice("walk_received", peer=walking.peer.hex())
         self._persist(WalkBatch(walking.last, walking.first), _rows_bytes(walking.last.rows))
 
@@ -266,6 +285,31 @@ class AntiEntropy:
             self._pull_all_after_grace()
         else:
             self._walk_if_needed()
+
+    # --- a Purge that could not be applied
+
+    def _on_obstacle(self, frame: Frame, obstacle: Obstacle) -> None:
+        """Get what a Purge waits for: what is under its floor from the logs, or, where no log has it any more, all of it by a walk [I8]."""
+        board = self.board
+        # What was in flight behind it is a gap now.
+        board.accepted = board.vector
+        assert frame.purge is not None, "only a Purge meets an obstacle"
+        purge = frame.purge
+        lacking = [top for top in purge.floor.tops() if not board.accepted.covers(top)]
+        is_lost = obstacle is Obstacle.FOREIGN or (
+            obstacle is Obstacle.BEHIND and not any(self._is_known(top) for top in lacking)
+        )
+        if is_lost and self._walking is None and not self._is_resting:
+            ahead = [peer for peer, digest in board.digests() if digest.complete and digest.vector.fence >= purge.fence]
+            if ahead:
+                board.notice("purge_needs_walk", obstacle=str(obstacle), fence=purge.fence.hex())
+                self._walk(ahead[int(board.random.random() * len(ahead))])
+        self._pull_all_after_grace()
+
+    def _is_known(self, top: Version) -> bool:
+        """Tell whether some peer's vector has an entry for what is lacking: then its log, or its refusal, leads on."""
+        issuer = version_issuer(top)
+        return any(digest.complete and digest.vector.top_of(issuer) for _, digest in self.board.digests())
 
     # --- the store
 
@@ -281,6 +325,8 @@ class AntiEntropy:
                 return
             self._bytes_in_flight -= batch_bytes
             self._parts_in_flight -= parts
+            if isinstance(batch, FrameBatch) and result.obstacle:
+                self._on_obstacle(batch.frame, result.obstacle)
             if parts:
                 self._pull_waiting()
                 self._ask_for_part()

@@ -7,14 +7,14 @@ Keeps true
 * I4: the caller commits everything this module did, or nothing of it.
 * I6: a row that a walk's part lacks was removed there if the part's vector covers it; the vector rises at the walk's end only.
 * I7: a namespace's tombstone beats every entry of that id; its rows leave H at once, its space is freed in slices.
+* I8: what a Purge names goes in the transaction that raises the fence, here and at the leader alike; the vector does not pass one that cannot be applied.
 * I9: a walk's part is looked through in slices, since any number of rows may stand here where it has none.
-In and out: a `Batch` in, a `BatchResult` out. Conditions of writes are checked here, against the rows as they stand.
+In and out: a `Batch` in, a `BatchResult` out. What a group of writes does is in `group_writing.py`, what goes for good in `removal.py`.
 Source: DESIGN.md §2 and §3; last-writer-wins registers after Shapiro et al. (2011).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import islice
 from typing import assert_never
 
@@ -24,9 +24,11 @@ from kvp2p.core.batches import (
     BatchResult,
     ChunkBatch,
     FrameBatch,
+    Garbage,
+    LogTrim,
     NamespaceSweep,
+    PurgeBatch,
     Settle,
-    StampedWrite,
     StoreSummary,
     WalkBatch,
     WriteGroup,
@@ -34,45 +36,30 @@ from kvp2p.core.batches import (
 from kvp2p.core.chunk_rows import pending_of
 from kvp2p.core.entry import (
     ChunkId,
-    Kind,
-    decode_chunk_list,
     decode_row,
-    encode_row,
+    is_chunked,
     is_tombstone,
     is_value,
-    row_expires_at,
     row_version,
 )
+from kvp2p.core.group_writing import GroupWriter
 from kvp2p.core.joining import Joining
-from kvp2p.core.messages import Frame, KeyedRow, RowKey
+from kvp2p.core.messages import Frame, Purge
 from kvp2p.core.operations import (
-    Condition,
-    CreateNamespace,
-    Delete,
-    DeleteNamespace,
-    Ending,
-    Operation,
     Outcome,
-    Put,
-    refused,
 )
 from kvp2p.core.port import ReadTransaction, WriteTransaction
+from kvp2p.core.purge import PLACE_BYTES, Obstacle, obstacle
+from kvp2p.core.removal import Purging, trim_log
 from kvp2p.core.vector import EMPTY_VECTOR
-from kvp2p.errors import RemoteProtocolError
 from kvp2p.ids import (
     SYSTEM_NAMESPACE,
-    VERSION_ZERO,
-    AccountId,
     NamespaceId,
     Stamp,
     Version,
     make_version,
-    version_issuer,
-    version_stamp,
 )
-from kvp2p.limits import NAMESPACES_PER_ACCOUNT_MAX, STAGED_RELEASED_MAX, TTL_SECONDS_MIN, WALK_ROWS_LOOKED_AT_MAX
-
-_NO_ROOM = refused("disk_full", "the leader's disk is full; nothing was applied. Deleting goes on, and makes room")
+from kvp2p.limits import WALK_ROWS_LOOKED_AT_MAX
 
 
 def apply_batch(txn: WriteTransaction, batch: Batch, *, is_full: bool = False) -> BatchResult:
@@ -85,7 +72,7 @@ def apply_batch(txn: WriteTransaction, batch: Batch, *, is_full: bool = False) -
     frame: Frame | None = None
     match batch:
         case WriteGroup():
-            outcomes, frame = application.write_group(batch, is_full=is_full)
+            outcomes, frame = GroupWriter(txn, application.rows).write(batch, is_full=is_full)
         case FrameBatch(frame=received):
             application.frame(received)
         case WalkBatch():
@@ -94,6 +81,10 @@ def apply_batch(txn: WriteTransaction, batch: Batch, *, is_full: bool = False) -
             application.settle(batch)
         case NamespaceSweep(namespace=namespace, rows_max=rows_max):
             application.sweep(namespace, rows_max)
+        case PurgeBatch():
+            frame = application.order_purge(batch)
+        case LogTrim():
+            application.trim(batch)
         case ChunkBatch():
             application.chunk_batch(batch)
         case _:
@@ -109,14 +100,17 @@ def summarize(txn: ReadTransaction) -> StoreSummary:
         above=txn.above,
         state_hash=txn.state_hash,
         complete=txn.complete,
+        clock_offset_ms=txn.clock_offset_ms,
         designation=txn.designation,
         identity=txn.identity,
         members=txn.members,
         candidates=_candidates(txn),
         issuers=issuers_of(txn),
         namespaces_to_sweep=_dead_namespaces_with_rows(txn),
+        garbage=_garbage(txn),
         pending=pending_of(txn),
-        staged=tuple(islice(txn.staged(), STAGED_RELEASED_MAX)),
+        staged=tuple(txn.staged()),
+        restored=txn.restored,
     )
 
 
@@ -131,6 +125,13 @@ def is_namespace_deleted(txn: ReadTransaction, namespace: NamespaceId) -> bool:
 def state_hash_seed(txn: ReadTransaction) -> int:
     """Return the cluster's 64-bit seed of the state hash: the first half of its id."""
     return int.from_bytes(txn.identity.cluster[:8], "big")
+
+
+def _garbage(txn: ReadTransaction) -> Garbage:
+    grave = next(txn.graves(), None)
+    expiring = next(txn.expiring(), None)
+    first_expiry_s = 0 if expiring is None else int.from_bytes(expiring[0][:8], "big")
+    return Garbage(None if grave is None else grave[0], first_expiry_s, txn.log_positions)
 
 
 def _candidates(txn: ReadTransaction) -> tuple[bytes, ...]:
@@ -169,13 +170,16 @@ class _Application:
         self.txn = txn
         self.rows = Joining(txn, state_hash_seed(txn))
         self.walk_rest: WalkBatch | None = None
+        self.obstacle = Obstacle.NONE
+        self.trimmed = 0
         self.chunks_missing: tuple[ChunkId, ...] = ()
         self.chunks_refused: tuple[ChunkId, ...] = ()
 
     def result(self, outcomes: tuple[Outcome, ...], frame: Frame | None) -> BatchResult:
         txn, rows = self.txn, self.rows
+        rows.chunks.settle()
         rows.finish()
-        if len(txn.above) and txn.vector.covers_vector(txn.above):
+        if not txn.above.is_empty and txn.vector.covers_vector(txn.above):
             txn.set_above(EMPTY_VECTOR)
         return BatchResult(
             vector=txn.vector,
@@ -183,213 +187,78 @@ class _Application:
             above=txn.above,
             state_hash=txn.state_hash,
             complete=txn.complete,
+            garbage=_garbage(txn),
             outcomes=outcomes,
             frame=frame,
             namespaces_to_sweep=tuple(rows.newly_dead),
             candidates=_candidates(txn) if rows.candidates_changed else None,
             issuers=issuers_of(txn) if rows.issuers_changed else None,
             rows_changed=rows.rows_changed,
+            obstacle=self.obstacle,
+            trimmed=self.trimmed,
             pending=pending_of(txn) if rows.chunks.is_changed else None,
             chunks_missing=self.chunks_missing,
             chunks_refused=self.chunks_refused,
             walk_rest=self.walk_rest,
         )
 
-    # --- the leader's own writes
-
-    def write_group(self, group: WriteGroup, *, is_full: bool) -> tuple[tuple[Outcome, ...], Frame | None]:
-        if group.designation is not None:
-            self.txn.set_designation(group.designation)
-        after = self.txn.vector.stamp_of(group.issuer)
-        positions: list[tuple[Stamp, RowKey]] = []
-        needs_room = is_full and group.designation is None  # a new term is no more than a row or two
-        outcomes = tuple(
-            _NO_ROOM if needs_room and not write.makes_room else self._write(group, write, positions)
-            for write in group.writes
-        )
-        if not positions:
-            return outcomes, None
-        upto = positions[-1][0]
-        self.txn.put_positions(group.issuer, positions)
-        self.txn.set_vector(self.txn.vector.raised(group.issuer, upto))
-        return outcomes, Frame(group.issuer, after, upto, *self._rows_at(positions))
-
-    def _write(self, group: WriteGroup, write: StampedWrite, positions: list[tuple[Stamp, RowKey]]) -> Outcome:
-        """Apply all operations of one write, or none of them: conditions are checked before anything is stored."""
-        for operation in write.operations:
-            refusal = self._refusal(operation, group.wall_ms)
-            if refusal is not None:
-                return refusal
-        greatest = VERSION_ZERO
-        namespace, created = None, False  # of the last CreateNamespace
-        for stamp, operation in enumerate(write.operations, write.first_stamp):
-            version = make_version(group.term, Stamp(stamp), group.issuer)
-            if isinstance(operation, CreateNamespace):
-                standing = self._namespaces_of(operation.account).get(operation.title)
-                created = standing is None
-                namespace = operation.namespace if standing is None else standing[0]
-                if standing is not None:
-                    greatest = max(greatest, standing[1])
-                    continue
-            row_key = self._store(operation, version, group.wall_ms)
-            positions.append((Stamp(stamp), row_key))
-            greatest = max(greatest, version)
-        return Outcome(Ending.ACKED, version=greatest, namespace=namespace, created=created)
-
-    def _refusal(self, operation: Operation, wall_ms: int) -> Outcome | None:
-        match operation:
-            case Put() | Delete():
-                if not self.rows.is_live(operation.namespace):
-                    return refused("namespace_not_found", f"there is no namespace {operation.namespace.hex()}")
-                if isinstance(operation, Put) and (
-                    operation.expires_in or operation.expires_at or operation.is_chunked
-                ):
-                    refusal = _expiry_refusal(operation, wall_ms) or self._chunks_refusal(operation)
-                    if refusal is not None:
-                        return refusal
-                return self._condition_refusal(operation, wall_ms)
-            case DeleteNamespace(namespace=namespace):
-                if namespace == SYSTEM_NAMESPACE or not self.rows.is_live(namespace):
-                    return refused("namespace_not_found", f"there is no namespace {namespace.hex()}")
-                return None
-            case CreateNamespace(namespace=namespace, account=account, title=title):
-                titles = self._namespaces_of(account)
-                if title in titles:
-                    return None
-                if len(titles) >= NAMESPACES_PER_ACCOUNT_MAX:
-                    limit = f"the account has {len(titles)} namespaces, the limit is {NAMESPACES_PER_ACCOUNT_MAX}"
-                    return refused("namespace_limit", limit)
-                taken = self.txn.row(SYSTEM_NAMESPACE, system_rows.namespace_key(namespace)) is not None
-                if taken or namespace == SYSTEM_NAMESPACE:
-                    return refused("bad_request", f"the namespace id {namespace.hex()} was used before")
-                return None
-            case _:
-                assert_never(operation)
-
-    def _chunks_refusal(self, operation: Put) -> Outcome | None:
-        if not operation.is_chunked:
-            return None
-        missing = self.rows.chunks.missing(decode_chunk_list(operation.value).ids)
-        if missing or operation.namespace == SYSTEM_NAMESPACE:
-            return refused("bad_request", f"the write names {len(missing)} chunks that the leader does not have")
-        return None
-
-    def _condition_refusal(self, operation: Put | Delete, wall_ms: int) -> Outcome | None:
-        if operation.condition == Condition.ALWAYS:
-            return None
-        row = self.txn.row(operation.namespace, operation.key)
-        standing = row_version(row) if row is not None and _is_visible(row, wall_ms) else None
-        match operation.condition:
-            case Condition.VERSION_IS:
-                holds = standing is not None and standing == operation.if_version
-            case Condition.ABSENT:
-                holds = standing is None
-            case _:
-                holds = standing is not None
-        if holds:
-            return None
-        what = f"the key stands at version {standing.hex()}" if standing else "the key does not exist"
-        return refused("precondition_failed", f"the condition does not hold: {what}", standing)
-
-    def _store(self, operation: Operation, version: Version, wall_ms: int) -> RowKey:
-        """Join the row of an operation; return its key."""
-        namespace = SYSTEM_NAMESPACE
-        match operation:
-            case Put():
-                namespace, key = operation.namespace, operation.key
-                kind = Kind.CHUNKED if operation.is_chunked else Kind.VALUE
-                # Rounded up: by the leader's clock it is never hidden early.
-                in_s = -(-wall_ms // 1000) + operation.expires_in
-                expires_at = in_s if operation.expires_in else operation.expires_at
-                row = encode_row(kind, operation.value, operation.metadata, expires_at, version)
-            case Delete():
-                namespace, key = operation.namespace, operation.key
-                row = encode_row(Kind.TOMBSTONE, b"", None, 0, version)
-            case DeleteNamespace():
-                key = system_rows.namespace_key(operation.namespace)
-                row = encode_row(Kind.TOMBSTONE, b"", None, 0, version)
-            case CreateNamespace():
-                made = system_rows.Namespace(operation.namespace, operation.account, operation.title, wall_ms)
-                key, text = system_rows.encode_namespace(made)
-                row = encode_row(Kind.VALUE, text, None, 0, version)
-            case _:
-                assert_never(operation)
-        self.rows.join(namespace, key, row)
-        return namespace, key
-
-    def _rows_at(
-        self, positions: list[tuple[Stamp, RowKey]]
-    ) -> tuple[tuple[tuple[Stamp, int], ...], tuple[KeyedRow, ...]]:
-        """Return positions and rows of a frame as they stand at the end of the group."""
-        index_of: dict[RowKey, int] = {}
-        rows: list[KeyedRow] = []
-        indexed: list[tuple[Stamp, int]] = []
-        for stamp, row_key in positions:
-            served = key_served_for(row_key, self.rows.is_dead)
-            index = index_of.get(served)
-            if index is None:
-                row = self.txn.row(*served)
-                assert row is not None, "a position of this very transaction has a row"
-                index = index_of[served] = len(rows)
-                rows.append((*served, row))
-            indexed.append((stamp, index))
-        return tuple(indexed), tuple(rows)
-
-    def _namespaces_of(self, account: AccountId) -> dict[str, tuple[NamespaceId, Version]]:
-        titles = {}
-        for key, row in self.txn.rows(SYSTEM_NAMESPACE, start=system_rows.NAMESPACE_PREFIX):
-            if not key.startswith(system_rows.NAMESPACE_PREFIX):
-                break
-            entry = decode_row(SYSTEM_NAMESPACE, key, row)
-            if entry.kind != Kind.VALUE:
-                continue
-            try:
-                namespace = system_rows.decode_namespace(key, entry.value)
-            except RemoteProtocolError:
-                continue  # written by hand, and no namespace to anybody
-            if namespace.account == account:
-                titles[namespace.title] = (namespace.namespace, entry.version)
-        return titles
-
     # --- what peers send
 
     def frame(self, frame: Frame) -> None:
-        issuer = frame.issuer
+        term, issuer, upto = frame.term, frame.issuer, frame.upto
         vector, above = self.txn.vector, self.txn.above
-        covered = vector.stamp_of(issuer)
+        covered = vector.reach(term, issuer)
         if covered < frame.after:
             return  # a gap: nothing is applied, the log is pulled first [I3]
-        raised = vector.raised(issuer, frame.upto)
+        if frame.purge is not None:
+            upto = Stamp(upto - 1)  # until it is applied [I8]
+        raised = vector.raised(make_version(term, upto, issuer))
         for namespace, key, row in frame.rows:
             version = row_version(row)
             if vector.covers(version):
                 continue  # [I1]
             self.rows.join(namespace, key, row)
             if not raised.covers(version):  # of another issuer, or later: it came along as the newer row of a key
-                above = above.raised(version_issuer(version), version_stamp(version))
+                above = above.raised(version)
         rows = frame.rows
-        self.txn.put_positions(
-            issuer, [(stamp, rows[index][:2]) for stamp, index in frame.positions if stamp > covered]
-        )
+        positions = [(stamp, rows[index][:2]) for stamp, index in frame.positions if stamp > covered]
+        self.txn.put_positions(issuer, positions)
+        self.rows.chunks.cover(frame.term, issuer, positions)
         if above is not self.txn.above:
             self.txn.set_above(above)
         self.txn.set_vector(raised)
+        if frame.purge is not None and covered < frame.upto:
+            self._purge_from_log(frame.purge, make_version(term, frame.upto, issuer))
 
     def walk(self, batch: WalkBatch) -> None:
         part, vector = batch.part, self.txn.vector
         # Until the vector covers what the peer covered when it read this part, rows may stand above the vector, and others
         # may be gone that it still covers.
-        self.txn.set_above(self.txn.above.join(part.vector))
+        above = self.txn.above.join(part.vector)
+        for _, _, row in part.rows:
+            version = row_version(row)
+            if not above.covers(version):  # above the vector there, too
+                above = above.raised(version)
+        self.txn.set_above(above)
         if not self._remove_what_is_gone(batch):
             return  # the next slice stores the rest
         for namespace, key, row in part.rows:
-            if not vector.covers(row_version(row)):  # [I1]
+            mine = self.txn.row(namespace, key)
+            if mine is not None and row_version(row) < row_version(mine) and part.vector.covers(row_version(mine)):
+                # By I3 nobody who has had mine stands at less. It was written by a leader whose disk had been rolled back, below a fence
+                # that it had forgotten, and is gone everywhere else: this replica must not stay the only one that shows it.
+                self.rows.remove(namespace, key, mine)
                 self.rows.join(namespace, key, row)
+            elif not vector.covers(row_version(row)):  # [I1]
+                self.rows.join(namespace, key, row)
+            self.rows.chunks.walk_over(namespace, key, row)
         if batch.end is not None:
             floor = self.txn.floor
-            for issuer, stamp in batch.end.items():
-                if stamp > vector.stamp_of(issuer):
-                    floor = floor.raised(issuer, stamp)  # these positions came without a log
+            for top in batch.end.tops():
+                if not vector.covers(top):
+                    floor = floor.raised(top)  # these positions came without a log
+            if vector.fence < batch.end.fence:
+                floor = floor.fenced(batch.end.fence)  # rows at positions below it are gone
             self.txn.set_floor(floor)
             self.txn.set_vector(vector.join(batch.end))
             self.txn.set_complete(True)
@@ -399,6 +268,7 @@ class _Application:
         part = batch.part
         sent = {(namespace, key) for namespace, key, _ in part.rows}
         gone = []
+        chunked = []
         start = part.after if batch.looked_upto is None else batch.looked_upto
         for looked_at, (namespace, key, row) in enumerate(self.txn.all_rows(after=start), 1):
             row_key = (namespace, key)
@@ -406,11 +276,15 @@ class _Application:
                 break
             if row_key not in sent and part.vector.covers(row_version(row)):
                 gone.append((namespace, key, row))
+            elif is_chunked(row):
+                chunked.append((namespace, key, row))
             if looked_at == WALK_ROWS_LOOKED_AT_MAX:
                 self.walk_rest = WalkBatch(part, batch.end, row_key)
                 break
         for namespace, key, row in gone:
             self.rows.remove(namespace, key, row)
+        for namespace, key, row in chunked:
+            self.rows.chunks.walk_over(namespace, key, row)
         return self.walk_rest is None
 
     # --- what a node keeps for itself
@@ -422,6 +296,10 @@ class _Application:
             self.txn.set_members(batch.members)
         if batch.complete is not None:
             self.txn.set_complete(batch.complete)
+        if batch.clock_offset_ms is not None:
+            self.txn.set_clock_offset_ms(batch.clock_offset_ms)
+        if batch.restored is not None:
+            self.txn.set_restored(batch.restored)
 
     def sweep(self, namespace: NamespaceId, rows_max: int) -> None:
         if not self.rows.is_dead(namespace):
@@ -432,6 +310,43 @@ class _Application:
         if len(rows) > rows_max:
             self.rows.newly_dead.append(namespace)
 
+    # --- purging
+
+    def order_purge(self, batch: PurgeBatch) -> Frame | None:
+        """Write a Purge into this leader's log and apply it, if there is anything to remove and nothing stands against it."""
+        txn = self.txn
+        base, fence = txn.vector.fence, batch.fence_max
+        due = [version for version, _ in islice(txn.graves(), batch.rows_max + 1) if version < fence]
+        if len(due) > batch.rows_max:
+            fence = due[-1]  # the rest goes with the next one
+        if fence <= base:
+            return None
+        last = batch.before_s.to_bytes(8, "big") + b"\xff" * (PLACE_BYTES - 8)
+        expired = [place for place, _ in islice(txn.expiring(), batch.rows_max)]
+        if len(expired) == batch.rows_max:
+            last = min(last, expired[-1])
+        purge = Purge(last, batch.floor, fence, base)
+        purging = Purging(txn, self.rows)
+        if not purging.has_work(purge) or obstacle(purge, txn.vector, txn.above) or purging.waits_for_sweep(fence):
+            return None
+        at = make_version(batch.term, batch.stamp, batch.issuer)
+        after = txn.vector.reach(batch.term, batch.issuer)
+        purging.apply(purge, at)
+        return Frame(batch.term, batch.issuer, after, batch.stamp, (), (), purge)
+
+    def _purge_from_log(self, purge: Purge, at: Version) -> None:
+        txn = self.txn
+        purging = Purging(txn, self.rows)
+        if purge.fence > txn.vector.fence:
+            self.obstacle = obstacle(purge, txn.vector, txn.above)
+            if not self.obstacle and purging.waits_for_sweep(purge.fence):
+                self.obstacle = Obstacle.SWEEPING
+        if not self.obstacle:
+            purging.apply(purge, at)
+
+    def trim(self, batch: LogTrim) -> None:
+        self.trimmed = trim_log(self.txn, batch)
+
     # --- chunks
 
     def chunk_batch(self, batch: ChunkBatch) -> None:
@@ -441,30 +356,3 @@ class _Application:
             self.chunks_refused = chunks.store(batch.contents)
         self.chunks_missing = chunks.missing(batch.stage)
         chunks.release(batch.release)
-
-
-def key_served_for(row_key: RowKey, is_dead: Callable[[NamespaceId], bool]) -> RowKey:
-    """Return the key whose row is sent for a position: a deleted namespace's positions are served as its tombstone [I7]."""
-    namespace = row_key[0]
-    return (SYSTEM_NAMESPACE, system_rows.namespace_key(namespace)) if is_dead(namespace) else row_key
-
-
-def _expiry_refusal(operation: Put, wall_ms: int) -> Outcome | None:
-    """Refuse an expiry that is nearer than allowed, by the leader's clock."""
-    if operation.expires_in:
-        is_early = operation.expires_in < TTL_SECONDS_MIN
-    else:
-        is_early = 0 < operation.expires_at < wall_ms // 1000 + TTL_SECONDS_MIN
-    if not is_early:
-        return None
-    when = f"in {operation.expires_in} s" if operation.expires_in else f"at {operation.expires_at}"
-    message = (
-        f"an entry cannot expire {when}: at least {TTL_SECONDS_MIN} s ahead are needed, it is {wall_ms // 1000} now"
-    )
-    return refused("bad_expiry", f"{message}; nothing was applied")
-
-
-def _is_visible(row: bytes, wall_ms: int) -> bool:
-    """Tell whether a condition sees the row: a reader of this moment would [I7]."""
-    expires_at = row_expires_at(row)
-    return not is_tombstone(row) and (expires_at == 0 or expires_at * 1000 > wall_ms)

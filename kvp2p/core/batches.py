@@ -16,9 +16,10 @@ from kvp2p.core.entry import ChunkId, is_tombstone
 from kvp2p.core.messages import Designation, Frame, Member, RowKey, WalkPart
 from kvp2p.core.operations import Delete, DeleteNamespace, Operation, Outcome
 from kvp2p.core.port import Identity
+from kvp2p.core.purge import Obstacle
 from kvp2p.core.system_rows import IssuerRow
 from kvp2p.core.vector import VersionVector
-from kvp2p.ids import Issuer, NamespaceId, Stamp
+from kvp2p.ids import Issuer, NamespaceId, Stamp, Version
 
 
 class StampedWrite(NamedTuple):
@@ -35,7 +36,10 @@ class StampedWrite(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WriteGroup:
-    """The leader's own writes: conditions are checked inside the transaction, against the rows as they stand there."""
+    """The leader's own writes: conditions are checked inside the transaction, against the rows as they stand there.
+
+    `wall_ms` is the leader's clock: by it values expire [I7].
+    """
 
     term: int
     issuer: Issuer
@@ -57,7 +61,7 @@ class FrameBatch:
 
     @property
     def may_use_reserve(self) -> bool:
-        """A frame that only deletes may."""
+        """A frame that only deletes may, and one that purges."""
         return all(is_tombstone(row) for _, _, row in self.frame.rows)
 
 
@@ -80,11 +84,13 @@ class WalkBatch:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """Facts a node keeps for itself: the newest designation it heard of, its roster, its completeness. None: as it was."""
+    """Facts a node keeps for itself: the newest designation it heard of, its roster, its completeness, its clock. None: as it was."""
 
     designation: Designation | None = None
     members: tuple[Member, ...] | None = None
     complete: bool | None = None
+    clock_offset_ms: int | None = None
+    restored: bool | None = None
 
     may_use_reserve = True
 
@@ -95,6 +101,39 @@ class NamespaceSweep:
 
     namespace: NamespaceId
     rows_max: int
+
+    may_use_reserve = True
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeBatch:
+    """The leader's order to let go of what is under `floor` and old enough: a Purge at `stamp`, unless there is nothing to remove.
+
+    The fence is `fence_max`, or lower, so that about `rows_max` rows go at most: how many there are is known in the transaction.
+    """
+
+    term: int
+    issuer: Issuer
+    stamp: Stamp
+    floor: VersionVector
+    fence_max: Version
+    before_s: int
+    rows_max: int
+
+    may_use_reserve = True
+
+
+@dataclass(frozen=True, slots=True)
+class LogTrim:
+    """Forget the oldest positions: those issued before `older_than`, and any beyond `positions_max`, but none that `keep` does not cover.
+
+    `count_max` bounds the transaction.
+    """
+
+    keep: VersionVector
+    older_than: Stamp
+    positions_max: int
+    count_max: int
 
     may_use_reserve = True
 
@@ -113,7 +152,20 @@ class ChunkBatch:
         return not (self.stage or self.contents)
 
 
-Batch = WriteGroup | FrameBatch | WalkBatch | Settle | NamespaceSweep | ChunkBatch
+Batch = WriteGroup | FrameBatch | WalkBatch | Settle | NamespaceSweep | PurgeBatch | LogTrim | ChunkBatch
+
+
+class Garbage(NamedTuple):
+    """What a Purge or a trim could remove: the least version of a tombstone, the first second at which a row expires (0 none), the log's length."""
+
+    oldest_grave: Version | None = None
+    first_expiry_s: int = 0
+    log_positions: int = 0
+
+    @property
+    def has_any(self) -> bool:
+        """Tell whether there is anything that a Purge might remove."""
+        return self.oldest_grave is not None or self.first_expiry_s > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,32 +177,36 @@ class StoreSummary:
     above: VersionVector
     state_hash: int
     complete: bool
+    clock_offset_ms: int
     designation: Designation | None
     identity: Identity
     members: tuple[Member, ...]
     candidates: tuple[bytes, ...]
     issuers: tuple[IssuerRow, ...]
     namespaces_to_sweep: tuple[NamespaceId, ...]  # deleted, rows still to be freed
+    garbage: Garbage
     pending: Pending
-    staged: tuple[
-        ChunkId, ...
-    ]  # for writes of an earlier life, which have ended with it; some of them when there are many
+    staged: tuple[ChunkId, ...]  # for writes of an earlier life, which have ended with it; as many as one life may have
+    restored: bool = False  # made of a backup, and not caught up with anybody since
 
 
 class BatchResult(NamedTuple):
-    """What a batch did. `outcomes` and `frame` answer a WriteGroup (frame None: nothing was applied)."""
+    """What a batch did. `outcomes` and `frame` answer a WriteGroup or PurgeBatch (frame None: nothing was applied)."""
 
     vector: VersionVector
     floor: VersionVector
     above: VersionVector
     state_hash: int
     complete: bool
+    garbage: Garbage
     outcomes: tuple[Outcome, ...] = ()
     frame: Frame | None = None
     namespaces_to_sweep: tuple[NamespaceId, ...] = ()  # newly deleted, or not yet empty
     candidates: tuple[bytes, ...] | None = None  # when a system row changed them
     issuers: tuple[IssuerRow, ...] | None = None  # all of them, when the row of one changed
     rows_changed: int = 0
+    obstacle: Obstacle = Obstacle.NONE  # why the Purge of a frame was not applied; the vector ends before it
+    trimmed: int = 0  # positions that a LogTrim removed
     pending: Pending | None = None  # the rows that lack chunks, when that may have changed
     chunks_missing: tuple[ChunkId, ...] = ()  # of those that a ChunkBatch staged
     chunks_refused: tuple[ChunkId, ...] = ()  # of its contents: these are not what their ids say

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from kvp2p.core.batches import Batch, BatchResult, StoreSummary
+from kvp2p.core.batches import Batch, BatchResult, Settle, StoreSummary
+from kvp2p.core.clock import LeaderClock
 from kvp2p.core.events import Effect, Notice, Persist, Send, SetTimer
 from kvp2p.core.messages import Designation, Digest, Member, Message
 from kvp2p.core.settings import ReplicaSettings
+from kvp2p.core.whole import Whole
 from kvp2p.ids import Issuer, NodeId, Now, Stamp
 
 MS = 1_000_000  # nanoseconds
@@ -35,7 +37,11 @@ class Peer:
     """A peer with an open link."""
 
     digest: Digest | None = None
+    skew_ms: int | None = None  # its wall clock less ours, as of its latest digest: too small by its way here
     diverged: bool = False
+    is_refused: bool = False  # its link is being closed for what it sent; the rest that comes over it is not heard
+    is_told_ahead: bool = False  # notices that one link causes at most once
+    is_told_of_unissued: bool = False
     trimmed_at: dict[Issuer, Stamp] = field(default_factory=dict)  # where it could not go on, told on this link
 
     def is_trimmed(self, issuer: Issuer, after: Stamp) -> bool:
@@ -47,6 +53,7 @@ class Peer:
 class _Ticket:
     done: Callable[[BatchResult], None]
     failed: Callable[[str], None]
+    needs_room: bool
 
 
 class Board:
@@ -64,11 +71,18 @@ class Board:
         self.above = store.above
         self.state_hash = store.state_hash
         self.complete = store.complete
+        self.garbage = store.garbage
+        self.clock = LeaderClock(store.clock_offset_ms, now)
+        self.leads = False
+        self.pending = store.pending
+        self.restored = store.restored
+        self.whole = Whole(store.vector, store.floor, store.pending)
         self.candidates = store.candidates
         self.issuers = {row.issuer: row for row in store.issuers}
         self.designation: Designation | None = store.designation
         self.peers: dict[NodeId, Peer] = {}
         self.is_stopping = False
+        self.full_reason = ""  # why the last batch found no room; "" once one that may not use the reserve was stored
         self._armed: dict[tuple[str, object], int] = {}
         self._timers: dict[int, tuple[str, object]] = {}
         self._tickets: dict[int, _Ticket] = {}
@@ -130,7 +144,7 @@ class Board:
     ) -> None:
         """Ask for a batch to be applied; exactly one of the callbacks is called when it ended."""
         ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
-        self._tickets[ticket] = _Ticket(done, failed)
+        self._tickets[ticket] = _Ticket(done, failed, needs_room=not batch.may_use_reserve)
         self.effects.append(Persist(ticket, batch))
 
     def on_persisted(self, ticket: int, result: BatchResult) -> None:
@@ -141,19 +155,40 @@ class Board:
         self.above = result.above
         self.state_hash = result.state_hash
         self.complete = result.complete
+        self.garbage = result.garbage
+        if result.pending is not None:
+            self.pending = result.pending
+            self.whole = Whole(result.vector, result.floor, result.pending)
+        else:
+            self.whole = self.whole.at(result.vector, result.floor)
         if result.candidates is not None:
             self.candidates = result.candidates
         if result.issuers is not None:
             self.issuers = {row.issuer: row for row in result.issuers}
         self.accepted = self.accepted.join(self.vector)
+        if self.full_reason and waiting.needs_room:
+            self.full_reason = ""
+            self.notice("disk_has_room")
         waiting.done(result)
 
     def on_persist_failed(self, ticket: int, reason: str) -> None:
-        """A batch was not applied."""
+        """A batch found no room and was not applied; that is told once, not for each."""
         waiting = self._tickets.pop(ticket)
+        if not self.full_reason:
+            self.notice("disk_full", "error", reason=reason)
+        self.full_reason = reason
         # What is in flight behind it may be a gap now and will not be applied: all of that is to be asked for again [I3].
         self.accepted = self.vector
         waiting.failed(reason)
+
+    def forget_restored(self) -> None:
+        """Write down that this store is more than what a backup had, until the disk takes it."""
+
+        def failed(_: str) -> None:
+            self.set_timer("restored", self.settings.digest_idle_ms)
+
+        self.restored = False
+        self.persist(Settle(restored=False), failed=failed)
 
     def batches_in_flight(self) -> int:
         """Return how many batches have not ended yet."""
@@ -162,7 +197,20 @@ class Board:
     @property
     def is_comparable(self) -> bool:
         """Tell whether H stands for exactly the vector: no row stands above it."""
-        return not len(self.above)
+        return self.above.is_empty
+
+    # --- time
+
+    def clock_ms(self) -> int:
+        """Return what this node believes the leader's clock to be, its own when it leads: by it values expire [I7]."""
+        if self.leads:
+            self.clock.lead(self.now)
+        return self.clock.read(self.now)
+
+    def peers_skew_ms(self) -> int | None:
+        """Return by how much the wall clocks of peers are ahead of ours: their median, so that one that is off does not count. None without peers."""
+        skews = sorted(peer.skew_ms for peer in self.peers.values() if peer.skew_ms is not None)
+        return skews[len(skews) // 2] if skews else None
 
     # --- peers
 

@@ -2,22 +2,25 @@
 
 Decides: when a chunk's content is kept, when a row is whole, and which row readers see until then.
 Keeps true
-* I3: a row whose chunks are not all here is *pending*: it counts for vector and H at once, and readers see the row it replaced until it is whole.
+* I3: a row whose chunks are not all here is *pending*: it counts for vector and H at once, and readers see the row it replaced until it is whole. What
+  it hides from them meanwhile is noted: its own position, and those of the same key that were covered by it (frames name the newest row of a key only).
 * I4: references change in the transaction that changes the rows. A chunk is kept while a stored or shown row names it, or a write under way has
   staged it, and goes in the transaction that ends the last of these.
 * I9: what a result tells of pending rows and missing chunks is bounded; more is told when these have come.
-In and out: rows as they are joined and removed, and contents by the chunk id that they must hash to, in; what is missing out.
+In and out: rows as they are joined and removed, positions as they are covered, and contents by the chunk id that they must hash to, in; what is missing out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
 from kvp2p.core.entry import ChunkId, chunk_id, is_chunked, is_tombstone, row_chunks, row_version
-from kvp2p.core.port import ChunkState, PendingRow, ReadTransaction, WriteTransaction
-from kvp2p.ids import NamespaceId, Version
+from kvp2p.core.messages import RowKey
+from kvp2p.core.port import ChunkState, Hidden, PendingRow, ReadTransaction, WriteTransaction
+from kvp2p.ids import Issuer, NamespaceId, Stamp, Version, make_version, version_issuer
 from kvp2p.limits import CHUNKS_WANTED_MAX, PENDING_TOLD_MAX
 
 _UNKNOWN = ChunkState(0, is_here=False)
@@ -26,12 +29,15 @@ _UNKNOWN = ChunkState(0, is_here=False)
 class Pending(NamedTuple):
     """The rows that lack chunks: the versions of the first ones in order, whether there are more, and some of the chunks they lack.
 
-    A version behind the last one told may be pending when there are more.
+    `hidden` is what these rows hide, and with `is_walked` some of them may hide anything up to the floor. More rows may hide anything. As long as there
+    are rows, chunks are wanted.
     """
 
     versions: tuple[Version, ...] = ()
     has_more: bool = False
     wanted: tuple[ChunkId, ...] = ()
+    hidden: tuple[Hidden, ...] = ()
+    is_walked: bool = False
 
 
 NOTHING_PENDING = Pending()
@@ -41,16 +47,21 @@ def pending_of(txn: ReadTransaction) -> Pending:
     """Return what is told of the rows that lack chunks. Those of the first rows are wanted first, so that these become whole."""
     versions: list[Version] = []
     wanted: dict[ChunkId, None] = {}
+    hidden: list[Hidden] = []
+    is_walked = has_more = False
     for pending in txn.pending_rows():
         if len(versions) == PENDING_TOLD_MAX:
-            return Pending(tuple(versions), has_more=True, wanted=tuple(wanted))
+            has_more = True
+            break
         versions.append(pending.version)
+        hidden += pending.hidden
+        is_walked = is_walked or pending.is_walked
         if len(wanted) < CHUNKS_WANTED_MAX:
             row = txn.row(pending.namespace, pending.key)
             assert row is not None, "a pending row is stored"
             missing = [chunk for chunk in row_chunks(row) if not _state(txn, chunk).is_here]
             wanted.update(dict.fromkeys(missing[: CHUNKS_WANTED_MAX - len(wanted)]))
-    return Pending(tuple(versions), has_more=False, wanted=tuple(wanted))
+    return Pending(tuple(versions), has_more, tuple(wanted), tuple(hidden), is_walked)
 
 
 def shown_row(txn: ReadTransaction, namespace: NamespaceId, key: bytes) -> bytes | None:
@@ -79,28 +90,53 @@ class ChunkRows:
             return
         self.is_changed = True
         is_whole = self._add_references(row)  # before any is dropped: both may name one chunk
-        shown = self._let_go(mine)
+        shown, hidden, is_walked = self._let_go(mine)
         if is_whole:
             self._drop_references(shown)
-        else:
-            self._txn.put_pending(PendingRow(row_version(row), namespace, key, shown))
+            return
+        version = row_version(row)
+        hidden = _widened(hidden, version)
+        self._txn.put_pending(PendingRow(version, namespace, key, shown, hidden, is_walked))
+
+    def cover(self, term: int, issuer: Issuer, positions: Iterable[tuple[Stamp, RowKey]]) -> None:
+        """Take note that positions are covered by what stands at their keys: a pending row hides them until it is whole."""
+        if next(self._txn.pending_rows(), None) is None:
+            return  # as nearly always
+        for stamp, (namespace, key) in positions:
+            pending = self._pending_at(namespace, key)
+            if pending is not None:
+                hidden = _widened(pending.hidden, make_version(term, stamp, issuer))
+                if hidden is not pending.hidden:
+                    self._txn.put_pending(replace(pending, hidden=hidden))
+                    self.is_changed = True
+
+    def walk_over(self, namespace: NamespaceId, key: bytes, row: bytes) -> None:
+        """Take note that a walk came by a key at which `row` stands or was sent: what it covers there is not known by position."""
+        pending = self._pending_at(namespace, key) if is_chunked(row) else None
+        if pending is not None and not pending.is_walked:
+            self._txn.put_pending(replace(pending, is_walked=True))
+            self.is_changed = True
+
+    def _pending_at(self, namespace: NamespaceId, key: bytes) -> PendingRow | None:
+        row = self._txn.row(namespace, key)
+        return self._txn.pending(row_version(row)) if row is not None and is_chunked(row) else None
 
     def remove(self, row: bytes) -> None:
         """Take note that a row is gone from its key."""
         if is_chunked(row):
             self.is_changed = True
-            self._drop_references(self._let_go(row))
+            self._drop_references(self._let_go(row)[0])
 
-    def _let_go(self, row: bytes | None) -> bytes:
-        """Return what readers saw where `row` stands, with its references; empty for nothing."""
+    def _let_go(self, row: bytes | None) -> tuple[bytes, tuple[Hidden, ...], bool]:
+        """Return what readers saw where `row` stands (with its references; empty for nothing), and what was hidden from them."""
         if row is None or is_tombstone(row):
-            return b""
+            return b"", (), False
         pending = self._txn.pending(row_version(row)) if is_chunked(row) else None
         if pending is None:
-            return row
+            return row, (), False
         self._txn.delete_pending(pending.version)
         self._drop_references(row)
-        return pending.shown
+        return pending.shown, pending.hidden, pending.is_walked
 
     def _add_references(self, row: bytes) -> bool:
         is_whole = True
@@ -144,22 +180,39 @@ class ChunkRows:
                 self._txn.put_chunk(chunk, content)
                 self._txn.set_chunk_state(chunk, ChunkState(state.references, is_here=True))
                 self.is_changed = True
-        self._settle()
         return tuple(refused)
 
     def missing(self, chunks: Iterable[ChunkId]) -> tuple[ChunkId, ...]:
         """Return those whose content is not here."""
         return tuple(chunk for chunk in chunks if not _state(self._txn, chunk).is_here)
 
-    def _settle(self) -> None:
-        """Show the rows that have become whole. Only the first ones are looked at, whose chunks were wanted first [I9]."""
+    def settle(self) -> None:
+        """Show the rows that have become whole, before a batch ends that changed anything about chunks.
+
+        Only the first ones are looked at, whose chunks are wanted first [I9]: none of these stays that lacks nothing, or nobody would come back to it.
+        """
         txn = self._txn
-        for pending in list(islice(txn.pending_rows(), CHUNKS_WANTED_MAX)):
-            row = txn.row(pending.namespace, pending.key)
-            assert row is not None, "a pending row is stored"
-            if not self.missing(row_chunks(row)):
-                txn.delete_pending(pending.version)
-                self._drop_references(pending.shown)
+        is_settled = not self.is_changed
+        while not is_settled:
+            is_settled = True
+            for pending in list(islice(txn.pending_rows(), CHUNKS_WANTED_MAX)):
+                row = txn.row(pending.namespace, pending.key)
+                assert row is not None, "a pending row is stored"
+                if all(_state(txn, chunk).is_here for chunk in row_chunks(row)):
+                    txn.delete_pending(pending.version)
+                    self._drop_references(pending.shown)
+                    is_settled = False
+
+
+def _widened(hidden: tuple[Hidden, ...], version: Version) -> tuple[Hidden, ...]:
+    """Return ranges, one an issuer, that have a version as well; the same ones when they have it."""
+    for index, one in enumerate(hidden):
+        if version_issuer(one.first) == version_issuer(version):
+            if one.first <= version <= one.last:
+                return hidden
+            wider = Hidden(min(one.first, version), max(one.last, version))
+            return (*hidden[:index], wider, *hidden[index + 1 :])
+    return (*hidden, Hidden(version, version))
 
 
 def _state(txn: ReadTransaction, chunk: ChunkId) -> ChunkState:

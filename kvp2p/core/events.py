@@ -12,7 +12,7 @@ What the host promises
   link will still arrive. Messages of one lane arrive in order, but any of them may be missing at the end, and a
   `Send` of a Frame, Digest or Roster may be dropped when the link's queue is full: anti-entropy resends. A Forward
   that finds no room comes back as `SendFailed`; any other message that finds none costs the link.
-* `Serve` is answered from a fresh read transaction by `core.serve`, at the link's own pace.
+* `Serve` is answered from a fresh read transaction by `core.serve`, at the link's own pace; a ChunkPull keeps no other question waiting.
 * Timers fire at or after their time, once. The machine ignores a token it no longer waits for; nothing is cancelled.
 """
 
@@ -21,7 +21,8 @@ from __future__ import annotations
 from dataclasses import field
 
 from kvp2p.core.batches import Batch, BatchResult, StoreSummary
-from kvp2p.core.messages import Forward, Member, Message, Pull, WalkRequest
+from kvp2p.core.entry import ChunkId
+from kvp2p.core.messages import ChunkPull, Forward, Member, Message, Pull, WalkRequest
 from kvp2p.core.operations import Operation, Outcome
 from kvp2p.ids import Issuer, NodeId, Version
 from kvp2p.values import value
@@ -91,6 +92,26 @@ class Write:
 
 
 @value
+class StageChunk:
+    """A part of a large value that a local client is sending. Ends in one Reply: acked when it is durable here.
+
+    `upload` is the host's number for the value; its chunks are kept until `EndUpload`.
+    """
+
+    request: int
+    upload: int
+    chunk: ChunkId
+    content: bytes
+
+
+@value
+class EndUpload:
+    """Nothing more comes of an upload: its write has ended, or will not be sent."""
+
+    upload: int
+
+
+@value
 class Await:
     """A local reader waits until this replica covers a version (KV-Min-Version); ends in one Reply."""
 
@@ -140,6 +161,8 @@ Event = (
     | SendFailed
     | TimerFired
     | Write
+    | StageChunk
+    | EndUpload
     | Await
     | Persisted
     | PersistFailed
@@ -160,10 +183,10 @@ class Send:
 
 @value
 class Serve:
-    """Answer a peer's Pull or WalkRequest from the store."""
+    """Answer a peer's Pull, WalkRequest or ChunkPull from the store."""
 
     peer: NodeId
-    request: Pull | WalkRequest
+    request: Pull | WalkRequest | ChunkPull
 
 
 @value
@@ -184,7 +207,7 @@ class Persist:
 
 @value
 class Reply:
-    """The end of a Write, Await, Promote or CloseIssuer. An Await that ran out of time is REFUSED with code `not_caught_up`."""
+    """The end of a Write, StageChunk, Await, Promote or CloseIssuer. An Await that ran out of time is REFUSED with code `not_caught_up`."""
 
     request: int
     outcome: Outcome

@@ -22,7 +22,7 @@ from kvp2p.core.events import CloseIssuer, Reply
 from kvp2p.core.operations import Ending, Operation, Outcome, Put, refused
 from kvp2p.core.system_rows import IssuerRow, encode_issuer
 from kvp2p.core.writing import LeaderWriter
-from kvp2p.ids import SYSTEM_NAMESPACE, Issuer, NodeId, Stamp
+from kvp2p.ids import SYSTEM_NAMESPACE, VERSION_ZERO, Issuer, NodeId, Stamp, version_stamp, version_term
 
 
 def opening_rows(board: Board, writer: LeaderWriter) -> tuple[Operation, ...]:
@@ -36,7 +36,7 @@ def opening_rows(board: Board, writer: LeaderWriter) -> tuple[Operation, ...]:
     ended = [
         row for row in board.issuers.values() if row.node == me and row.closed is None and row.issuer != writer.issuer
     ]
-    rows = [replace(row, closed=board.vector.stamp_of(row.issuer)) for row in ended]
+    rows = [replace(row, closed=_last(board, row)) for row in ended]
     return _puts([IssuerRow(writer.issuer, me, writer.designation.term, None), *rows])
 
 
@@ -56,10 +56,7 @@ class IssuerCloser:
         """Close what can add nothing more, as far as the peers' digests tell."""
         if self._is_writing or self._is_waiting or self.board.is_stopping:
             return
-        vector = self.board.vector
-        due = [
-            replace(row, closed=vector.stamp_of(row.issuer)) for row in self.board.issuers.values() if self._is_due(row)
-        ]
+        due = [replace(row, closed=_last(self.board, row)) for row in self.board.issuers.values() if self._is_due(row)]
         if not due:
             return
         self._is_writing = True
@@ -83,15 +80,17 @@ class IssuerCloser:
     def close(self, event: CloseIssuer) -> None:
         """Close the issuer of a node that is gone for ever, at this node's own stamp, because an operator says so."""
         row = self.board.issuers.get(event.issuer)
-        stamp = self.board.vector.stamp_of(event.issuer)
+        top = self.board.vector.top_of(event.issuer)
+        stamp = Stamp(0) if top is None else version_stamp(top)
         refusal = self._refusal(event.issuer, row)
         if refusal is not None:
             self.board.emit(Reply(event.request, refused("bad_request", refusal)))
         elif row is not None and row.closed is not None and row.closed >= stamp:
             self.board.emit(Reply(event.request, Outcome(Ending.ACKED)))
         else:
-            # One from before issuers had rows has none: nobody knows its node any more, and any term is above 0.
-            known = row if row is not None else IssuerRow(event.issuer, None, 0, None)
+            # One from before issuers had rows has none: nobody knows its node any more, its term stands in the vector.
+            assert row is not None or top is not None, "an issuer that is not known is refused"
+            known = row if row is not None else IssuerRow(event.issuer, None, version_term(top or VERSION_ZERO), None)
 
             def failed(reason: str) -> None:
                 message = f"the leader could not store that the issuer is closed: {reason}"
@@ -104,7 +103,7 @@ class IssuerCloser:
             )
 
     def _refusal(self, issuer: Issuer, row: IssuerRow | None) -> str | None:
-        if row is None and not self.board.vector.stamp_of(issuer):
+        if row is None and self.board.vector.top_of(issuer) is None:
             return f"no issuer {issuer.hex()} is known here"
         if row is not None and row.term > self.writer.designation.term:
             return f"the issuer {issuer.hex()} is of the later term {row.term}; this leader is being deposed"
@@ -114,7 +113,7 @@ class IssuerCloser:
         return f"the node {using[0].hex()} leads under the issuer {issuer.hex()} now" if using else None
 
     def _is_due(self, row: IssuerRow) -> bool:
-        stamp = self.board.vector.stamp_of(row.issuer)
+        stamp = _last(self.board, row)
         if row.issuer == self.writer.issuer or row.term > self.writer.designation.term:
             return False
         if self._written.get(row.issuer) == stamp:
@@ -125,7 +124,8 @@ class IssuerCloser:
         elif row.node != self.board.me.node and not self._has_given_way(row.node):
             return False
         return all(
-            not digest.complete or digest.vector.stamp_of(row.issuer) <= stamp for _, digest in self.board.digests()
+            not digest.complete or self.board.vector.covers_vector(digest.vector.only(row.issuer))
+            for _, digest in self.board.digests()
         )
 
     def _has_given_way(self, node: NodeId | None) -> bool:
@@ -145,6 +145,12 @@ class IssuerCloser:
             done()
 
         self.writer.add_rows(_puts(rows), on_done, failed)
+
+
+def _last(board: Board, row: IssuerRow) -> Stamp:
+    """Return the last position of an issuer that is known here, 0 for none. One whose entry the fence has dropped was closed before."""
+    top = board.vector.top_of(row.issuer)
+    return (row.closed or Stamp(0)) if top is None else version_stamp(top)
 
 
 def _puts(rows: list[IssuerRow]) -> tuple[Operation, ...]:

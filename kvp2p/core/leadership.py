@@ -2,7 +2,7 @@
 
 Decides: when a designated node starts to lead, when it steps down, and what a promotion takes.
 Keeps true: I2: a node that starts to lead draws a new issuer and first hears a complete peer's vector, term and clock; with none
-reachable for `first_contact_ms` its own store counts. A leader behind such a digest that it saw catches up before it leads. Of
+reachable for `first_contact_ms` its own store counts, unless it was made of a backup: then a peer or an operator's word is needed. A leader behind such a digest that it saw catches up before it leads. Of
 two designations that meet, the lower steps down; a promotion takes 1 + the greatest term heard of. Whoever leads has first made durable
 that its issuer is open (and, when promoted, its designation), and that those of its earlier lives are closed; until then nothing is told.
 I9: nobody begins a log that would make the vector too long to be read again, and a node that goes on crashing begins one in 10 s.
@@ -26,7 +26,16 @@ from kvp2p.core.operations import Ending, Operation, Outcome, Put, refused
 from kvp2p.core.roster import Members
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.core.writing import LeaderWriter
-from kvp2p.ids import ISSUER_BYTES, SYSTEM_NAMESPACE, Issuer, NodeId, Stamp
+from kvp2p.ids import (
+    ISSUER_BYTES,
+    SYSTEM_NAMESPACE,
+    Issuer,
+    NodeId,
+    Stamp,
+    version_issuer,
+    version_stamp,
+    version_term,
+)
 from kvp2p.limits import (
     ISSUERS_KEPT_FREE,
     ISSUERS_LATELY_MAX,
@@ -81,9 +90,27 @@ class Leadership:
     @property
     def issuer(self) -> Issuer | None:
         """Return the issuer under which this node leads, or led and may still add to; None when it can add nothing."""
+        writer = self._issuing
+        return writer.issuer if writer is not None else None
+
+    @property
+    def issued(self) -> tuple[Issuer, Stamp] | None:
+        """Return that issuer, and the last stamp that was given out under it: nobody can truly show more."""
+        writer = self._issuing
+        return (writer.issuer, writer.issued) if writer is not None else None
+
+    @property
+    def _issuing(self) -> LeaderWriter | None:
         if self.writer is None and self._deposed is not None and self._deposed.may_add:
-            return self._deposed.issuer
-        return self.writer.issuer if self.writer is not None else None
+            return self._deposed
+        return self.writer
+
+    @property
+    def waiting(self) -> str:
+        """Say what a restored node waits for, as the end of a sentence; "" for any other."""
+        if self.role is not Role.HEARING or self._has_heard or not self.board.restored:
+            return ""
+        return ", waiting for a peer that has the cluster's data, since its data directory was made by restore"
 
     def start(self) -> None:
         """Take up leadership again if the store says that it was given to this node."""
@@ -103,9 +130,20 @@ class Leadership:
             self._reply(event, refused("bad_request", "this node has not received the cluster's data yet"))
         elif me not in self.board.candidates and not event.override:
             self._reply(event, refused("bad_request", "this node is not a candidate; see the candidates in `status`"))
+        elif not event.override and abs(self.board.peers_skew_ms() or 0) > self.board.settings.promote_skew_ms_max:
+            # Stamps and expiries of all that it writes would be as far off, for ever.
+            self._reply(event, refused("bad_request", self._skewed()))
         else:
             self._promotion = event
             self._prepare()
+
+    def _skewed(self) -> str:
+        skew_ms, limit_ms = self.board.peers_skew_ms() or 0, self.board.settings.promote_skew_ms_max
+        where = "behind" if skew_ms > 0 else "ahead of"
+        return (
+            f"this node's wall clock is {abs(skew_ms)} ms {where} those of its peers, {limit_ms} ms are the limit: set it right, or "
+            "promote with an override"
+        )
 
     def close_issuer(self, event: CloseIssuer) -> None:
         """Close an issuer because an operator says that its node is gone for ever."""
@@ -122,9 +160,14 @@ class Leadership:
             return ()
         held = self.board.vector
         return tuple(
-            Lack(issuer, held.stamp_of(issuer), stamp, self._shown_by[issuer])
-            for issuer, stamp in self._target.items()
-            if held.stamp_of(issuer) < stamp
+            Lack(
+                version_issuer(top),
+                held.reach(version_term(top), version_issuer(top)),
+                version_stamp(top),
+                self._shown_by[version_issuer(top)],
+            )
+            for top in self._target.tops()
+            if not held.covers(top)
         )
 
     def on_digest(self, peer: NodeId, digest: Digest) -> None:
@@ -166,7 +209,8 @@ class Leadership:
         # A clock that was ahead makes older ones count as well; that costs a wait, not more.
         since_ms = board.now.wall_ms - ISSUERS_LATELY_MS
         own = [row.issuer for row in board.issuers.values() if row.node == board.me.node]
-        lately = sum(stamp_wall_ms(board.vector.stamp_of(issuer)) > since_ms for issuer in own)
+        tops = [board.vector.top_of(issuer) for issuer in own]
+        lately = sum(top is not None and stamp_wall_ms(version_stamp(top)) > since_ms for top in tops)
         if lately <= ISSUERS_LATELY_MAX or self._promotion is not None:  # an operator's word is no crash loop
             return False
         self._has_paused = self._is_waiting = True
@@ -175,10 +219,19 @@ class Leadership:
         return True
 
     def on_nobody_heard(self) -> None:
-        """No complete peer was reachable in time: the own store counts [I2]."""
-        if self.role is Role.HEARING and not self._has_heard:
+        """No complete peer was reachable in time: the own store counts, unless it is that of a backup [I2]."""
+        if self.role is not Role.HEARING or self._has_heard:
+            return
+        if not self.board.restored:
             self._has_heard = True
             self.on_vector()
+            return
+        self.board.notice("leader_waits_restored", "warning")
+        if self._promotion is not None:
+            self._give_up_promotion(
+                "the data directory was made by restore, and no peer that has the cluster's data was reachable: others may "
+                "have newer writes. Override it if there are none"
+            )
 
     def on_retry(self, what: str) -> None:
         """Do now what had to wait, or found the disk full: the first group of a leader, a closed issuer, a designation heard of."""
@@ -210,7 +263,7 @@ class Leadership:
         self._target = EMPTY_VECTOR
         self._shown_by = {}
         is_override = self._promotion is not None and self._promotion.override
-        if self.members.is_alone() or is_override:
+        if is_override or (self.members.is_alone() and not self.board.restored):
             self._has_heard = True
         for peer, digest in self.board.digests():
             if digest.complete:
@@ -222,9 +275,9 @@ class Leadership:
         self.on_vector()
 
     def _aim_at(self, peer: NodeId, digest: Digest) -> None:
-        for issuer, stamp in digest.vector.items():
-            if stamp > self._target.stamp_of(issuer):
-                self._shown_by[issuer] = peer
+        for top in digest.vector.tops():
+            if not self._target.covers(top):
+                self._shown_by[version_issuer(top)] = peer
         self._target = self._target.join(digest.vector)
 
     def _lead(self) -> None:
@@ -235,16 +288,18 @@ class Leadership:
         issuer = Issuer(board.random.randbytes(ISSUER_BYTES))  # never used before: one issuer, one log [I2]
         for seen in (board.vector, board.accepted, board.above, self._target):
             self._clock.observe(seen.latest_stamp())
-        if self._promotion is None:
+        # A restored disk may have forgotten a fence. What it issues at a term of its own is above whatever the old one has passed [I8].
+        if self._promotion is None and not board.restored:
             assert board.designation is not None, "without a promotion only the designated node leads"
             self._take_over(LeaderWriter(board, self._clock, board.designation, issuer), ())
             return
         heard = [digest.designation.term for _, digest in board.digests() if digest.designation is not None]
         own = board.designation.term if board.designation is not None else 0
         term = 1 + max([own, *heard])
-        if term > TERM_MAX:
+        if term > TERM_MAX and self._promotion is not None:
             self._give_up_promotion(f"term {TERM_MAX} was given already, and there is none after it")
             return
+        term = min(term, TERM_MAX)
         designation = Designation(term, issuer, board.me.node)
         leader = system_rows.encode_leader(designation.node, designation.term)
         rows = (Put(SYSTEM_NAMESPACE, system_rows.LEADER_KEY, leader),)
@@ -297,8 +352,12 @@ class Leadership:
     def _open(self, writer: LeaderWriter) -> None:
         self.writer = writer
         self.role = Role.LEADING
+        self.board.leads = True
+        self.board.clock_ms()  # from here on it is the cluster's
         self._closer = IssuerCloser(self.board, writer)
         self.board.notice("leading", term=writer.designation.term, issuer=writer.issuer.hex())
+        if self.board.restored:
+            self.board.forget_restored()
         issuers = len(self.board.vector)
         if issuers >= ISSUERS_WARNED_OF:
             self.board.notice("many_issuers", "warning", issuers=issuers, issuers_max=VECTOR_ISSUERS_MAX)
@@ -322,6 +381,7 @@ class Leadership:
         if self.writer is not None:
             self.writer.close("another designation was heard of; nothing was applied")
             self._deposed, self.writer, self._closer = self.writer, None, None
+            board.leads = False
         if is_mine:
             self._prepare()  # given to an earlier life of this node, which this disk has forgotten
         else:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from kvp2p.core.entry import ChunkId
 from kvp2p.core.operations import Operation, Outcome
 from kvp2p.core.vector import VersionVector
-from kvp2p.ids import Issuer, NamespaceId, NodeId, Stamp
+from kvp2p.ids import Issuer, NamespaceId, NodeId, Stamp, Version
 from kvp2p.values import value
 
 RowKey = tuple[NamespaceId, bytes]
@@ -27,18 +28,33 @@ class Lane(IntEnum):
 
 
 @value
+class Purge:
+    """A log entry that removes for good [I8]: tombstones below `fence`, and rows below it that have expired.
+
+    Expired are those up to a place in the index of expiries (`expired_upto`: unix seconds (8) ‖ hash of the key (16)), which is the same everywhere. `floor` is what every candidate had whole, `base` the fence before. From then on every version below `fence` counts as covered.
+    """
+
+    expired_upto: bytes
+    floor: VersionVector
+    fence: Version
+    base: Version
+
+
+@value
 class Frame:
     """A piece of one issuer's log: for every position in (after, upto] the row that stands there.
 
     `rows` holds each row once, as the sender has it now; `positions` are (stamp, index into `rows`), stamps ascending. Two
-    positions share a row when a key was written more than once.
+    positions share a row when a key was written more than once. With `purge`, that stands at `upto`. `term` is the issuer's.
     """
 
+    term: int
     issuer: Issuer
     after: Stamp
     upto: Stamp
     positions: tuple[tuple[Stamp, int], ...]
     rows: tuple[KeyedRow, ...]
+    purge: Purge | None = None
 
 
 @value
@@ -64,7 +80,8 @@ class Digest:
     `state_hash` is H over all namespaces (16 bytes); `comparable` says that no row stands above the vector. `floor`: the
     sender can serve positions above it. `leads` is the issuer under which the sender leads, or led and may still add what is on its
     way to its disk; None when it can add nothing under any.
-    `complete` is False until a new node has everything it was to be given at first contact. `wall_ms` is the sender's clock.
+    `complete` is False until a new node has everything it was to be given at first contact. `wall_ms` is the sender's clock, `clock_ms` what
+    it believes the leader's to be at least, 0 when it never heard. `whole` is what it has with all chunks, None for all of `vector` [I3].
     """
 
     vector: VersionVector
@@ -75,12 +92,15 @@ class Digest:
     leads: Issuer | None
     complete: bool
     wall_ms: int
+    clock_ms: int = 0
+    whole: VersionVector | None = None
 
 
 @value
 class Pull:
-    """Ask for an issuer's log after a position: Frames follow, then one PullEnd."""
+    """Ask for an issuer's log after a position: Frames follow, then one PullEnd. `term` is the issuer's."""
 
+    term: int
     issuer: Issuer
     after: Stamp
     bytes_max: int
@@ -154,7 +174,46 @@ class Roster:
     members: tuple[Member, ...]
 
 
-Message = Frame | Digest | Pull | PullEnd | WalkRequest | WalkPart | Forward | ForwardOutcome | Roster
+@value
+class ChunkPull:
+    """Ask for a chunk's content from an offset on: ChunkParts of at most `part_bytes` follow, or one ChunkMissing."""
+
+    chunk: ChunkId
+    offset: int
+    part_bytes: int
+
+
+@value
+class ChunkPart:
+    """A piece of a chunk's content, of `total_bytes` in all. That it belongs there shows when all pieces hash to the id."""
+
+    chunk: ChunkId
+    offset: int
+    total_bytes: int
+    data: bytes
+
+
+@value
+class ChunkMissing:
+    """The answer to a ChunkPull by a node that does not have the chunk."""
+
+    chunk: ChunkId
+
+
+Message = (
+    Frame
+    | Digest
+    | Pull
+    | PullEnd
+    | WalkRequest
+    | WalkPart
+    | Forward
+    | ForwardOutcome
+    | Roster
+    | ChunkPull
+    | ChunkPart
+    | ChunkMissing
+)
 
 LANE_OF: dict[type, Lane] = {
     Frame: Lane.DATA,
@@ -166,4 +225,7 @@ LANE_OF: dict[type, Lane] = {
     Forward: Lane.DATA,
     ForwardOutcome: Lane.CONTROL,
     Roster: Lane.CONTROL,
+    ChunkPull: Lane.CONTROL,
+    ChunkPart: Lane.CHUNKS,
+    ChunkMissing: Lane.CONTROL,
 }

@@ -13,7 +13,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple
 
-from kvp2p.core.entry import ROW_HEAD_BYTES
+from kvp2p.core.entry import ROW_HEAD_BYTES, ChunkId, decode_chunk_list
 from kvp2p.ids import AccountId, NamespaceId, Version
 
 
@@ -81,6 +81,29 @@ def operation_bytes(operation: Operation) -> int:
             return ROW_HEAD_BYTES + 4 * len(operation.title)
         case _:
             return 2 * ROW_HEAD_BYTES
+
+
+def is_large(operations: tuple[Operation, ...]) -> bool:
+    """Tell whether a write stores a value in chunks."""
+    return any(isinstance(operation, Put) and operation.is_chunked for operation in operations)
+
+
+def chunks_of(operations: tuple[Operation, ...]) -> tuple[ChunkId, ...]:
+    """Return the chunks that a write names, each once, in the order of their first use."""
+    chunks: dict[ChunkId, None] = {}
+    for operation in operations:
+        if isinstance(operation, Put) and operation.is_chunked:
+            chunks.update(dict.fromkeys(decode_chunk_list(operation.value).ids))
+    return tuple(chunks)
+
+
+def chunked_value_bytes(operations: tuple[Operation, ...]) -> int:
+    """Return how many bytes the values have that a write stores in chunks."""
+    return sum(
+        decode_chunk_list(operation.value).value_bytes
+        for operation in operations
+        if isinstance(operation, Put) and operation.is_chunked
+    )
 
 
 class Ending(IntEnum):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kvp2p.core.entry import ChunkId
 from kvp2p.core.messages import Designation, KeyedRow, Member, RowKey
@@ -35,14 +35,27 @@ class ChunkState:
     is_here: bool
 
 
+class Hidden(NamedTuple):
+    """Versions of one issuer, from the first to the last, some of which readers are not shown although the vector covers them."""
+
+    first: Version
+    last: Version
+
+
 @dataclass(frozen=True, slots=True)
 class PendingRow:
-    """A stored row that lacks chunks. `shown` is the row that readers see until it has them, empty when they see none [I3]."""
+    """A stored row that lacks chunks. `shown` is the row that readers see until it has them, empty when they see none [I3].
+
+    It stands for its own position, and for those of the same key that it came in place of: `hidden` has one range for each issuer of these. A walk
+    brings rows without positions: with `is_walked` it may hide any position that this log cannot serve (`ReadTransaction.floor`).
+    """
 
     version: Version
     namespace: NamespaceId
     key: bytes
     shown: bytes
+    hidden: tuple[Hidden, ...] = ()
+    is_walked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +92,16 @@ class ReadTransaction(Protocol):
         ...
 
     @property
+    def clock_offset_ms(self) -> int:
+        """By how much the leader's clock was ahead of this machine's wall clock, as last written down; 0 before."""
+        ...
+
+    @property
+    def restored(self) -> bool:
+        """True from `kvp2p restore` until this node has caught up with a peer, or leads: newer acknowledged writes may be elsewhere."""
+        ...
+
+    @property
     def designation(self) -> Designation | None: ...
 
     @property
@@ -104,6 +127,28 @@ class ReadTransaction(Protocol):
 
     def positions(self, issuer: Issuer, after: Stamp) -> Iterator[tuple[Stamp, RowKey]]:
         """Iterate over an issuer's log strictly after a stamp, ascending."""
+        ...
+
+    def log_issuers(self) -> Iterator[Issuer]:
+        """Iterate over the issuers that have positions in the log, in byte order."""
+        ...
+
+    @property
+    def log_positions(self) -> int:
+        """The number of positions in the log, of all issuers."""
+        ...
+
+    @property
+    def tombstones(self) -> int:
+        """The number of tombstones, those in deleted namespaces included."""
+        ...
+
+    def graves(self) -> Iterator[tuple[Version, RowKey]]:
+        """Iterate over the tombstones by version."""
+        ...
+
+    def expiring(self) -> Iterator[tuple[bytes, RowKey]]:
+        """Iterate over the rows that expire, soonest first, each with its place: unix seconds (8) ‖ hash of its key (16)."""
         ...
 
     def chunk(self, chunk: ChunkId) -> bytes | None:
@@ -157,6 +202,10 @@ class WriteTransaction(ReadTransaction, Protocol):
         """Add positions to an issuer's log."""
         ...
 
+    def remove_positions(self, issuer: Issuer, stamps: Iterable[Stamp]) -> None:
+        """Remove positions from an issuer's log."""
+        ...
+
     def put_chunk(self, chunk: ChunkId, content: bytes) -> None:
         """Store the content of a chunk; keeps not its state."""
         ...
@@ -184,6 +233,10 @@ class WriteTransaction(ReadTransaction, Protocol):
     def set_above(self, above: VersionVector) -> None: ...
 
     def set_complete(self, complete: bool) -> None: ...
+
+    def set_clock_offset_ms(self, offset_ms: int) -> None: ...
+
+    def set_restored(self, restored: bool) -> None: ...
 
     def set_designation(self, designation: Designation) -> None: ...
 

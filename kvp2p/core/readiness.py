@@ -1,7 +1,8 @@
 """Readiness, lag, skew and divergence: what a replica can say of itself.
 
-Decides: ready = complete once since start: it reached the vector its peers showed at first contact, H equal where comparable;
-with no peer within `first_contact_ms` its own store counts. Losing the leader does not unready a node.
+Decides: ready = complete once since start: it reached the vector its peers showed at first contact, with the chunks of large values, H equal
+where comparable; with no peer within `first_contact_ms` its own store counts. Losing the leader does not unready a node. A full disk does, from
+when a peer has what cannot be stored here until all is stored that peers had shown when there was room again.
 Keeps true: a difference of H at equal vectors, with nothing above them, is a fault and is told [I7].
 In and out: digests and vectors in; facts for `status`, `/readyz` and the log out.
 """
@@ -24,6 +25,7 @@ class Readiness:
         self.board = board
         self.members = members
         self.is_ready = False
+        self.has_fallen_behind = False  # it was ready before its disk was full
         self._has_heard = False
         self._met: set[NodeId] = set()  # whose first digest since start is in the target
         self._target: VersionVector = EMPTY_VECTOR
@@ -53,11 +55,29 @@ class Readiness:
             self._met.add(peer)
             self._target = self._target.join(digest.vector)
         self._compare_hashes(peer, digest)
+        if self.board.leads:
+            self._tell_skew(self.board.peers_skew_ms() or 0)
+        # One that is to lead keeps it in mind until it does: it then begins a term.
+        is_follower = not self.board.is_leader(self.board.me.node)
+        if self.board.restored and is_follower and digest.complete and self.board.vector.covers_vector(digest.vector):
+            self.board.forget_restored()
+        if self.board.full_reason:
+            self.on_disk_full()
         if self.board.is_leader(peer):
             self._leader_heard_ns = self.board.now.mono_ns
             self._note_skew(digest)
             self._leader_vector = digest.vector
         self.on_vector()
+
+    def on_disk_full(self) -> None:
+        """Be ready no more when peers have something that this disk has no room for; it goes on being read."""
+        for _, digest in self.board.digests():
+            if digest.complete:
+                self._target = self._target.join(digest.vector)
+        if self.is_ready and not self.board.vector.covers_vector(self._target):
+            self.is_ready = False
+            self.has_fallen_behind = True
+            self.board.notice("fallen_behind", "error", reason="the disk is full")
 
     def on_vector(self) -> None:
         """Note how far behind the leader this is, and become ready when everything shown at first contact is here."""
@@ -70,8 +90,9 @@ class Readiness:
             self._behind_since_ns = board.now.mono_ns
         if self.is_ready or not self._has_heard or not board.complete or self.is_diverged:
             return
-        if board.vector.covers_vector(self._target):
+        if board.whole.vector().covers_vector(self._target):
             self.is_ready = True
+            self.has_fallen_behind = False
             board.notice("ready")
 
     @property
@@ -81,7 +102,9 @@ class Readiness:
 
     @property
     def skew_ms(self) -> int | None:
-        """Return the leader's clock minus ours, as the best of the latest samples; None before any."""
+        """Return the leader's clock minus ours, as the best of the latest samples; at the leader, those of its peers. None before any."""
+        if self.board.leads:
+            return self.board.peers_skew_ms()
         return max(self._skews_ms) if self._skews_ms else None
 
     def lag_ms(self) -> int:
@@ -108,7 +131,10 @@ class Readiness:
     def _note_skew(self, digest: Digest) -> None:
         board = self.board
         self._skews_ms = [*self._skews_ms[1 - _SKEW_SAMPLES :], digest.wall_ms - board.now.wall_ms]
-        skew_ms = max(self._skews_ms)
+        self._tell_skew(max(self._skews_ms))
+
+    def _tell_skew(self, skew_ms: int) -> None:
+        board = self.board
         is_skewed = abs(skew_ms) > board.settings.skew_alarm_ms
         if is_skewed != self._is_skewed:
             self._is_skewed = is_skewed

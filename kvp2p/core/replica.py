@@ -10,12 +10,15 @@ from __future__ import annotations
 from typing import assert_never
 
 from kvp2p.core.anti_entropy import AntiEntropy
-from kvp2p.core.batches import BatchResult, NamespaceSweep
+from kvp2p.core.batches import BatchResult, NamespaceSweep, Settle
 from kvp2p.core.board import MS, Board, Peer, Random
+from kvp2p.core.clock import OFFSET_KEPT_MS
+from kvp2p.core.doubts import Doubts
 from kvp2p.core.events import (
     Await,
     CloseIssuer,
     Effect,
+    EndUpload,
     Event,
     PeerDown,
     PeerUp,
@@ -26,13 +29,19 @@ from kvp2p.core.events import (
     Reply,
     SendFailed,
     Serve,
+    StageChunk,
     Start,
     Stop,
     TimerFired,
     Write,
 )
+from kvp2p.core.holds import Holds, await_version
+from kvp2p.core.large_values import TIMERS, LargeValues
 from kvp2p.core.leadership import Leadership, Role
 from kvp2p.core.messages import (
+    ChunkMissing,
+    ChunkPart,
+    ChunkPull,
     Digest,
     Forward,
     ForwardOutcome,
@@ -44,13 +53,14 @@ from kvp2p.core.messages import (
     WalkPart,
     WalkRequest,
 )
-from kvp2p.core.operations import refused
+from kvp2p.core.operations import Operation, is_large, refused
+from kvp2p.core.purging import Purger
 from kvp2p.core.readiness import Readiness
 from kvp2p.core.roster import Members
 from kvp2p.core.settings import ReplicaSettings
-from kvp2p.core.writing import Forwarder, Holds, await_version, refuse_malformed, write_bytes
+from kvp2p.core.writing import Forwarder, LeaderWriter, refuse_malformed, write_bytes
 from kvp2p.ids import Issuer, NamespaceId, NodeId, Now
-from kvp2p.limits import NAMESPACE_SWEEP_ROWS_MAX
+from kvp2p.limits import CHUNK_PART_BYTES, NAMESPACE_SWEEP_ROWS_MAX
 
 
 class ReplicaMachine:
@@ -59,15 +69,20 @@ class ReplicaMachine:
     board: Board
     members: Members
     leadership: Leadership
+    doubts: Doubts
     anti_entropy: AntiEntropy
     holds: Holds
     forwarder: Forwarder
     readiness: Readiness
+    large_values: LargeValues
+    purger: Purger
 
-    def __init__(self, settings: ReplicaSettings, random: Random) -> None:
+    def __init__(self, settings: ReplicaSettings, random: Random, chunk_part_bytes: int = CHUNK_PART_BYTES) -> None:
         self._settings = settings
+        self._chunk_part_bytes = chunk_part_bytes  # asked for
         self._random = random
         self._changed_ns = 0
+        self._clock_offset_ms = 0
         self._sweeping: dict[NamespaceId, bool] = {}
 
     def handle(self, event: Event, now: Now) -> list[Effect]:
@@ -82,6 +97,10 @@ class ReplicaMachine:
                 self._on_persisted(ticket, result)
             case Write():
                 self._on_write(event)
+            case StageChunk():
+                self.large_values.uploads.stage(event)
+            case EndUpload():
+                self.large_values.uploads.end(event)
             case TimerFired(token=token):
                 self._on_timer(token)
             case Await():
@@ -93,8 +112,8 @@ class ReplicaMachine:
             case PeerDown(peer=peer):
                 self._on_peer_down(peer)
             case PersistFailed(ticket=ticket, reason=reason):
-                self.board.notice("persist_failed", "error", reason=reason)
                 self.board.on_persist_failed(ticket, reason)
+                self.readiness.on_disk_full()
             case SendFailed(message=forward):
                 self.forwarder.on_send_failed(forward)
             case Promote():
@@ -110,15 +129,21 @@ class ReplicaMachine:
 
     def _start(self, event: Start, now: Now) -> list[Effect]:
         self.board = board = Board(self._settings, self._random, event.store, event.me, now)
+        self._clock_offset_ms = event.store.clock_offset_ms
         self.members = Members(board, event.store.members, event.seeds)
         self.leadership = Leadership(board, self.members)
-        self.anti_entropy = AntiEntropy(board)
+        self.doubts = Doubts(board, self.leadership)
+        self.anti_entropy = AntiEntropy(board, self.leadership)
         self.holds = Holds(board)
         self.forwarder = Forwarder(board, self.holds)
         self.readiness = Readiness(board, self.members)
+        self.large_values = LargeValues(board, self._chunk_part_bytes)
+        self.purger = Purger(board, self.leadership)
         self.members.start()
         self.readiness.start()
+        self.purger.start()
         self.leadership.start()
+        self.large_values.start(event.store.staged)
         self._sweep(event.store.namespaces_to_sweep)
         self.board.set_timer("digest", self._settings.digest_busy_ms)
         return board.take_effects()
@@ -126,23 +151,30 @@ class ReplicaMachine:
     # --- peers
 
     def _on_message(self, peer: NodeId, message: Message) -> None:
-        if peer not in self.board.peers:
+        state = self.board.peers.get(peer)
+        if state is None or state.is_refused:
             return
         match message:
             case Frame():
-                self.anti_entropy.on_frame(peer, message)
+                if self.doubts.takes(peer, message):
+                    self.anti_entropy.on_frame(peer, message)
             case Forward():
                 self._on_forward(peer, message)
             case ForwardOutcome():
                 self.forwarder.on_outcome(peer, message)
             case Digest():
                 self._on_digest(peer, message)
-            case Pull() | WalkRequest():
+            case Pull() | WalkRequest() | ChunkPull():
                 self.board.emit(Serve(peer, message))
             case PullEnd():
                 self.anti_entropy.on_pull_end(peer, message)
             case WalkPart():
-                self.anti_entropy.on_walk_part(peer, message)
+                if self.doubts.takes(peer, message):
+                    self.anti_entropy.on_walk_part(peer, message)
+            case ChunkPart():
+                self.large_values.pulls.on_part(peer, message)
+            case ChunkMissing():
+                self.large_values.pulls.on_missing(peer, message)
             case Roster():
                 self.members.on_roster(peer, message)
             case _:
@@ -152,10 +184,15 @@ class ReplicaMachine:
         state = self.board.peers[peer]
         is_first = state.digest is None
         state.digest = digest
+        state.skew_ms = digest.wall_ms - self.board.now.wall_ms
+        if digest.clock_ms and not self.board.leads:
+            self.board.clock.hear(digest.clock_ms, self.board.now)
+        self.doubts.on_digest(peer, digest)
         was_leading = self.leadership.role is Role.LEADING
         self.leadership.on_digest(peer, digest)
         self.anti_entropy.on_digest(peer, digest, is_first)
         self.readiness.on_digest(peer, digest)
+        self.large_values.pulls.pull()
         if was_leading != (self.leadership.role is Role.LEADING):
             self._tell_all()
 
@@ -164,6 +201,7 @@ class ReplicaMachine:
             return
         self.forwarder.on_peer_down(peer)
         self.leadership.on_peer_down(peer)
+        self.large_values.on_peer_down(peer)
         self.anti_entropy.on_peer_down(peer)
 
     def _digest(self) -> Digest:
@@ -177,12 +215,22 @@ class ReplicaMachine:
             leads=self.leadership.issuer,
             complete=board.complete,
             wall_ms=board.now.wall_ms,
+            clock_ms=board.clock_ms() if board.clock.is_known else 0,
+            whole=None if not board.pending.versions else board.whole.vector(),
         )
 
     def _tell_all(self) -> None:
         digest = self._digest()
         for peer in self.board.peers:
             self.board.send(peer, digest)
+
+    def _keep_clock_offset(self) -> None:
+        """Write down by how much the leader's clock is ahead of this machine's, for the next start and for programs that read the file."""
+        board = self.board
+        offset_ms = board.clock.offset_ms(board.now)
+        if board.clock.is_known and abs(offset_ms - self._clock_offset_ms) > OFFSET_KEPT_MS:
+            self._clock_offset_ms = offset_ms
+            board.persist(Settle(clock_offset_ms=offset_ms))  # when the disk is full, the next change does it
 
     # --- writes
 
@@ -192,11 +240,10 @@ class ReplicaMachine:
         if malformed is not None:
             self.board.emit(Reply(event.request, malformed))
         elif self.leadership.writer is not None:
-            self.leadership.writer.submit(None, event.request, event.operations, event.deadline_ns, bytes_used)
+            self._lead(self.leadership.writer, None, event.request, event.operations, event.deadline_ns, bytes_used)
         elif self.board.is_leader(self.board.me.node):
-            not_yet = refused(
-                "no_leader", f"this node is the leader and is still {self.leadership.role}; nothing was applied"
-            )
+            why = f"still {self.leadership.role}{self.leadership.waiting}"
+            not_yet = refused("no_leader", f"this node is the leader and is {why}; nothing was applied")
             self.board.emit(Reply(event.request, not_yet))
         else:
             self.forwarder.submit(event, bytes_used)
@@ -211,7 +258,21 @@ class ReplicaMachine:
             not_leading = refused("no_leader", f"the node asked is {self.leadership.role}; nothing was applied")
             self.board.send(peer, ForwardOutcome(forward.request, not_leading))
         else:
-            writer.submit(peer, forward.request, forward.operations, forward.deadline_ns, bytes_used)
+            self._lead(writer, peer, forward.request, forward.operations, forward.deadline_ns, bytes_used)
+
+    def _lead(
+        self,
+        writer: LeaderWriter,
+        peer: NodeId | None,
+        request: int,
+        operations: tuple[Operation, ...],
+        deadline_ns: int,
+        bytes_used: int,
+    ) -> None:
+        if is_large(operations):
+            self.large_values.writes.submit(writer, peer, request, operations, deadline_ns, bytes_used)
+        else:
+            writer.submit(peer, request, operations, deadline_ns, bytes_used)
 
     # --- the store
 
@@ -222,8 +283,12 @@ class ReplicaMachine:
         was_leading = self.leadership.role is Role.LEADING
         board.on_persisted(ticket, result)
         self._sweep(result.namespaces_to_sweep)
+        if result.pending is not None:
+            self.large_values.pulls.on_pending()
+            self.readiness.on_vector()
+        if is_moved or result.pending is not None:
+            self.holds.on_shown()
         if is_moved or is_new:
-            self.holds.on_vector()
             self.leadership.on_vector()
             self.readiness.on_vector()
             self._on_change()
@@ -257,9 +322,13 @@ class ReplicaMachine:
         if named is None:
             return  # stale
         name, key = named
+        if name in TIMERS:
+            self.large_values.on_timer(name, key)
+            return
         match name:
             case "digest":
                 self._tell_all()
+                self._keep_clock_offset()
                 is_busy = self.board.now.mono_ns - self._changed_ns < self._settings.busy_ms * MS
                 self.board.set_timer(
                     "digest", self._settings.digest_busy_ms if is_busy else self._settings.digest_idle_ms
@@ -283,10 +352,14 @@ class ReplicaMachine:
                 self._tell_all()
             case "roster":
                 self.members.store()
+            case "purge":
+                self.purger.on_timer()
             case "open" | "close" | "settle":
                 self.leadership.on_retry(name)
             case "contact":
                 self.readiness.on_nobody_heard()
+            case "restored":
+                self.board.forget_restored()
             case _:
                 assert isinstance(key, bytes)
                 self._sweep((NamespaceId(key),))
@@ -301,3 +374,4 @@ class ReplicaMachine:
         assert board.batches_in_flight() or board.accepted == board.vector, "nothing is accepted that is not in flight"
         assert board.me.node not in board.peers, "no node is its own peer"
         self.anti_entropy.check()
+        self.large_values.check()

@@ -1,9 +1,10 @@
-"""Answers to a peer's Pull or WalkRequest, read from one transaction.
+"""Answers to a peer's Pull, WalkRequest or ChunkPull, read from one transaction.
 
-Decides: how a log or the whole store is cut into messages.
+Decides: how a log, the whole store or a chunk is cut into messages.
 Keeps true: I3, a frame names every position in (after, upto] or ends before the first it cannot serve; I6, a walk's part carries
 the vector of the transaction that produced it; I7, positions of a deleted namespace are served as its tombstone. A row whose
-digest does not hold is never sent, and never left out either: to leave it out would say that it was removed.
+digest does not hold is never sent, and never left out either: to leave it out would say that it was removed. (A chunk is checked by its
+receiver, who knows its id and can ask somebody else: hashing it takes too long for whoever serves.)
 In and out: a read transaction and a request in; messages out, each within FRAME_BYTES_MAX (plus one row).
 """
 
@@ -11,10 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kvp2p.core.apply import is_namespace_deleted, key_served_for
+from kvp2p.core.apply import is_namespace_deleted
 from kvp2p.core.entry import row_digest_holds
-from kvp2p.core.messages import Frame, KeyedRow, Message, Pull, PullEnd, RowKey, WalkPart, WalkRequest
+from kvp2p.core.group_writing import key_served_for
+from kvp2p.core.messages import (
+    ChunkMissing,
+    ChunkPart,
+    ChunkPull,
+    Frame,
+    KeyedRow,
+    Message,
+    Pull,
+    PullEnd,
+    Purge,
+    RowKey,
+    WalkPart,
+    WalkRequest,
+)
 from kvp2p.core.port import ReadTransaction
+from kvp2p.core.purge import PURGE_BYTES, purge_at
 from kvp2p.ids import Issuer, NamespaceId, Stamp
 from kvp2p.limits import FRAME_BYTES_MAX, FRAME_POSITIONS_MAX, KEY_BYTES_MAX
 
@@ -23,20 +39,25 @@ _ROW_OVERHEAD_BYTES = 32  # the namespace and the heads of three byte strings; t
 _LAST_KEY = b"\xff" * KEY_BYTES_MAX
 
 
-def serve(txn: ReadTransaction, request: Pull | WalkRequest) -> Iterator[Message]:
-    """Yield the answer to a request: frames and one PullEnd, or one WalkPart.
+def serve(txn: ReadTransaction, request: Pull | WalkRequest | ChunkPull) -> Iterator[Message]:
+    """Yield the answer to a request: frames and one PullEnd, one WalkPart, or the parts of a chunk.
 
     A walk that cannot be served gets no answer, and whoever asked turns elsewhere when its time is up.
     """
     if isinstance(request, Pull):
         yield from _serve_pull(txn, request)
-    else:
+    elif isinstance(request, WalkRequest):
         yield from _serve_walk(txn, request)
+    else:
+        yield from _serve_chunk(txn, request)
 
 
 def split_frame(frame: Frame) -> Iterator[Frame]:
-    """Cut a frame into frames that each fit a message."""
-    builder = _FrameBuilder(frame.issuer, frame.after)
+    """Cut a frame into frames that each fit a message. One with a Purge has nothing else."""
+    if frame.purge is not None:
+        yield frame
+        return
+    builder = _FrameBuilder(frame.term, frame.issuer, frame.after)
     for stamp, index in frame.positions:
         if builder.is_full_for(frame.rows[index]):
             yield builder.take()
@@ -47,7 +68,8 @@ def split_frame(frame: Frame) -> Iterator[Frame]:
 class _FrameBuilder:
     """Collects positions until a frame is full."""
 
-    def __init__(self, issuer: Issuer, after: Stamp) -> None:
+    def __init__(self, term: int, issuer: Issuer, after: Stamp) -> None:
+        self.term = term
         self.issuer = issuer
         self.after = after
         self.bytes_sent = 0
@@ -81,8 +103,15 @@ class _FrameBuilder:
 
     def take(self) -> Frame:
         """Return the frame so far and start the next where it ends."""
-        upto = self.positions[-1][0]
-        frame = Frame(self.issuer, self.after, upto, tuple(self.positions), tuple(self.rows))
+        return self._take(self.positions[-1][0], None)
+
+    def take_purge(self, stamp: Stamp, purge: Purge) -> Frame:
+        """Return a frame that ends with a Purge."""
+        self.bytes_used += PURGE_BYTES + len(purge.floor.encode())
+        return self._take(stamp, purge)
+
+    def _take(self, upto: Stamp, purge: Purge | None) -> Frame:
+        frame = Frame(self.term, self.issuer, self.after, upto, tuple(self.positions), tuple(self.rows), purge)
         self.bytes_sent += self.bytes_used
         self.after = upto
         self._clear()
@@ -94,13 +123,19 @@ def _row_bytes(row: KeyedRow) -> int:
 
 
 def _serve_pull(txn: ReadTransaction, pull: Pull) -> Iterator[Message]:
-    if txn.floor.stamp_of(pull.issuer) > pull.after or not txn.complete:
+    if txn.floor.reach(pull.term, pull.issuer) > pull.after or not txn.complete:
         yield PullEnd(pull.issuer, pull.after, trimmed=True)
         return
-    builder = _FrameBuilder(pull.issuer, pull.after)
+    builder = _FrameBuilder(pull.term, pull.issuer, pull.after)
     dead = _DeadNamespaces(txn)
     trimmed = False
     for stamp, row_key in txn.positions(pull.issuer, pull.after):
+        purge = purge_at(row_key)
+        if purge is not None:
+            if builder.positions:
+                yield builder.take()
+            yield builder.take_purge(stamp, purge)
+            continue
         key = key_served_for(row_key, dead.has)
         row = txn.row(*key)
         if row is None or not row_digest_holds(row):
@@ -134,6 +169,15 @@ def _serve_walk(txn: ReadTransaction, request: WalkRequest) -> Iterator[Message]
         bytes_used += more
         reached = row_key
     yield WalkPart(request.walk, request.after, upto, tuple(rows), txn.vector)
+
+
+def _serve_chunk(txn: ReadTransaction, pull: ChunkPull) -> Iterator[Message]:
+    content = txn.chunk(pull.chunk)
+    if content is None or pull.offset >= len(content):
+        yield ChunkMissing(pull.chunk)
+        return
+    for offset in range(pull.offset, len(content), pull.part_bytes):
+        yield ChunkPart(pull.chunk, offset, len(content), content[offset : offset + pull.part_bytes])
 
 
 def _living_rows(txn: ReadTransaction, after: RowKey | None) -> Iterator[tuple[RowKey, bytes | None]]:

@@ -1,103 +1,162 @@
 """Version vectors: what a replica has everything of.
 
 Decides: whether a version or a log position is covered.
-Keeps true: the word *covered* of I1 and I3; `join` is the least upper bound, `minimum` the greatest lower bound.
-In and out: immutable values; 20 bytes of fence ‖ 16 bytes per issuer (issuer ‖ stamp), issuers in byte order.
+Keeps true: the word *covered* of I1 and I3; `join` is the least upper bound, `minimum` the greatest lower bound. Equal vectors cover the same
+versions and unequal ones do not: what the fence covers has no entry of its own.
+In and out: immutable values; 20 bytes of fence ‖ 20 bytes per issuer (its greatest covered version), issuers in byte order.
 Source: Parker et al., *Detection of Mutual Inconsistency* (1983); positions are stamps of one issuer's log, and a fence
 stands for everything below it (DESIGN.md §2).
+
+An issuer belongs to one term, so its greatest covered version says all: (term, stamp, issuer). With a stamp alone an issuer that the
+fence has dropped could not be told from one that was never heard of, and *absent* would be read as 0: what such a replica lacks, or may
+drop, depends on the term.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from kvp2p.errors import RemoteProtocolError
-from kvp2p.ids import ISSUER_BYTES, VERSION_BYTES, VERSION_ZERO, Issuer, Stamp, Version, version_position, version_stamp
+from kvp2p.ids import (
+    VERSION_BYTES,
+    VERSION_ZERO,
+    Issuer,
+    Stamp,
+    Version,
+    make_version,
+    version_issuer,
+    version_stamp,
+    version_term,
+)
 from kvp2p.limits import VECTOR_ISSUERS_MAX
 
-_ROW_BYTES = ISSUER_BYTES + 8
-_NO_STAMP = Stamp(0)
+EVERY_STAMP = Stamp((1 << 64) - 1)
 
 
 class VersionVector:
-    """An immutable vector: `fence`, and the stamp up to which everything of each issuer is covered."""
+    """An immutable vector: `fence`, below which everything is covered, and the greatest covered version of each issuer beyond it."""
 
-    __slots__ = ("_stamps", "fence")
+    __slots__ = ("_tops", "fence")
 
-    def __init__(self, stamps: Mapping[Issuer, Stamp] | None = None, fence: Version = VERSION_ZERO) -> None:
-        self._stamps: dict[Issuer, Stamp] = dict(sorted(stamps.items())) if stamps else {}
+    def __init__(self, tops: Iterable[Version] = (), fence: Version = VERSION_ZERO) -> None:
+        """Make a vector of versions, one an issuer."""
+        kept = sorted((version_issuer(top), top) for top in tops if top >= fence)
+        self._tops: dict[Issuer, Version] = dict(kept)
         self.fence = fence
 
     @classmethod
-    def _of_sorted(cls, stamps: dict[Issuer, Stamp], fence: Version) -> VersionVector:
-        """Return a vector that keeps `stamps`, which are in order already."""
+    def _of_sorted(cls, tops: dict[Issuer, Version], fence: Version) -> VersionVector:
+        """Return a vector that keeps `tops`, which are in order and beyond the fence already."""
         made = cls.__new__(cls)
-        made._stamps = stamps  # noqa: SLF001  the same class
+        made._tops = tops  # noqa: SLF001  the same class
         made.fence = fence
         return made
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, VersionVector) and self._stamps == other._stamps and self.fence == other.fence
+        return isinstance(other, VersionVector) and self._tops == other._tops and self.fence == other.fence
 
     def __hash__(self) -> int:
-        return hash((self.fence, tuple(self._stamps.items())))
+        return hash((self.fence, tuple(self._tops.values())))
 
     def __repr__(self) -> str:
-        inner = " ".join(f"{issuer.hex()[:4]}:{stamp:x}" for issuer, stamp in self._stamps.items())
+        inner = " ".join(
+            f"{issuer.hex()[:4]}:{version_term(top)}.{version_stamp(top):x}" for issuer, top in self._tops.items()
+        )
         return f"<{inner or 'empty'}{'' if self.fence == VERSION_ZERO else ' fence ' + self.fence.hex()}>"
 
     def __len__(self) -> int:
-        return len(self._stamps)
+        return len(self._tops)
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether it covers nothing at all."""
+        return not self._tops and self.fence == VERSION_ZERO
+
+    def tops(self) -> Iterator[Version]:
+        """Iterate over the greatest covered versions beyond the fence, in byte order of their issuers."""
+        return iter(self._tops.values())
 
     def items(self) -> Iterator[tuple[Issuer, Stamp]]:
-        """Iterate over issuers and stamps in byte order of the issuer."""
-        return iter(self._stamps.items())
+        """Iterate over the issuers that have an entry, and their stamps: for people and records. An issuer may be covered without one."""
+        for issuer, top in self._tops.items():
+            yield issuer, version_stamp(top)
 
-    def stamp_of(self, issuer: Issuer) -> Stamp:
-        """Return the stamp up to which `issuer` is covered by its own row, 0 when it has none."""
-        return self._stamps.get(issuer, _NO_STAMP)
+    def top_of(self, issuer: Issuer) -> Version | None:
+        """Return an issuer's entry, None when it has none: never heard of, or dropped. `reach` tells which."""
+        return self._tops.get(issuer)
+
+    def only(self, issuer: Issuer) -> VersionVector:
+        """Return what this vector has an entry for of one issuer."""
+        top = self._tops.get(issuer)
+        return VersionVector() if top is None else VersionVector((top,))
+
+    def reach(self, term: int, issuer: Issuer) -> Stamp:
+        """Return the stamp up to which all of an issuer's positions are covered, by its entry or by the fence; 0 for none."""
+        top = self._tops.get(issuer)
+        if top is not None:
+            return version_stamp(top)
+        fence = self.fence
+        fence_term = version_term(fence)
+        if term != fence_term:
+            return EVERY_STAMP if term < fence_term else Stamp(0)
+        stamp = version_stamp(fence)
+        return stamp if issuer < version_issuer(fence) else Stamp(max(0, stamp - 1))
 
     def covers(self, version: Version) -> bool:
         """Tell whether everything up to `version` of its issuer is known."""
-        stamp, issuer = version_position(version)
-        return stamp <= self._stamps.get(issuer, _NO_STAMP) or version < self.fence
+        return version <= self._tops.get(version_issuer(version), VERSION_ZERO) or version < self.fence
 
     def covers_vector(self, other: VersionVector) -> bool:
         """Tell whether this vector covers whatever `other` covers."""
         if self is other:
             return True
-        stamps = self._stamps
-        for issuer, stamp in other._stamps.items():
-            if stamps.get(issuer, _NO_STAMP) < stamp:
-                return False
-        return self.fence >= other.fence
+        if self.fence < other.fence:
+            return False
+        tops, fence = self._tops, self.fence
+        return all(top <= tops.get(issuer, VERSION_ZERO) or top < fence for issuer, top in other._tops.items())
 
-    def raised(self, issuer: Issuer, stamp: Stamp) -> VersionVector:
-        """Return this vector with `issuer` covered at least up to `stamp`."""
-        stamps = self._stamps
-        if stamp <= stamps.get(issuer, _NO_STAMP):
+    def raised(self, version: Version) -> VersionVector:
+        """Return this vector with an issuer covered at least up to `version`."""
+        if self.covers(version):
             return self
-        raised = {**stamps, issuer: stamp}
+        issuer = version_issuer(version)
+        raised = {**self._tops, issuer: version}
         # A known issuer keeps its place; only a new one, which is rare, has to be put in order.
-        return self._of_sorted(raised, self.fence) if issuer in stamps else VersionVector(raised, self.fence)
+        if issuer in self._tops:
+            return self._of_sorted(raised, self.fence)
+        return VersionVector(raised.values(), self.fence)
+
+    def fenced(self, fence: Version) -> VersionVector:
+        """Return this vector with everything below `fence` covered, too."""
+        return self if fence <= self.fence else VersionVector(self._tops.values(), fence)
 
     def join(self, other: VersionVector) -> VersionVector:
         """Return the least vector that covers both."""
-        stamps = self._stamps
-        higher = {issuer: stamp for issuer, stamp in other._stamps.items() if stamp > stamps.get(issuer, -1)}
+        tops = self._tops
+        higher = [top for issuer, top in other._tops.items() if top > tops.get(issuer, VERSION_ZERO)]
         fence = max(self.fence, other.fence)
-        if not higher and fence == self.fence:
+        if fence == self.fence and all(top < fence for top in higher):
             return self
-        joined = {**stamps, **higher}
-        return self._of_sorted(joined, fence) if len(joined) == len(stamps) else VersionVector(joined, fence)
+        joined = {**tops, **{version_issuer(top): top for top in higher}}
+        return VersionVector(joined.values(), fence)
+
+    def minimum(self, other: VersionVector) -> VersionVector:
+        """Return the greatest vector that both cover."""
+        tops: list[Version] = []
+        for issuer, top in {**self._tops, **other._tops}.items():
+            term = version_term(top)
+            stamp = min(self.reach(term, issuer), other.reach(term, issuer))
+            tops.append(make_version(term, stamp, issuer))
+        fence = min(self.fence, other.fence)
+        return VersionVector((top for top in tops if version_stamp(top)), fence)
 
     def latest_stamp(self) -> Stamp:
         """Return the greatest stamp in the vector, the fence's included, 0 when there is none."""
-        return max([version_stamp(self.fence), *self._stamps.values()])
+        return max([version_stamp(self.fence), *map(version_stamp, self._tops.values())])
 
     def encode(self) -> bytes:
-        """Return fence (20 bytes) ‖ issuer ‖ stamp (16 bytes each)."""
-        return self.fence + b"".join([issuer + stamp.to_bytes(8, "big") for issuer, stamp in self._stamps.items()])
+        """Return fence (20 bytes) ‖ greatest version of each issuer (20 bytes each)."""
+        return self.fence + b"".join(self._tops.values())
 
     @classmethod
     def decode(cls, data: bytes) -> VersionVector:
@@ -105,18 +164,21 @@ class VersionVector:
 
         Raises RemoteProtocolError when the bytes are not exactly such an encoding.
         """
-        rows = data[VERSION_BYTES:]
-        if len(data) < VERSION_BYTES or len(rows) % _ROW_BYTES or len(rows) > VECTOR_ISSUERS_MAX * _ROW_BYTES:
+        if len(data) % VERSION_BYTES or not VERSION_BYTES <= len(data) <= VERSION_BYTES * (1 + VECTOR_ISSUERS_MAX):
             raise RemoteProtocolError(f"a version vector cannot have {len(data)} bytes")
-        stamps: dict[Issuer, Stamp] = {}
+        fence = Version(data[:VERSION_BYTES])
+        tops: dict[Issuer, Version] = {}
         before = b""
-        for at in range(0, len(rows), _ROW_BYTES):
-            issuer = Issuer(rows[at : at + ISSUER_BYTES])
-            if issuer <= before:
+        for at in range(VERSION_BYTES, len(data), VERSION_BYTES):
+            top = Version(data[at : at + VERSION_BYTES])
+            issuer = version_issuer(top)
+            if tops and issuer <= before:
                 raise RemoteProtocolError("the issuers of a version vector are not in order")
-            stamps[issuer] = Stamp(int.from_bytes(rows[at + ISSUER_BYTES : at + _ROW_BYTES], "big"))
+            if top < fence or not version_stamp(top):
+                raise RemoteProtocolError("a version vector has an entry that says nothing")
+            tops[issuer] = top
             before = issuer
-        return cls._of_sorted(stamps, Version(data[:VERSION_BYTES]))
+        return cls._of_sorted(tops, fence)
 
 
 EMPTY_VECTOR = VersionVector()

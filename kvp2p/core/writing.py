@@ -1,6 +1,6 @@
-"""The write path: groups at the leader, forwards to it, and the hold that lets a client read its own writes.
+"""The write path: groups at the leader, and forwards to it.
 
-Decides: which writes share a group, what is refused before it is tried, and when an acknowledgement may be told.
+Decides: which writes share a group, what is refused before it is tried, and when an acknowledgement may be told (`holds.py`).
 Keeps true: I5, replies and frames are effects of `Persisted`; I9, queues are bounded; I10, a forward is sent once on one link,
 ends `unknown` with that link or its deadline, and the leader drops what waits past its deadline or came over a link that
 has closed.
@@ -10,26 +10,31 @@ Source: group commit, DeWitt et al., *Implementation Techniques for Main Memory 
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 
-from kvp2p.core.batches import BatchResult, StampedWrite, WriteGroup
+from kvp2p.core.batches import BatchResult, PurgeBatch, StampedWrite, WriteGroup
 from kvp2p.core.board import MS, Board, Deadlines, Peer
-from kvp2p.core.events import Await, Reply, Write
+from kvp2p.core.events import Reply, Write
 from kvp2p.core.hlc import HybridClock
+from kvp2p.core.holds import Holds
 from kvp2p.core.messages import Designation, Forward, ForwardOutcome
-from kvp2p.core.operations import Ending, Operation, Outcome, operation_bytes, refused, unknown
+from kvp2p.core.operations import (
+    Ending,
+    Operation,
+    Outcome,
+    chunked_value_bytes,
+    operation_bytes,
+    refused,
+    unknown,
+)
 from kvp2p.core.serve import split_frame
-from kvp2p.ids import Issuer, NodeId, Stamp, Version, version_issuer, version_stamp
+from kvp2p.ids import Issuer, NodeId, Stamp
 from kvp2p.limits import (
     FORWARDS_IN_FLIGHT_MAX,
     GROUP_BYTES_MAX,
     GROUP_OPS_MAX,
-    HOLDS_MAX,
     OPS_PER_WRITE_MAX,
-    WAITERS_MAX,
     WRITE_BYTES_MAX,
     WRITE_QUEUE_BYTES_MAX,
     WRITE_QUEUE_MAX,
@@ -37,7 +42,10 @@ from kvp2p.limits import (
 from kvp2p.values import value
 
 _MIB = 1024 * 1024
-_ENDED_MAX = 64  # guess: so seldom that it costs nothing
+
+
+def _nothing() -> None:
+    """Nobody waits for the end of the write."""
 
 
 @value
@@ -50,6 +58,7 @@ class _Waiting:
     operations: tuple[Operation, ...]
     deadline_ns: int
     bytes_used: int
+    ended: Callable[[], None]
 
 
 class LeaderWriter:
@@ -60,19 +69,27 @@ class LeaderWriter:
         self.clock = clock
         self.designation = designation
         self.issuer = issuer
+        self.issued = Stamp(0)  # the last stamp given out under this issuer, durable or not
         self._queue: deque[_Waiting] = deque()
         self._queue_bytes = 0
         self._is_persisting = False
         self._is_closed = False
         self._own_groups = 0  # in flight
+        self.on_closed: Callable[[str], None] = lambda _: None  # for writes that are not in the queue yet
 
     def submit(
-        self, peer: NodeId | None, request: int, operations: tuple[Operation, ...], deadline_ns: int, bytes_used: int
+        self,
+        peer: NodeId | None,
+        request: int,
+        operations: tuple[Operation, ...],
+        deadline_ns: int,
+        bytes_used: int,
+        ended: Callable[[], None] = _nothing,
     ) -> None:
-        """Take a write of `write_bytes`, or refuse it at once."""
+        """Take a write of `write_bytes`, or refuse it at once. `ended` is called once, when it was persisted, refused or dropped."""
         link = None if peer is None else self.board.peers[peer]
-        waiting = _Waiting(peer, link, request, operations, deadline_ns, bytes_used)
-        if self._is_closed or self.board.is_stopping:
+        waiting = _Waiting(peer, link, request, operations, deadline_ns, bytes_used, ended)
+        if self.is_closed:
             self._answer(waiting, refused("no_leader", "this node has stopped leading; nothing was applied"))
         elif len(self._queue) >= WRITE_QUEUE_MAX or self._queue_bytes + bytes_used > WRITE_QUEUE_BYTES_MAX:
             self._answer(waiting, refused("overloaded", "the leader's queue of writes is full; nothing was applied"))
@@ -93,6 +110,18 @@ class LeaderWriter:
         """Persist log entries that the leader writes of itself, in a group of their own."""
         self._persist_own(operations, None, done, failed)
 
+    def add_purge(
+        self, make: Callable[[Stamp], PurgeBatch], done: Callable[[BatchResult], None], failed: Callable[[str], None]
+    ) -> None:
+        """Persist a Purge at the next stamp [I8]."""
+        self.issued = self.clock.tick(self.board.now.wall_ms)
+        self._persist_batch(make(self.issued), done, failed)
+
+    @property
+    def is_closed(self) -> bool:
+        """Tell whether no write is taken any more."""
+        return self._is_closed or self.board.is_stopping
+
     @property
     def may_add(self) -> bool:
         """Tell whether a position may still be added under this issuer: it is open, or a group is on its way to the disk."""
@@ -105,26 +134,34 @@ class LeaderWriter:
         done: Callable[[], None],
         failed: Callable[[str], None],
     ) -> None:
-        group = WriteGroup(self.designation.term, self.issuer, (), self.board.now.wall_ms, designation)
-        write = StampedWrite(self._stamps(operations, group.wall_ms), operations)
+        write = StampedWrite(self._stamps(operations), operations)
+        group = WriteGroup(self.designation.term, self.issuer, (write,), self.board.clock_ms(), designation)
+        self._persist_batch(group, lambda _: done(), failed)
+
+    def _persist_batch(
+        self, batch: WriteGroup | PurgeBatch, done: Callable[[BatchResult], None], failed: Callable[[str], None]
+    ) -> None:
         self._own_groups += 1
 
         def on_done(result: BatchResult) -> None:
             self._own_groups -= 1
-            done()
+            done(result)
             self._send_frame(result)
 
         def on_failed(reason: str) -> None:
             self._own_groups -= 1
             failed(reason)
 
-        self.board.persist(replace(group, writes=(write,)), on_done, on_failed)
+        self.board.persist(batch, on_done, on_failed)
 
     def on_peer_down(self, peer: NodeId) -> None:
         """Drop the writes that came over a link that has closed: their sender has told `unknown` [I10]."""
-        kept = [waiting for waiting in self._queue if waiting.peer != peer]
-        self._queue = deque(kept)
-        self._queue_bytes = sum(waiting.bytes_used for waiting in kept)
+        dropped = [waiting for waiting in self._queue if waiting.peer == peer]
+        if dropped:
+            self._queue = deque(waiting for waiting in self._queue if waiting.peer != peer)
+            self._queue_bytes = sum(waiting.bytes_used for waiting in self._queue)
+        for waiting in dropped:
+            waiting.ended()
 
     def close(self, message: str) -> None:
         """Refuse what waits; what is being persisted still ends."""
@@ -132,6 +169,7 @@ class LeaderWriter:
         while self._queue:
             self._answer(self._queue.popleft(), refused("no_leader", message))
         self._queue_bytes = 0
+        self.on_closed(message)
 
     def _flush(self) -> None:
         if self._is_persisting:
@@ -157,8 +195,7 @@ class LeaderWriter:
             self._persist(group)
 
     def _persist(self, group: list[_Waiting]) -> None:
-        wall_ms = self.board.now.wall_ms
-        writes = tuple(StampedWrite(self._stamps(waiting.operations, wall_ms), waiting.operations) for waiting in group)
+        writes = tuple(StampedWrite(self._stamps(waiting.operations), waiting.operations) for waiting in group)
         self._is_persisting = True
 
         def done(result: BatchResult) -> None:
@@ -174,7 +211,8 @@ class LeaderWriter:
                 self._answer(waiting, refused("disk_full", f"the leader could not store the write: {reason}"))
             self._flush()
 
-        self.board.persist(WriteGroup(self.designation.term, self.issuer, writes, wall_ms), done, failed)
+        clock_ms = self.board.clock_ms()
+        self.board.persist(WriteGroup(self.designation.term, self.issuer, writes, clock_ms), done, failed)
 
     def _send_frame(self, result: BatchResult) -> None:
         if result.frame is not None:
@@ -183,10 +221,12 @@ class LeaderWriter:
                     if digest.complete:
                         self.board.send(peer, frame)
 
-    def _stamps(self, operations: tuple[Operation, ...], wall_ms: int) -> Stamp:
+    def _stamps(self, operations: tuple[Operation, ...]) -> Stamp:
+        wall_ms = self.board.now.wall_ms
         first = self.clock.tick(wall_ms)
         for _ in operations[1:]:
             self.clock.tick(wall_ms)
+        self.issued = self.clock.latest
         return first
 
     def _answer(self, waiting: _Waiting, outcome: Outcome) -> None:
@@ -196,74 +236,14 @@ class LeaderWriter:
             self.board.peers.get(waiting.peer) is waiting.link
         ):  # on a newer link the number may mean another write [I10]
             self.board.send(waiting.peer, ForwardOutcome(waiting.request, outcome))
-
-
-class Holds:
-    """Replies and readers that wait until this replica covers a version."""
-
-    def __init__(self, board: Board) -> None:
-        self.board = board
-        self._by_issuer: dict[Issuer, list[tuple[Stamp, int]]] = {}
-        self._waiting: dict[int, tuple[Outcome, Outcome | None]] = {}  # when covered, when out of time
-        self._ended = 0  # requests out of time that still stand in `_by_issuer`
-        self._deadlines = Deadlines(board, "hold", self._waiting.__contains__)
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def hold(self, request: int, version: Version, covered: Outcome, late: Outcome | None, deadline_ns: int) -> None:
-        """Reply `covered` as soon as the durable vector covers the version, `late` when time runs out.
-
-        `late` None: the same as `covered`, but not visible here. Made when it is needed, which is hardly ever.
-        """
-        if self.board.vector.covers(version):
-            self.board.emit(Reply(request, covered))
-        elif len(self._waiting) >= max(HOLDS_MAX, WAITERS_MAX):
-            self.board.emit(Reply(request, late or covered._replace(visible=False)))
-        else:
-            self._waiting[request] = (covered, late)
-            heap = self._by_issuer.setdefault(version_issuer(version), [])
-            heapq.heappush(heap, (version_stamp(version), request))
-            self._deadlines.add(deadline_ns, request)
-
-    def on_vector(self) -> None:
-        """Release what is covered now."""
-        for issuer in list(self._by_issuer):
-            heap = self._by_issuer[issuer]
-            while heap and heap[0][0] <= self.board.vector.stamp_of(issuer):
-                request = heapq.heappop(heap)[1]
-                waiting = self._waiting.pop(request, None)
-                if waiting is None:
-                    self._ended -= 1
-                else:
-                    self.board.emit(Reply(request, waiting[0]))
-            if not heap:
-                del self._by_issuer[issuer]
-
-    def on_timer(self) -> None:
-        """End what has run out of time."""
-        for request in self._deadlines.take_due():
-            covered, late = self._waiting.pop(request)
-            self.board.emit(Reply(request, late or covered._replace(visible=False)))
-            self._ended += 1
-        if self._ended > len(self._waiting) + _ENDED_MAX:
-            self._forget_ended()
-
-    def _forget_ended(self) -> None:
-        # A version that never comes, which any reader may name, must not stay for ever [I9].
-        for issuer in list(self._by_issuer):
-            kept = [(stamp, request) for stamp, request in self._by_issuer[issuer] if request in self._waiting]
-            heapq.heapify(kept)
-            self._by_issuer[issuer] = kept
-            if not kept:
-                del self._by_issuer[issuer]
-        self._ended = 0
+        waiting.ended()
 
 
 @value
 class _Forwarded:
     peer: NodeId
-    bytes_used: int
+    held_bytes: int  # of the write, its chunks included: the hold is longer for more
+    operations: int
 
 
 class Forwarder:
@@ -295,7 +275,8 @@ class Forwarder:
                 "the write came past its deadline; it was not sent, nothing was applied",
             )
         else:
-            self._sent[write.request] = _Forwarded(leader, bytes_used)
+            held_bytes = bytes_used + chunked_value_bytes(write.operations)
+            self._sent[write.request] = _Forwarded(leader, held_bytes, len(write.operations))
             self._deadlines.add(write.deadline_ns, write.request)
             board.send(leader, Forward(write.request, write.deadline_ns, write.operations))
 
@@ -315,9 +296,9 @@ class Forwarder:
             self.board.emit(Reply(answer.request, outcome))
             return
         settings = self.board.settings
-        hold_ms = settings.hold_ms + settings.hold_ms_per_mib * sent.bytes_used // _MIB
+        hold_ms = settings.hold_ms + settings.hold_ms_per_mib * sent.held_bytes // _MIB
         deadline_ns = self.board.now.mono_ns + hold_ms * MS
-        self.holds.hold(answer.request, outcome.version, outcome, None, deadline_ns)
+        self.holds.hold(answer.request, outcome.version, outcome, None, deadline_ns, sent.operations)
 
     def on_peer_down(self, peer: NodeId) -> None:
         """End what was sent on a link that has closed [I10]."""
@@ -349,9 +330,3 @@ def refuse_malformed(operations: tuple[Operation, ...], bytes_used: int) -> Outc
     if bytes_used > WRITE_BYTES_MAX:
         return refused("bad_request", f"a write has at most {WRITE_BYTES_MAX} bytes, not {bytes_used}")
     return None
-
-
-def await_version(holds: Holds, event: Await) -> None:
-    """Let a local reader wait for a version (KV-Min-Version)."""
-    late = refused("not_caught_up", "this node has not caught up with the version asked for")
-    holds.hold(event.request, event.version, Outcome(Ending.ACKED, version=event.version), late, event.deadline_ns)

@@ -140,7 +140,11 @@ class Connection:
         settings, intake = self._gateway.settings, self._intake
         if self._is_shut or self.is_closed:
             return
-        if intake.phase is Phase.HEAD:
+        if self._is_full():
+            # It is not read on, so the peer is not late: it may be taking answers. How fast it takes them is timed in `_push`.
+            self._deadline = math.inf
+            self._head_timed = -1
+        elif intake.phase is Phase.HEAD:
             if self._head_timed != intake.heads_begun:  # more bytes of the same head give it no more time
                 self._head_timed = intake.heads_begun
                 self._deadline = now + settings.head_timeout_seconds

@@ -1,7 +1,8 @@
 """The node's end of the unix socket: writes, waits and questions of the gateways and the api process.
 
 Decides: how requests of local processes reach the machine and how answers go back, many to a send.
-Keeps true: I10, every request has one answer or its connection ends; I9, a connection that does not take its answers is closed.
+Keeps true: I10, every request has one answer or its connection ends; I9, a connection that does not take its answers is closed. Uploads end
+with the connection that they came over.
 In and out: `wire/local.py` messages. A connection that ends is a process that may have died: the store's reader slots are checked.
 """
 
@@ -17,15 +18,16 @@ from typing import Any
 import structlog
 import trio
 
-from kvp2p.core.operations import Outcome
+from kvp2p.core.operations import Ending, Outcome, refused
 from kvp2p.errors import RemoteProtocolError
-from kvp2p.limits import LOCAL_ANSWERS_MAX, WRITE_TIMEOUT_MS_MAX
+from kvp2p.limits import LOCAL_ANSWERS_MAX, LOCAL_UPLOADS_MAX, WRITE_TIMEOUT_MS_MAX
 from kvp2p.node.status import Counters
 from kvp2p.runtime.driver import MS, ReplicaDriver
 from kvp2p.runtime.local_stream import LocalStream
 from kvp2p.wire.local import LocalDecoder, encode_local
 from kvp2p.wire.local_messages import (
     AwaitVersion,
+    EndUpload,
     Hello,
     LocalMessage,
     LocalOutcome,
@@ -33,6 +35,8 @@ from kvp2p.wire.local_messages import (
     QueryAnswer,
     Readiness,
     Report,
+    SetClock,
+    StageChunk,
     SubmitWrite,
 )
 
@@ -46,6 +50,7 @@ class _Connection:
         self.number = number
         self.stream = LocalStream(connected, self._take)
         self.cancel_scope = trio.CancelScope()
+        self.uploads: dict[int, int] = {}  # the process's numbers -> the driver's
         self._answers: list[LocalMessage] = []
 
     def queue(self, message: LocalMessage) -> None:
@@ -120,6 +125,8 @@ class LocalServer:
         finally:
             del self._connections[connection.number]
             self._counters.end(connection.number)
+            for upload in connection.uploads.values():
+                self._driver.end_upload(upload)  # whatever is left of it, nobody will write it
             self._on_process_gone()
 
     async def _receive(self, connection: _Connection) -> None:
@@ -135,6 +142,12 @@ class LocalServer:
                 await self._driver.write(operations, _bounded(deadline_ns), _answer(connection, request))
             case AwaitVersion(request=request, version=version, deadline_ns=deadline_ns):
                 await self._driver.await_version(version, _bounded(deadline_ns), _answer(connection, request))
+            case StageChunk(request=request, upload=upload, chunk=chunk, content=content):
+                number = self._upload(connection, upload)
+                await self._driver.stage_chunk(number, chunk, content, _answer(connection, request))
+            case EndUpload(upload=upload):
+                if upload in connection.uploads:
+                    self._driver.end_upload(connection.uploads.pop(upload))
             case Report(counters=counters):
                 self._counters.report(connection.number, counters)
             case Query(request=request, what=what):
@@ -142,10 +155,31 @@ class LocalServer:
                 if make is None:
                     raise RemoteProtocolError(f"there is no document {what!r}")
                 connection.queue(QueryAnswer(request, json.dumps(make()).encode()))
+            case SetClock(request=request, offset_ms=offset_ms):
+                connection.queue(LocalOutcome(request, self._shift_clock(offset_ms)))
             case Hello(role=role, process_id=process_id):
                 log.debug("process_connected", role=role, pid=process_id)
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} is not for the node to receive")
+
+    def _shift_clock(self, offset_ms: int) -> Outcome:
+        clock = self._driver.clock
+        if not clock.is_adjustable:
+            return refused(
+                "clock_fixed", "the clock of a node that was not started with --clock-offset-ms stays as it is"
+            )
+        clock.shift(offset_ms)
+        log.warning("clock_shifted", offset_ms=offset_ms)
+        return Outcome(Ending.ACKED)
+
+    def _upload(self, connection: _Connection, upload: int) -> int:
+        """Return the driver's number for an upload of a process; its first chunk begins it."""
+        number = connection.uploads.get(upload)
+        if number is None:
+            if len(connection.uploads) >= LOCAL_UPLOADS_MAX:
+                raise RemoteProtocolError(f"a process has more than {LOCAL_UPLOADS_MAX} uploads that have not ended")
+            number = connection.uploads[upload] = self._driver.new_upload()
+        return number
 
 
 def _listen(path: str) -> trio.socket.SocketType:

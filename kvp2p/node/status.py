@@ -7,13 +7,17 @@ In and out: the machine's facts and other processes' Reports in, JSON values out
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import kvp2p
 from kvp2p.core.leadership import Role
+from kvp2p.core.messages import Lane
 from kvp2p.core.port import Identity
 from kvp2p.core.vector import VersionVector
 from kvp2p.limits import VECTOR_ISSUERS_MAX
+from kvp2p.net.link import Traffic
 from kvp2p.runtime.driver import ReplicaDriver
 
 _LACKS_SHOWN_MAX = 16  # guess: as many as a person reads; a node that catches up lacks one or two
@@ -59,7 +63,13 @@ def readiness(driver: ReplicaDriver, lag_ms_max: int | None, refused_dial: str =
     """Tell whether this node's reads are complete, and if not, why; `refused_dial` is what the mesh says of its last dial."""
     facts = driver.machine.readiness
     if not facts.is_ready:
-        reason = "the node has not caught up with its peers since it started"
+        # Not the disk's own message: it names directories, and everybody may ask for readiness.
+        if driver.machine.board.full_reason:
+            reason = "the node's disk is full: what its peers have cannot be stored. Make room; it goes on by itself"
+        elif facts.has_fallen_behind:
+            reason = "the node has not caught up with its peers since its disk was full"
+        else:
+            reason = "the node has not caught up with its peers since it started"
         return False, f"{reason}, and a link was refused: {refused_dial}" if refused_dial else reason
     if lag_ms_max is not None:
         lag_ms = facts.lag_ms()
@@ -95,6 +105,7 @@ def status_document(
         "version": kvp2p.__version__,
         "leader": machine.leadership.role is Role.LEADING,
         "role": str(machine.leadership.role),
+        "waiting": machine.leadership.waiting.lstrip(", "),
         "lacks": [
             {
                 "issuer": one.issuer.hex(),
@@ -108,9 +119,12 @@ def status_document(
         "term": designation.term if designation is not None else None,
         "ready": is_ready,
         "ready_reason": reason,
+        "disk_full": board.full_reason,
         "complete": board.complete,
+        "restored": board.restored,
         "lag_ms": machine.readiness.lag_ms(),
         "skew_ms": machine.readiness.skew_ms,
+        "clock_offset_ms": driver.clock.offset_ms if driver.clock.is_adjustable else None,
         "state_hash": f"{board.state_hash:032x}",
         "vector": show_vector(board.vector),
         "issuers": len(board.vector),
@@ -144,4 +158,13 @@ def own_counters(driver: ReplicaDriver) -> dict[str, int]:
         "kvp2p_node_ready": int(driver.machine.readiness.is_ready),
         "kvp2p_node_leads": int(driver.machine.leadership.role is Role.LEADING),
         "kvp2p_node_lag_ms": driver.machine.readiness.lag_ms(),
+    }
+
+
+def mesh_counters(traffic: Mapping[Lane, Traffic]) -> dict[str, int]:
+    """Return what the node's links have carried, by lane; bytes are those of payloads, without the heads of websocket and TCP."""
+    return {
+        f'kvp2p_node_mesh_{name}_total{{lane="{lane.name.lower()}"}}': count
+        for lane, carried in traffic.items()
+        for name, count in asdict(carried).items()
     }

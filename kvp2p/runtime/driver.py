@@ -21,11 +21,13 @@ import structlog
 import trio
 
 from kvp2p.core.apply import summarize
+from kvp2p.core.entry import ChunkId
 from kvp2p.core.events import (
     Await,
     Connect,
     Disconnect,
     Effect,
+    EndUpload,
     Event,
     Notice,
     PeerDown,
@@ -39,12 +41,13 @@ from kvp2p.core.events import (
     SendFailed,
     Serve,
     SetTimer,
+    StageChunk,
     Start,
     Stop,
     TimerFired,
     Write,
 )
-from kvp2p.core.messages import Forward, Member, Message, Pull, WalkRequest
+from kvp2p.core.messages import ChunkPull, Forward, Member, Message, Pull, WalkRequest
 from kvp2p.core.operations import Operation, Outcome
 from kvp2p.core.replica import ReplicaMachine
 from kvp2p.core.serve import serve
@@ -53,6 +56,7 @@ from kvp2p.errors import LinkClosed
 from kvp2p.ids import NodeId, Now, Version
 from kvp2p.limits import INBOX_EVENTS_MAX, SERVES_PER_PEER_MAX
 from kvp2p.runtime.store_writer import Ending, StoreWriter
+from kvp2p.runtime.wall_clock import WallClock
 from kvp2p.store.lmdb_store import LmdbStore
 
 MS = 1_000_000
@@ -85,8 +89,16 @@ class Dialler(Protocol):
 class ReplicaDriver:
     """Runs the machine of one node. Lives inside `run`."""
 
-    def __init__(self, store: LmdbStore, settings: ReplicaSettings, me: Member, seeds: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        store: LmdbStore,
+        settings: ReplicaSettings,
+        me: Member,
+        seeds: tuple[str, ...],
+        clock: WallClock | None = None,
+    ) -> None:
         self.store = store
+        self.clock = clock or WallClock()
         self.machine = ReplicaMachine(settings, random.SystemRandom())
         self.writer = StoreWriter(store, self._on_ending)
         self.dialler: Dialler | None = None  # set by the node before `run`
@@ -101,9 +113,11 @@ class ReplicaDriver:
         self._timer_set = trio.lowlevel.ParkingLot()
         self._links: dict[NodeId, Link] = {}  # as the machine knows them: changed when PeerUp and PeerDown are handled
         self._opened: deque[Link] = deque()  # one for each PeerUp in the inbox, in the same order
-        self._serving: dict[NodeId, deque[Pull | WalkRequest]] = {}
+        # What peers ask for: their pulls and walks, and apart from these their pulls of chunks, so that none waits behind a large value.
+        self._serving: dict[tuple[NodeId, bool], deque[Pull | WalkRequest | ChunkPull]] = {}
         self._tells: dict[int, Tell] = {}
         self._next_request = 1
+        self._next_upload = 1
         self._nursery: trio.Nursery | None = None
 
     # --- events from outside
@@ -126,6 +140,20 @@ class ReplicaDriver:
         """Call `tell` when this replica covers a version, or has not by then."""
         await self._wait_for_room()
         self._post(Await(self._expect(tell), version, deadline_ns))
+
+    async def stage_chunk(self, upload: int, chunk: ChunkId, content: bytes, tell: Tell) -> None:
+        """Hand in a chunk of a local client's value; `tell` is called once it is durable here, or refused."""
+        await self._wait_for_room()
+        self._post(StageChunk(self._expect(tell), upload, chunk, content))
+
+    def new_upload(self) -> int:
+        """Return a number for an upload, which nobody had in this life of the node."""
+        upload, self._next_upload = self._next_upload, self._next_upload + 1
+        return upload
+
+    def end_upload(self, upload: int) -> None:
+        """Let go of an upload's chunks. Never waits: a process that has gone cannot, and each upload ends once."""
+        self._post(EndUpload(upload))
 
     async def on_link_up(self, peer: NodeId, link: Link) -> None:
         """Take a new link into use, once the machine has heard that the one before it has ended."""
@@ -154,7 +182,7 @@ class ReplicaDriver:
 
     def now(self) -> Now:
         """Read both clocks."""
-        return Now(time.monotonic_ns(), time.time_ns() // MS)
+        return Now(time.monotonic_ns(), self.clock.now_ms())
 
     def _expect(self, tell: Tell) -> int:
         request, self._next_request = self._next_request, self._next_request + 1
@@ -212,7 +240,8 @@ class ReplicaDriver:
             case PeerDown(peer=peer):
                 # Not sooner: what is meant for the old link must not leave on a new one [I10].
                 self._links.pop(peer, None)
-                self._serving.pop(peer, None)
+                self._serving.pop((peer, False), None)
+                self._serving.pop((peer, True), None)
             case _:
                 pass
         for effect in self.machine.handle(event, now):
@@ -252,28 +281,29 @@ class ReplicaDriver:
 
     # --- answers from the store
 
-    def _serve(self, peer: NodeId, request: Pull | WalkRequest) -> None:
+    def _serve(self, peer: NodeId, request: Pull | WalkRequest | ChunkPull) -> None:
         assert self._nursery is not None
-        waiting = self._serving.get(peer)
+        place = (peer, isinstance(request, ChunkPull))
+        waiting = self._serving.get(place)
         if waiting is None:
-            self._serving[peer] = deque([request])
-            self._nursery.start_soon(self._serve_peer, peer, self._serving[peer])
+            self._serving[place] = deque([request])
+            self._nursery.start_soon(self._serve_peer, place, self._serving[place])
         elif len(waiting) < SERVES_PER_PEER_MAX:
             waiting.append(request)
         else:
             assert self.dialler is not None
             self.dialler.disconnect(peer, "it asks for more at once than the protocol allows")
 
-    async def _serve_peer(self, peer: NodeId, waiting: deque[Pull | WalkRequest]) -> None:
-        link = self._links.get(peer)
+    async def _serve_peer(self, place: tuple[NodeId, bool], waiting: deque[Pull | WalkRequest | ChunkPull]) -> None:
+        link = self._links.get(place[0])
         while link is not None and waiting:
             with self.store.read() as txn:
-                messages = list(serve(txn, waiting.popleft()))  # bounded by PULL_BYTES_MAX
+                messages = list(serve(txn, waiting.popleft()))  # bounded by PULL_BYTES_MAX, or one chunk
             for message in messages:
                 try:
                     await link.send(message)
                 except LinkClosed:
                     return  # PeerDown is on its way, and the peer will ask again
             await trio.lowlevel.checkpoint()
-        if self._serving.get(peer) is waiting:
-            del self._serving[peer]
+        if self._serving.get(place) is waiting:
+            del self._serving[place]

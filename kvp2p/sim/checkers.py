@@ -16,6 +16,7 @@ from kvp2p.sim.history import Ended, Invoked, Issued, Record, Seen, StoreState, 
 
 SYSTEM = SYSTEM_NAMESPACE.hex()
 VIOLATIONS_MAX = 20  # of one claim; the first tells most
+PURGED_WITHIN_MS = 60_000  # at rest; longer than the greatest interval between two Purges that a run draws
 
 Key = tuple[str, str]
 
@@ -38,6 +39,11 @@ class _Acked:
     version: str
     write: int
     is_delete: bool
+    expires_ms: int | None  # by the leader's clock; None for never
+
+    def has_expired(self, clock_ms: int) -> bool:
+        """Tell whether nothing need be left of it."""
+        return self.expires_ms is not None and self.expires_ms <= clock_ms
 
 
 Checker = Callable[[Sequence[Record]], Iterator[Violation]]
@@ -76,8 +82,8 @@ def _compare(first: StoreState, other: StoreState) -> Iterator[Violation]:
         yield Violation("C1", f"vectors of {pair} differ: {first.vector} and {other.vector}")
     if first.state_hash != other.state_hash:
         yield Violation("C1", f"H of {pair} differ: {first.state_hash} and {other.state_hash}")
-    if first.deleted_namespaces != other.deleted_namespaces:
-        yield Violation("C1", f"deleted namespaces of {pair} differ")
+    if first.namespaces != other.namespaces:
+        yield Violation("C1", f"the namespaces that live at {pair} differ")
     ours = {(row.namespace, row.key): row for row in first.rows}
     theirs = {(row.namespace, row.key): row for row in other.rows}
     for key in sorted(ours.keys() | theirs.keys()):
@@ -113,22 +119,25 @@ def check_no_acknowledged_write_lost(history: Sequence[Record]) -> Iterator[Viol
     """C2: at the end every key stands, on every node, at the greatest version that was acknowledged for it, or a greater one."""
     acked = _greatest_acked(history)
     dropped = _namespaces_dropped(history)
+    maybe_gone = _keys_maybe_gone(history)
+    clock_ms = max((state.clock_ms for state in _states(history)), default=0)
     for state in _states(history):
         standing = {(row.namespace, row.key): row.version for row in state.rows}
-        deleted = set(state.deleted_namespaces)
+        live = set(state.namespaces)
         for key, greatest in acked.items():
-            if key[0] in dropped and key[0] in deleted:
-                continue  # the namespace's tombstone beats every entry [I7]
+            if key[0] in dropped and key[0] not in live:
+                continue  # the namespace's tombstone beats every entry [I7], and may be purged by now [I8]
             version = standing.get(key)
-            is_purged_delete = version is None and greatest.is_delete
-            if not is_purged_delete and (version is None or version < greatest.version):
+            may_be_gone = greatest.is_delete or key in maybe_gone or greatest.has_expired(clock_ms)
+            is_purged = version is None and may_be_gone
+            if not is_purged and (version is None or version < greatest.version):
                 yield Violation(
                     "C2",
                     f"{_show(key)} at {state.node} stands at {version}; write {greatest.write} was acknowledged "
                     f"as {greatest.version}",
                 )
         for namespace, write in _acked_drops(history).items():
-            if namespace not in deleted:
+            if namespace in live:
                 yield Violation("C2", f"namespace {namespace[:8]} lives at {state.node}; write {write} deleted it")
 
 
@@ -160,6 +169,26 @@ def check_no_resurrection(history: Sequence[Record]) -> Iterator[Violation]:
                 "C3",
                 f"{_show(place[2])} was deleted at {record.node} as {before.version} and is back at "
                 f"{record.at_ns / 1e9:.3f} s with {record.version}",
+            )
+
+
+def check_purged_to_the_last_row(history: Sequence[Record]) -> Iterator[Violation]:
+    """I8: when all is at rest and old enough, a store holds what lives and nothing besides: no tombstone, no expired row, no entry of an index."""
+    for state in _states(history):
+        if not state.is_purged:
+            continue
+        for row in state.rows:
+            if row.is_tombstone:
+                yield Violation("I8", f"the tombstone of {_show((row.namespace, row.key))} is left at {state.node}")
+            elif 0 < row.expires_at_s * 1_000 <= state.clock_ms - PURGED_WITHIN_MS:
+                yield Violation("I8", f"{_show((row.namespace, row.key))} has expired and is left at {state.node}")
+        if state.graves:
+            yield Violation("I8", f"{state.graves} tombstones are left at {state.node}")
+        expiring = sum(row.expires_at_s > 0 for row in state.rows)
+        if state.expiring != expiring:
+            yield Violation(
+                "I8",
+                f"{state.expiring} rows stand in the index of expiries of {state.node}, and {expiring} rows expire",
             )
 
 
@@ -260,6 +289,7 @@ def check_no_alarm(history: Sequence[Record]) -> Iterator[Violation]:
 
 def _greatest_acked(history: Sequence[Record]) -> dict[Key, _Acked]:
     invoked = {record.write: record for record in history if isinstance(record, Invoked)}
+    clocks = {(one.issuer, one.stamp): one.clock_ms for one in history if isinstance(one, Issued)}
     greatest: dict[Key, _Acked] = {}
     for record in history:
         if not isinstance(record, Ended) or record.ending != "acked":
@@ -269,7 +299,12 @@ def _greatest_acked(history: Sequence[Record]) -> dict[Key, _Acked]:
                 key = (operation.namespace, operation.key)
                 before = greatest.get(key)
                 if before is None or before.version < version:
-                    greatest[key] = _Acked(version, record.write, operation.kind == "delete")
+                    expires_ms = None
+                    if operation.expires_in_s:
+                        expires_ms = (
+                            clocks.get((version[24:], int(version[8:24], 16)), 0) + operation.expires_in_s * 1_000
+                        )
+                    greatest[key] = _Acked(version, record.write, operation.kind == "delete", expires_ms)
     return greatest
 
 
@@ -282,6 +317,18 @@ def _namespaces_dropped(history: Sequence[Record]) -> set[str]:
         if isinstance(record, Invoked) and record.write not in refused
         for operation in record.operations
         if operation.kind == "drop"
+    }
+
+
+def _keys_maybe_gone(history: Sequence[Record]) -> set[Key]:
+    """Return the keys with a delete, or a value that expires, of which nobody knows whether it was applied: it may have come last."""
+    told = {record.write for record in history if isinstance(record, Ended) and record.ending in ("acked", "refused")}
+    return {
+        (operation.namespace, operation.key)
+        for record in history
+        if isinstance(record, Invoked) and record.write not in told
+        for operation in record.operations
+        if operation.kind == "delete" or operation.expires_in_s
     }
 
 
@@ -304,6 +351,7 @@ CHECKERS: tuple[Checker, ...] = (
     check_convergence,
     check_no_acknowledged_write_lost,
     check_no_resurrection,
+    check_purged_to_the_last_row,
     check_nothing_invented,
     check_positions_issued_once,
     check_issuers_are_closed,

@@ -7,22 +7,43 @@ In and out: `run_for`, `write`, `read`, `crash`, `restart`, `cut` for those who 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from kvp2p.core import system_rows
-from kvp2p.core.apply import apply_batch, is_namespace_deleted, issuers_of, key_served_for, state_hash_seed
+from kvp2p.core.apply import apply_batch, is_namespace_deleted, issuers_of, state_hash_seed
 from kvp2p.core.batches import Batch, BatchResult, StampedWrite, WriteGroup
-from kvp2p.core.entry import STATE_HASH_MASK, Kind, decode_row, row_kind, row_state_hash, row_version
+from kvp2p.core.entry import (
+    STATE_HASH_MASK,
+    Kind,
+    decode_row,
+    row_expires_at,
+    row_kind,
+    row_state_hash,
+    row_version,
+)
 from kvp2p.core.events import Await, CloseIssuer, Notice, Promote, Write
-from kvp2p.core.hlc import HybridClock
+from kvp2p.core.group_writing import key_served_for
+from kvp2p.core.hlc import HybridClock, stamp_wall_ms
 from kvp2p.core.messages import Designation, Member
 from kvp2p.core.operations import Ending, Operation, Outcome, Put
 from kvp2p.core.port import Identity, ReadTransaction
+from kvp2p.core.purge import purge_at
 from kvp2p.core.settings import ReplicaSettings
 from kvp2p.core.system_rows import IssuerRow
-from kvp2p.ids import SYSTEM_NAMESPACE, AccountId, ClusterId, Issuer, NamespaceId, NodeId, Stamp, Version
+from kvp2p.ids import (
+    SYSTEM_NAMESPACE,
+    AccountId,
+    ClusterId,
+    Issuer,
+    NamespaceId,
+    NodeId,
+    Stamp,
+    Version,
+    version_issuer,
+    version_term,
+)
 from kvp2p.limits import WRITE_DEADLINE_MS
 from kvp2p.sim.disk import Disk
 from kvp2p.sim.history import (
@@ -82,7 +103,9 @@ class Cluster:
         self.history: list[Record] = []
         self.hosts: list[Host] = []
         self.acked = 0
+        self.hidden = 0  # reads that found a value expired
         self._writes = 0
+        self._leading_ahead_ms = 0
         world = World(self.schedule, self.network, self.trace, self)
         identities = seeds.random("identities")
         cluster, account = ClusterId(identities.randbytes(16)), AccountId(identities.randbytes(16))
@@ -174,11 +197,61 @@ class Cluster:
         with host.disk.store.read() as txn:
             row = None if is_namespace_deleted(txn, namespace) else txn.row(namespace, key)
         version = None if row is None else row_version(row).hex()
-        content = ABSENT_CONTENT if row is None else _content_of_row(namespace, key, row)
+        is_hidden = row is None or self._has_expired(host, row)
+        content = ABSENT_CONTENT if row is None or is_hidden else _content_of_row(namespace, key, row)
         where = (namespace.hex(), key.hex())
         seen = Seen(self.schedule.now_ns, host.name, host.disk.generation, *where, version, content)
         self.history.append(seen)
         return seen
+
+    def _has_expired(self, host: Host, row: bytes) -> bool:
+        """Tell whether a gateway of that node hides a row, and judge that by the clocks of all that lead [I7]."""
+        expires_ms = row_expires_at(row) * 1_000
+        if not expires_ms or row_kind(row) == Kind.TOMBSTONE:
+            return False
+        clock_ms = self.clock_ms_of(host)
+        leads_ms = self.leading_clock_ms()
+        is_known = host.machine is not None and host.machine.board.clock.is_known
+        if clock_ms >= expires_ms:
+            if is_known and leads_ms and leads_ms < expires_ms:
+                self.alarm(
+                    host, "I7", f"hides {row_version(row).hex()} {expires_ms - leads_ms} ms before its leader would"
+                )
+            self.hidden += 1
+            return True
+        return False
+
+    def clock_ms_of(self, host: Host) -> int:
+        """Return what a gateway of that node goes by: what its node believes, or while that is down what the store says."""
+        if host.machine is not None and not host.is_paused:
+            host.machine.board.now = host.now()
+            self.on_handled(host)  # a leader whose clock was just set
+            return host.machine.board.clock_ms()
+        with host.disk.store.read() as txn:
+            return host.now().wall_ms + txn.clock_offset_ms
+
+    def leading_clock_ms(self) -> int:
+        """Return the greatest clock of any node that leads or has led, as it would stand now; 0 before any did."""
+        return self._leading_ahead_ms + self.schedule.now_ns // MS if self._leading_ahead_ms else 0
+
+    def stamps_ahead_ms(self) -> int:
+        """Return by how much the latest stamp is ahead of the leader's clock; negative when it is behind."""
+        with self.hosts[0].disk.store.read() as txn:
+            return stamp_wall_ms(txn.vector.latest_stamp()) - self.clock_ms_of(self.leader() or self.hosts[0])
+
+    def is_purged(self) -> bool:
+        """Tell whether no store has anything left that a Purge would remove: its entries are what lives."""
+        for host in self.hosts:
+            clock_s = self.clock_ms_of(host) // 1_000
+            with host.disk.store.read() as txn:
+                expiring = next(txn.expiring(), None)
+                has_expired = expiring is not None and int.from_bytes(expiring[0][:8], "big") <= clock_s
+                if txn.tombstones or has_expired or len(issuers_of(txn)) > 1:
+                    return False
+                rows = sum(1 for _ in txn.all_rows())
+                if rows != sum(totals.live for _, totals in txn.all_totals()):
+                    return False
+        return True
 
     def promote(self, host: Host, told: Callable[[Outcome | None], None], *, override: bool = False) -> None:
         """Ask a living node to lead at a new term."""
@@ -256,16 +329,16 @@ class Cluster:
             with host.disk.store.read() as txn:
                 rows = {row.issuer: row for row in issuers_of(txn)}
                 vector = txn.vector
-            ended = [row for row in rows.values() if row.closed is not None]
-            if len(rows) != len(vector) or len(ended) != len(rows) - 1:
+            ended = {row.issuer: row.closed for row in rows.values() if row.closed is not None}
+            if any(issuer not in rows for issuer, _ in vector.items()) or len(ended) != len(rows) - 1:
                 return False
-            if any(row.closed < vector.stamp_of(row.issuer) for row in ended if row.closed is not None):
+            if any(stamp > ended.get(issuer, stamp) for issuer, stamp in vector.items()):
                 return False
         return True
 
-    def states(self) -> list[StoreState]:
+    def states(self, *, is_purged: bool = False) -> list[StoreState]:
         """Return every store as it stands, recounted from its rows."""
-        return [state_of(host) for host in self.hosts]
+        return [replace(state_of(host, self.clock_ms_of(host)), is_purged=is_purged) for host in self.hosts]
 
     # --- what hosts report
 
@@ -278,8 +351,15 @@ class Cluster:
                 continue
             for index, operation in enumerate(write.operations):
                 stamp = write.first_stamp + index
-                issued = Issued(self.schedule.now_ns, host.name, batch.issuer.hex(), stamp, asked_of(operation))
+                where = (host.name, batch.issuer.hex(), stamp)
+                issued = Issued(self.schedule.now_ns, *where, asked_of(operation), batch.wall_ms)
                 self.history.append(issued)
+
+    def on_handled(self, host: Host) -> None:
+        """Note the clock of a node that leads."""
+        if host.machine is not None and host.machine.board.leads:
+            ahead_ms = host.machine.board.clock_ms() - self.schedule.now_ns // MS
+            self._leading_ahead_ms = max(self._leading_ahead_ms, ahead_ms)
 
     def on_notice(self, host: Host, notice: Notice) -> None:
         """Record alarms."""
@@ -300,7 +380,7 @@ def _content_of_row(namespace: NamespaceId, key: bytes, row: bytes) -> str:
     return ABSENT_CONTENT if entry.kind is Kind.TOMBSTONE else content_of(entry.value, entry.metadata)
 
 
-def state_of(host: Host) -> StoreState:
+def state_of(host: Host, clock_ms: int) -> StoreState:
     """Return a node's store as it stands; H is recounted from the rows, independently of `core/apply.py`."""
     with host.disk.store.read() as txn:
         seed = state_hash_seed(txn)
@@ -315,22 +395,26 @@ def state_of(host: Host) -> StoreState:
             recount += row_state_hash(namespace, key, row, seed)
             content = _content_of_row(namespace, key, row)
             gone = row_kind(row) == Kind.TOMBSTONE
-            rows.append(StandingRow(namespace.hex(), key.hex(), row_version(row).hex(), content, gone))
+            where = (namespace.hex(), key.hex())
+            rows.append(StandingRow(*where, row_version(row).hex(), content, gone, row_expires_at(row)))
         return StoreState(
             node=host.name,
             complete=txn.complete,
             vector=tuple((issuer.hex(), stamp) for issuer, stamp in txn.vector.items()),
             fence=txn.vector.fence.hex(),
-            floor=tuple((issuer.hex(), stamp) for issuer, stamp in txn.floor.items()),
+            floor=tuple((issuer.hex(), stamp) for issuer, stamp in _floor(txn)),
             state_hash=_hex(sum(totals.state_hash for _, totals in txn.all_totals())),
             recount=_hex(recount),
-            deleted_namespaces=_deleted_namespaces(txn),
+            namespaces=_live_namespaces(txn),
             rows=tuple(rows),
             log=tuple(_log(txn)),
             issuers=tuple(
                 StandingIssuer(row.issuer.hex(), "" if row.node is None else row.node.hex(), row.closed)
                 for row in issuers_of(txn)
             ),
+            clock_ms=clock_ms,
+            graves=txn.tombstones,
+            expiring=sum(1 for _ in txn.expiring()),
         )
 
 
@@ -338,19 +422,28 @@ def _hex(state_hash: int) -> str:
     return f"{state_hash & STATE_HASH_MASK:032x}"
 
 
-def _deleted_namespaces(txn: ReadTransaction) -> tuple[str, ...]:
-    deleted = []
+def _live_namespaces(txn: ReadTransaction) -> tuple[str, ...]:
+    live = []
     for key, row in txn.rows(SYSTEM_NAMESPACE, start=system_rows.NAMESPACE_PREFIX):
         namespace = system_rows.namespace_of_key(key)
-        if namespace is not None and row_kind(row) == Kind.TOMBSTONE:
-            deleted.append(namespace.hex())
-    return tuple(deleted)
+        if namespace is not None and row_kind(row) == Kind.VALUE:
+            live.append(namespace.hex())
+    return tuple(live)
+
+
+def _floor(txn: ReadTransaction) -> Iterator[tuple[Issuer, Stamp]]:
+    """Iterate over what the log cannot serve of the issuers that the vector names."""
+    for top in txn.vector.tops():
+        issuer = version_issuer(top)
+        yield issuer, txn.floor.reach(version_term(top), issuer)
 
 
 def _log(txn: ReadTransaction) -> list[StandingPosition]:
     positions = []
-    for issuer in dict(txn.vector.items()):
-        for stamp, row_key in txn.positions(issuer, Stamp(0)):
+    for issuer, unserved in _floor(txn):
+        for stamp, row_key in txn.positions(issuer, unserved):
+            if purge_at(row_key) is not None:
+                continue
             namespace, key = key_served_for(
                 row_key, partial(is_namespace_deleted, txn)
             )  # a deleted namespace's: its tombstone [I7]

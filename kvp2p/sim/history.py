@@ -27,19 +27,20 @@ def content_of(value: bytes, metadata: bytes | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One operation of a write. `content` is empty for all but puts; `key` is empty for namespaces."""
+    """One operation of a write. `content` is empty for all but puts; `key` is empty for namespaces; `expires_in_s` 0 means never."""
 
     kind: Literal["put", "delete", "create", "drop"]
     namespace: str
     key: str
     content: str
+    expires_in_s: int = 0
 
 
 def asked_of(operation: Operation) -> Asked:
     """Return what a history says of an operation."""
     match operation:
-        case Put(namespace=namespace, key=key, value=value, metadata=metadata):
-            return Asked("put", namespace.hex(), key.hex(), content_of(value, metadata))
+        case Put(namespace=namespace, key=key, value=value, metadata=metadata, expires_in=expires_in_s):
+            return Asked("put", namespace.hex(), key.hex(), content_of(value, metadata), expires_in_s)
         case Delete(namespace=namespace, key=key):
             return Asked("delete", namespace.hex(), key.hex(), ABSENT_CONTENT)
         case CreateNamespace(namespace=namespace):
@@ -83,7 +84,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a node's store said of a key. `version` None: no row; `content` empty: a tombstone.
+    """What a node's store said of a key. `version` None: no row; `content` empty: a tombstone, or hidden because it has expired.
 
     `disk` counts how often the node's disk was replaced by an older copy.
     """
@@ -99,13 +100,14 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A leader's disk made an operation durable at a position."""
+    """A leader's disk made an operation durable at a position. `clock_ms` is the leader's clock: by it the value expires."""
 
     at_ns: int
     node: str
     issuer: str
     stamp: int
     operation: Asked
+    clock_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +122,14 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class StandingRow:
-    """A row of a store at the end of a run."""
+    """A row of a store at the end of a run. `expires_at_s` 0 means never."""
 
     namespace: str
     key: str
     version: str
     content: str
     is_tombstone: bool
+    expires_at_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +155,9 @@ class StandingIssuer:
 class StoreState:
     """One node's store as it stands at the end. Rows of deleted namespaces are left out: they are hidden [I7].
 
-    `state_hash` is what the store says, `recount` what its rows say. `floor` and `vector` are (issuer, stamp) pairs.
+    `state_hash` is what the store says, `recount` what its rows say. `floor` and `vector` are (issuer, stamp) pairs, `namespaces` those that live.
+    `clock_ms` is what the node believes the leader's clock to be. `graves` and `expiring` count the entries of those indexes; `is_purged` says that the
+    run waited until all that may go had gone.
     """
 
     node: str
@@ -162,10 +167,14 @@ class StoreState:
     floor: tuple[tuple[str, int], ...]
     state_hash: str
     recount: str
-    deleted_namespaces: tuple[str, ...]
+    namespaces: tuple[str, ...]
     rows: tuple[StandingRow, ...]
     log: tuple[StandingPosition, ...]
     issuers: tuple[StandingIssuer, ...]
+    clock_ms: int = 0
+    graves: int = 0
+    expiring: int = 0
+    is_purged: bool = False
 
 
 Record = Invoked | Ended | Seen | Issued | Told | StoreState

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from kvp2p.core.apply import summarize
 from kvp2p.core.batches import Batch, BatchResult
+from kvp2p.core.board import Board
 from kvp2p.core.events import (
     Connect,
     Disconnect,
@@ -31,7 +32,7 @@ from kvp2p.core.events import (
     Start,
     TimerFired,
 )
-from kvp2p.core.messages import Member, Message, Pull, WalkRequest
+from kvp2p.core.messages import ChunkPull, Member, Message, Pull, WalkRequest
 from kvp2p.core.operations import Outcome
 from kvp2p.core.replica import ReplicaMachine
 from kvp2p.core.serve import serve
@@ -51,7 +52,9 @@ class MachineFailed(Exception):
 
 
 class Machine(Protocol):
-    """What a host drives."""
+    """What a host drives; `board` is for those who look on."""
+
+    board: Board
 
     def handle(self, event: Event, now: Now) -> list[Effect]: ...
 
@@ -64,6 +67,8 @@ class Observer(Protocol):
     def on_applied(self, host: Host, batch: Batch, result: BatchResult) -> None: ...
 
     def on_notice(self, host: Host, notice: Notice) -> None: ...
+
+    def on_handled(self, host: Host) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +213,7 @@ class Host:
             raise MachineFailed(f"{self.name} at {type(event).__name__}: {type(error).__name__}: {error}") from error
         if self.events_handled % CHECK_EVERY == 0:
             self.check()
+        self.world.observer.on_handled(self)
         for effect in effects:
             self.perform(effect)
 
@@ -265,7 +271,7 @@ class Host:
 
         return deliver
 
-    def _serve(self, peer: NodeId, request: Pull | WalkRequest) -> None:
+    def _serve(self, peer: NodeId, request: Pull | WalkRequest | ChunkPull) -> None:
         link = self.world.network.link_number(self, peer)
 
         def answer() -> None:

@@ -17,7 +17,7 @@ from kvp2p.core.events import Event, Received
 from kvp2p.core.messages import Forward, Frame
 from kvp2p.core.port import NamespaceTotals
 from kvp2p.core.replica import ReplicaMachine
-from kvp2p.ids import ISSUER_BYTES, SYSTEM_NAMESPACE, Stamp
+from kvp2p.ids import ISSUER_BYTES, SYSTEM_NAMESPACE, Stamp, make_version
 from kvp2p.limits import WRITE_DEADLINE_MS
 from kvp2p.sim.host import Host, Machine
 from kvp2p.sim.schedule import MS
@@ -86,8 +86,9 @@ class VectorBeforeRows(Host):
         frames = [batch.frame for batch in lost if isinstance(batch, FrameBatch)]
         if frames:
             with self.disk.store.write() as txn:
-                if txn.vector.stamp_of(frames[0].issuer) >= frames[0].after:
-                    txn.set_vector(txn.vector.raised(frames[0].issuer, frames[0].upto))
+                first = frames[0]
+                if txn.vector.reach(first.term, first.issuer) >= first.after:
+                    txn.set_vector(txn.vector.raised(make_version(first.term, first.upto, first.issuer)))
 
 
 class TombstoneLostAtRestart(Host):

@@ -21,7 +21,7 @@ from kvp2p.core.settings import ReplicaSettings
 from kvp2p.ids import NamespaceId
 from kvp2p.sim.checkers import Violation, check
 from kvp2p.sim.cluster import Cluster, ClusterPlan
-from kvp2p.sim.faults import KINDS, FaultPlan, Nemesis
+from kvp2p.sim.faults import BY_HAND_PURGE_AFTER_MS, KINDS, FaultPlan, Nemesis
 from kvp2p.sim.history import Record
 from kvp2p.sim.host import Host, MachineFailed
 from kvp2p.sim.network import NetworkProfile
@@ -30,10 +30,11 @@ from kvp2p.sim.seeds import Seeds
 from kvp2p.sim.workload import Workload, WorkloadPlan
 
 ACKED_MIN = 200
-SAFETY_S_MAX = 300.0  # a run that has not shown enough by then fails
+SAFETY_S_MAX = 2_000.0  # a run that has not shown enough by then fails
 BOOT_S_MAX = 30.0
 CONVERGE_S_MAX = 60.0  # after all is mended: link timeouts, back-off and a walk fit in; guess
 PROBE_S_MAX = 30.0
+PURGE_S_MAX = 180.0  # values expire after 90 s at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def draw_plan(seeds: Seeds) -> RunPlan:
             sync_ms=random.choice((0.3, 2.0, 10.0, 60.0)),
             clock_offsets_ms=tuple(random.randint(-offsets_ms_max, offsets_ms_max) for _ in range(nodes)),
             network=_draw_network(random),
-            settings=_draw_settings(random),
+            settings=_draw_settings(random, random.choice((500, 5_000, BY_HAND_PURGE_AFTER_MS))),
         ),
         workload=WorkloadPlan(
             sessions=random.choice((3, 5, 8)),
@@ -96,6 +97,7 @@ def draw_plan(seeds: Seeds) -> RunPlan:
             keys=random.choice((4, 16, 60)),
             delete_share=random.choice((0.1, 0.3)),
             conditional_share=random.choice((0.0, 0.1, 0.3)),
+            expiry_share=random.choice((0.0, 0.2, 0.6)),
             large_share=random.choice((0.0, 0.0, 0.3)),
         ),
         faults=tuple(FaultPlan(kind, _rhythm_s(kind) * random.choice((0.7, 1.0, 1.5))) for kind in enabled),
@@ -107,11 +109,18 @@ def _rhythm_s(kind: str) -> float:
     return {"reset": 3.0, "drop": 4.0, "clock": 4.0, "restore": 10.0, "promote": 8.0}.get(kind, 6.0)
 
 
-def _draw_settings(random: Random) -> ReplicaSettings:
+def _draw_settings(random: Random, purge_after_ms: int) -> ReplicaSettings:
     """Draw the usual patience, or that of a machine in a hurry: its timeouts fire while answers are still on their way."""
+    purging = {
+        "purge_interval_ms": random.choice((300, 2_000)),
+        "purge_after_ms": purge_after_ms,
+        "log_age_ms": random.choice((1_000, 10_000, 86_400_000)),
+        "log_positions_max": random.choice((20, 1_000_000)),
+    }
     if random.random() < 0.6:
-        return ReplicaSettings()
+        return ReplicaSettings(**purging)
     return ReplicaSettings(
+        **purging,
         digest_busy_ms=random.choice((100, 250)),
         digest_idle_ms=random.choice((500, 2_000)),
         pull_grace_ms=random.choice((1, 50, 500)),
@@ -151,13 +160,14 @@ class Simulation:
         self.nemesis = Nemesis(self.cluster, seeds.child("faults"), self.plan.faults)
         self._violations: list[Violation] = []
         self._recovery_s = 0.0
+        self._is_purged = False
 
     def run(self) -> Report:
         """Run all phases and judge."""
         began = time.perf_counter()
         try:
             self._boot() and self._safety() and self._liveness()
-            self.cluster.history.extend(self.cluster.states())
+            self.cluster.history.extend(self.cluster.states(is_purged=self._is_purged))
             self._violations.extend(check(self.cluster.history))
         except MachineFailed as failure:
             where = "".join(traceback.format_exception(failure.__cause__)) if failure.__cause__ else ""
@@ -201,6 +211,7 @@ class Simulation:
             and self._probe()
             and self._reach("all issuers but one are closed", CONVERGE_S_MAX, cluster.are_issuers_closed)
             and self._reach("all nodes are equal again", CONVERGE_S_MAX, lambda: cluster.are_equal(cluster.hosts))
+            and self._purge()
             and self._settle()
         )
 
@@ -223,6 +234,16 @@ class Simulation:
         for host in cluster.hosts:
             ask(host)
         return self._reach("every node takes writes", PROBE_S_MAX, lambda: len(done) == len(cluster.hosts))
+
+    def _purge(self) -> bool:
+        """Wait until nothing is left but what lives, where that does not take a simulated hour [I8]."""
+        cluster = self.cluster
+        if cluster.plan.settings.purge_after_ms > PURGE_S_MAX * 1_000 or cluster.stamps_ahead_ms() > 0:
+            return True  # what a clock that was ahead has stamped goes when the leader's has passed it
+        self._is_purged = self._reach("all that may go is purged", PURGE_S_MAX, cluster.is_purged)
+        return self._is_purged and self._reach(
+            "all nodes are equal after that", CONVERGE_S_MAX, lambda: cluster.are_equal(cluster.hosts)
+        )
 
     def _settle(self) -> bool:
         """Let digests be compared once more at rest, and every machine check itself."""

@@ -34,6 +34,7 @@ class WorkloadPlan:
     conditional_share: float = 0.1
     bulk_share: float = 0.05
     namespace_share: float = 0.02
+    expiry_share: float = 0.0
     large_share: float = 0.0
     large_bytes: int = 40_000  # a walk over a few of these takes more than one part
     wait_share: float = 0.1
@@ -152,7 +153,8 @@ class _Session:
         if random.random() < plan.delete_share:
             return Delete(namespace, key, condition, version)
         metadata = b'{"by":%d}' % self.number if random.random() < 0.3 else None
-        return Put(namespace, key, self._value(), metadata, 0, condition, version)
+        expires_in_s = random.randint(60, 90) if random.random() < plan.expiry_share else 0
+        return Put(namespace, key, self._value(), metadata, 0, condition, version, expires_in_s)
 
     def _place(self) -> tuple[NamespaceId, bytes]:
         number = self.random.randrange(self.workload.plan.keys)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,8 +24,8 @@ import lmdb
 
 from kvp2p.errors import StoreError, StoreFormatError, StoreFull
 from kvp2p.limits import SPARE_TRANSACTIONS_MAX, STORE_READERS_MAX
-from kvp2p.store.meta import FORMAT_KEY, check_format
-from kvp2p.store.migration import OLD_FORMAT, migrate
+from kvp2p.store.meta import FORMAT_KEY, OLD_FORMAT, check_format
+from kvp2p.store.migration import migrate
 from kvp2p.store.tables import META, TABLE_NAMES
 
 DATA_FILE: Final = "data.mdb"
@@ -36,23 +37,59 @@ DISK_FULL_BYTES: Final = 16 * 1024 * 1024
 
 FileKey = tuple[int, int]
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+
 
 def free_bytes(directory: Path) -> int:
-    """Return the bytes that are left to us on the file system of a directory."""
+    """Return the bytes that are left to the store of a directory: on its file system, and below the limit on file sizes."""
     status = os.statvfs(directory)
-    return status.f_bavail * status.f_frsize
+    free = status.f_bavail * status.f_frsize
+    below_limit = _bytes_below_limit(directory)
+    return free if below_limit is None else min(free, below_limit)
+
+
+def _bytes_below_limit(directory: Path) -> int | None:
+    """Return by how much the data file may grow before it meets RLIMIT_FSIZE, None without such a limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)  # asked each time: prlimit(1) can change it
+    if limit == resource.RLIM_INFINITY:
+        return None
+    try:
+        size = (directory / DATA_FILE).stat().st_size
+    except OSError:
+        size = 0
+    return max(0, limit - size)
+
+
+def fullness(directory: Path) -> str:
+    """Say of a full store what is full, and what to do: what follows on `the store in DIRECTORY`."""
+    below_limit = _bytes_below_limit(directory)
+    if below_limit is not None and below_limit <= free_bytes(directory):
+        return "has reached the limit on the size of a file (RLIMIT_FSIZE): raise it, with prlimit or ulimit -f"
+    return "is on a disk that is full: make room there"
 
 
 def translate(error: lmdb.Error, where: Path, free: Callable[[], int]) -> StoreError:
     """Return what an LMDB error means. The transaction it struck is not applied.
 
-    A full disk shows as `Input/output error` when LMDB's write comes back short, so the space that is left decides.
+    A full disk shows as `Input/output error` when LMDB's write comes back short, so the space that is left decides. A limit
+    on the size of files is a full disk to us.
     """
     code = getattr(error, "code", 0)
     if isinstance(error, lmdb.MapFullError):
         return StoreFull(f"the store in {where} has used its map: raise store.map_bytes and restart the node")
-    if code in {errno.ENOSPC, errno.EDQUOT} or (code == errno.EIO and free() < DISK_FULL_BYTES):
-        return StoreFull(f"the disk of {where} is full: {error}. Make room; the node goes on by itself")
+    if code in _FULL or (code == errno.EIO and free() < DISK_FULL_BYTES):
+        return StoreFull(f"the store in {where} {fullness(where)}. The node goes on by itself ({error})")
+    if code == errno.EIO:
+        return StoreError(
+            f"the disk of the store in {where} has failed: {error}. Look at the kernel's log, and move the directory "
+            "to another disk if it happens again. The node starts again from what is synced"
+        )
+    if code in _FORBIDDEN:
+        return StoreError(
+            f"the store in {where} cannot be written: {error}. Give it to the user that kvp2p runs as, and see that its "
+            "file system is not mounted read-only"
+        )
     if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError):
         return StoreFormatError(f"{where} holds a {DATA_FILE} that is not an LMDB 0.9 file: {error}")
     if isinstance(error, lmdb.ReadersFullError):
@@ -70,6 +107,12 @@ class Environment:
     is_readonly: bool
     tables: dict[str, Any] = field(default_factory=dict)  # table name → LMDB's handle, which has no public type
     users: int = 1
+
+    def bytes_in_use(self, transaction: lmdb.Transaction[Any]) -> int:
+        """Return what the pages take that a transaction's trees have: the file without the pages that are free."""
+        trees = [transaction.stat(), *(transaction.stat(table) for table in self.tables.values())]
+        pages = sum(tree["branch_pages"] + tree["leaf_pages"] + tree["overflow_pages"] for tree in trees)
+        return pages * trees[0]["psize"]
 
     def release(self) -> None:
         """Close the file when nobody in this process uses it any more."""
@@ -128,6 +171,8 @@ def open_environment(directory: Path, map_bytes: int, *, readonly: bool) -> Envi
                 raise StoreError(f"this process reads {directory} already: open it for writing first")
             shared.users += 1
             return shared
+        if (directory / DATA_FILE).stat().st_size == 0:
+            raise _not_complete(directory)
         handle = _open_file(directory, map_bytes, readonly=readonly)
         environment = Environment(directory, file, handle, readonly)
         try:
@@ -139,6 +184,10 @@ def open_environment(directory: Path, map_bytes: int, *, readonly: bool) -> Envi
             raise
         _open[file] = environment
         return environment
+
+
+def _not_complete(directory: Path) -> StoreError:
+    return StoreError(f"the store in {directory} is not complete: `kvp2p init` is still at it, or was interrupted")
 
 
 def _open_file(directory: Path, map_bytes: int, *, readonly: bool) -> lmdb.Environment:
@@ -162,7 +211,7 @@ def _open_tables(environment: Environment) -> None:
     handle, where = environment.handle, str(environment.directory)
     try:
         if not handle.stat()["entries"]:
-            raise StoreError(f"the store in {where} is not complete: `kvp2p init` is still at it, or was interrupted")
+            raise _not_complete(environment.directory)
         try:
             table = handle.open_db(META.encode(), create=False)
         except (lmdb.NotFoundError, lmdb.IncompatibleError) as error:

@@ -10,17 +10,18 @@ In and out: logical keys (16 bytes of namespace, 1 to 512 bytes of key) and rows
     rows     namespace ‖ key → row, for a key below 495 bytes
              namespace ‖ key[:495] → empty: a marker (511 bytes), the keys that start so stand in tails
     tails    blake2b-16(namespace ‖ key[:495]) ‖ key[495:] → row
-    log      issuer (8) ‖ stamp (8) → namespace ‖ key
+    log      issuer (8) ‖ stamp (8) → namespace ‖ key; or a Purge, as `core/purge.py` has it
     expiry   expires_at (8) ‖ blake2b-16(namespace ‖ key) → namespace ‖ key
     hashes   namespace → state hash (16) ‖ rows (8) ‖ rows that are no tombstones (8)
-    meta     format, identity, vector, floor, above, complete, designation, members: see meta.py
+    meta     format, identity, vector, floor, above, complete, restored, clock offset, designation, members: see meta.py
     graves   version (20) of each tombstone → namespace ‖ key
     chunks   chunk id (32, blake2b-256 of the content) ‖ 'c' → content, at most 256 KiB
              chunk id (32)                             ‖ 'r' → number of stored rows that name the chunk (8) ‖ 1 if its content is here
              Two rows a chunk, so that a changed count does not rewrite the content; a count without content is a chunk
              that is still to be pulled. A chunk goes when nothing names it and no write under way has staged it.
     staging  chunk id (32) → empty: kept for a write under way
-    pending  version (20) of a row that lacks chunks → bytes of the next (2) ‖ namespace ‖ key ‖ the row that readers see meanwhile
+    pending  version (20) of a row that lacks chunks → bytes of the next (2) ‖ namespace ‖ key ‖ 1 if a walk brought it ‖ ranges (2)
+             ‖ first (20) ‖ last (20) of each range of versions that it hides ‖ the row that readers see meanwhile
 
 Format 1 had no graves, pending and staging, and vectors without terms: `migration.py` makes a store of format 2 of it.
 
@@ -32,13 +33,14 @@ before its 511th byte sorts before a marker exactly when it sorts before the key
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Any, Final, TypeVar
 
 from kvp2p.core.entry import STATE_HASH_MASK, ChunkId, is_tombstone
 from kvp2p.core.messages import Designation, KeyedRow, Member, RowKey
-from kvp2p.core.port import ChunkState, Identity, NamespaceTotals, PendingRow
+from kvp2p.core.port import ChunkState, Hidden, Identity, NamespaceTotals, PendingRow
 from kvp2p.core.vector import VersionVector
 from kvp2p.errors import StoreFormatError
 from kvp2p.ids import ID_BYTES, ISSUER_BYTES, Issuer, NamespaceId, Stamp, Version
@@ -67,6 +69,7 @@ MARKER_BYTES: Final = TABLE_KEY_BYTES_MAX
 LONG_KEY_BYTES_MIN: Final = MARKER_BYTES - ID_BYTES  # 495
 _HASH_BYTES = 16
 _NEVER = bytes(8)
+_HIDDEN = struct.Struct(">20s20s")
 _CONTENT = b"c"
 _STATE = b"r"
 
@@ -110,7 +113,10 @@ def decode_chunk_state(raw: bytes) -> ChunkState:
 def decode_pending(version: bytes, raw: bytes) -> PendingRow:
     """Read a value of the table `pending`."""
     end = 2 + int.from_bytes(raw[:2], "big")
-    return PendingRow(Version(version), *_split(raw[2:end]), raw[end:])
+    first = end + 3
+    shown_at = first + int.from_bytes(raw[end + 1 : first], "big") * _HIDDEN.size
+    hidden = [Hidden(Version(least), Version(greatest)) for least, greatest in _HIDDEN.iter_unpack(raw[first:shown_at])]
+    return PendingRow(Version(version), *_split(raw[2:end]), raw[shown_at:], tuple(hidden), raw[end] == 1)
 
 
 def _split(full_key: bytes) -> RowKey:
@@ -143,6 +149,11 @@ class LayoutReader:
         self._tables = tables
         self._decoded = decoded
 
+    @property
+    def tables(self) -> ReadableTables:
+        """The tables themselves, for code that checks the layout."""
+        return self._tables
+
     def _fact(self, field: Field[T]) -> T:
         return cached_field(field, self._tables.get(META, field.name), self._decoded)
 
@@ -168,6 +179,14 @@ class LayoutReader:
     @property
     def complete(self) -> bool:
         return self._fact(meta.COMPLETE)
+
+    @property
+    def clock_offset_ms(self) -> int:
+        return self._fact(meta.CLOCK_OFFSET)
+
+    @property
+    def restored(self) -> bool:
+        return self._fact(meta.RESTORED)
 
     @property
     def designation(self) -> Designation | None:
@@ -209,10 +228,24 @@ class LayoutReader:
                 return
             yield Stamp(int.from_bytes(place[ISSUER_BYTES:], "big")), _split(full_key)
 
-    def expiring(self) -> Iterator[tuple[int, RowKey]]:
-        """Iterate over (expires_at in unix seconds, key) of all rows that expire, soonest first."""
+    def log_issuers(self) -> Iterator[Issuer]:
+        before = b""
+        while (found := next(self._tables.scan(LOG, before), None)) is not None:
+            issuer = Issuer(found[0][:ISSUER_BYTES])
+            yield issuer
+            before = issuer + b"\xff" * 9  # behind its last position
+
+    @property
+    def log_positions(self) -> int:
+        return self._tables.count(LOG)
+
+    @property
+    def tombstones(self) -> int:
+        return self._tables.count(GRAVES)
+
+    def expiring(self) -> Iterator[tuple[bytes, RowKey]]:
         for place, full_key in self._tables.scan(EXPIRY):
-            yield int.from_bytes(place[:8], "big"), _split(full_key)
+            yield bytes(place), _split(full_key)
 
     def graves(self) -> Iterator[tuple[Version, RowKey]]:
         for version, full_key in self._tables.scan(GRAVES):
@@ -224,6 +257,13 @@ class LayoutReader:
     def chunk_state(self, chunk: ChunkId) -> ChunkState | None:
         raw = self._tables.get(CHUNKS, chunk + _STATE)
         return None if raw is None else decode_chunk_state(raw)
+
+    def chunk_states(self) -> Iterator[tuple[ChunkId, ChunkState, bytes | None]]:
+        """Iterate over all chunks with what is known of them and their contents: for those who check a store."""
+        for place, raw in self._tables.scan(CHUNKS):
+            if place[32:] == _STATE:
+                chunk = ChunkId(bytes(place[:32]))
+                yield chunk, decode_chunk_state(raw), self.chunk(chunk)
 
     def is_staged(self, chunk: ChunkId) -> bool:
         return self._tables.get(STAGING, chunk) is not None
@@ -362,6 +402,10 @@ class LayoutWriter(LayoutReader):
             LOG, [(issuer + stamp.to_bytes(8, "big"), namespace + key) for stamp, (namespace, key) in positions]
         )
 
+    def remove_positions(self, issuer: Issuer, stamps: Iterable[Stamp]) -> None:
+        for stamp in stamps:
+            self._tables.delete(LOG, issuer + stamp.to_bytes(8, "big"))
+
     def put_chunk(self, chunk: ChunkId, content: bytes) -> None:
         self._tables.put(CHUNKS, chunk + _CONTENT, content)
 
@@ -380,7 +424,8 @@ class LayoutWriter(LayoutReader):
 
     def put_pending(self, row: PendingRow) -> None:
         full_key = row.namespace + row.key
-        self._tables.put(PENDING, row.version, len(full_key).to_bytes(2, "big") + full_key + row.shown)
+        head = len(full_key).to_bytes(2, "big") + full_key + bytes([row.is_walked]) + len(row.hidden).to_bytes(2, "big")
+        self._tables.put(PENDING, row.version, head + b"".join(_HIDDEN.pack(*one) for one in row.hidden) + row.shown)
 
     def delete_pending(self, version: Version) -> None:
         self._tables.delete(PENDING, version)
@@ -400,6 +445,12 @@ class LayoutWriter(LayoutReader):
 
     def set_complete(self, complete: bool) -> None:
         self._set_fact(meta.COMPLETE, complete)
+
+    def set_clock_offset_ms(self, offset_ms: int) -> None:
+        self._set_fact(meta.CLOCK_OFFSET, offset_ms)
+
+    def set_restored(self, restored: bool) -> None:
+        self._set_fact(meta.RESTORED, restored)
 
     def set_designation(self, designation: Designation) -> None:
         self._set_fact(meta.DESIGNATION, designation)

@@ -31,6 +31,7 @@ from kvp2p.store.environment import (
     Environment,
     file_key,
     free_bytes,
+    fullness,
     make_environment,
     open_environment,
     translate,
@@ -151,7 +152,8 @@ class LmdbStore:
         """
         if not into_reserve and self._has_reserve_only():
             raise StoreFull(
-                f"the disk of {self.directory} has less than {STORE_RESERVE_BYTES >> 20} MiB left: make room"
+                f"the store in {self.directory} {fullness(self.directory)}. Less than {STORE_RESERVE_BYTES >> 20} MiB are "
+                "left, which are kept for deleting"
             )
         try:
             transaction = self._handle.begin(write=True)
@@ -183,11 +185,10 @@ class LmdbStore:
             return True
         try:
             with self._handle.begin() as transaction:
-                trees = [transaction.stat(), *(transaction.stat(table) for table in self._environment.tables.values())]
+                bytes_in_use = self._environment.bytes_in_use(transaction)
         except lmdb.Error as error:
             raise self.translated(error) from error
-        pages = sum(tree["branch_pages"] + tree["leaf_pages"] + tree["overflow_pages"] for tree in trees)
-        return free + self.used_bytes() - pages * trees[0]["psize"] < STORE_RESERVE_BYTES
+        return free + self.used_bytes() - bytes_in_use < STORE_RESERVE_BYTES
 
     def reader_check(self) -> int:
         """Free the slots of reader processes that are gone; returns how many there were."""

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from kvp2p.config import NodeConfig
-from kvp2p.errors import ConfigError, StoreLocked
+from kvp2p.errors import ConfigError, StoreError, StoreLocked
 from kvp2p.supervisor.group import read_process
 
 # Children of a dead supervisor end within 1 s; a lock that only they hold is waited for.
@@ -30,9 +30,16 @@ OPEN_FILES_MAX = 65_536  # enough for 4 096 connections a gateway; far below the
 def lock_directory(path: Path) -> int:
     """Take the lock file, write our process id into it, and return the open descriptor, which children inherit.
 
-    Raises StoreLocked, naming the holder's process id, when another node runs in the directory.
+    Raises StoreLocked, naming the holder's process id, when another node runs in the directory, and StoreError when nothing
+    can be written there.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StoreError(
+            f"{path.parent} cannot be written ({error.strerror}): a node writes there. Give it to the user that kvp2p "
+            "runs as, and see that its file system is not mounted read-only and has room"
+        ) from error
     deadline = time.monotonic() + ORPHANS_WAIT_SECONDS
     while True:
         try:
@@ -47,8 +54,11 @@ def lock_directory(path: Path) -> int:
                     f"{path.parent} is in use by the node of process {holder or 'unknown'}{alive}; stop that one first"
                 ) from error
             time.sleep(0.02)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    # For information only: a node whose disk is full still starts, to serve reads and to delete.
+    with contextlib.suppress(OSError):
+        text = f"{os.getpid()}\n".encode()
+        os.pwrite(descriptor, text, 0)
+        os.ftruncate(descriptor, len(text))
     return descriptor
 
 
@@ -76,6 +86,20 @@ def check_ports(config: NodeConfig) -> None:
             else:
                 message = f"{name} is taken; stop the program that listens there, or set another {word}_port"
             raise ConfigError(message) from error
+
+
+def check_dial_from(config: NodeConfig) -> None:
+    """Raise ConfigError when this machine does not have the address that peers are to be dialled from."""
+    address = config.mesh.dial_from
+    if address is None:
+        return
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as claim:
+            claim.bind((address, 0))
+    except OSError as error:
+        raise ConfigError(
+            f"[mesh] dial_from {address} is no address of this machine ({error.strerror}); set one that it has, or none"
+        ) from error
 
 
 def raise_open_files_limit() -> int:

@@ -18,7 +18,13 @@ from kvp2p.config import LOCK_FILE, PIDS_FILE, STORE_DIRECTORY, NodeConfig
 from kvp2p.errors import StoreFormatError
 from kvp2p.runtime import logs
 from kvp2p.runtime.child import ChildLife
-from kvp2p.supervisor.claims import check_ports, lead_process_group, lock_directory, raise_open_files_limit
+from kvp2p.supervisor.claims import (
+    check_dial_from,
+    check_ports,
+    lead_process_group,
+    lock_directory,
+    raise_open_files_limit,
+)
 from kvp2p.supervisor.spawn import ChildSpec
 from kvp2p.supervisor.supervisor import Supervisor
 
@@ -29,10 +35,10 @@ CHILD_MODULES = {"node": "kvp2p.node.main", "gateway": "kvp2p.gateway.main", "ap
 
 
 def serve(config: NodeConfig) -> int:
-    """Run a node in the foreground; return 0 after a drain, 1 when a child cannot run at all.
+    """Run a node in the foreground; return 0 after a drain, 3 when a child cannot run at all.
 
-    Raises StoreLocked when another node has the directory, ConfigError when a port is taken, StoreFormatError when there is
-    no store; nothing was started then.
+    Raises StoreLocked when another node has the directory, StoreError when it cannot be written, ConfigError when a port is
+    taken, StoreFormatError when there is no store; nothing was started then.
     """
     if not (config.directory / STORE_DIRECTORY).is_dir():
         raise StoreFormatError(
@@ -44,6 +50,7 @@ def serve(config: NodeConfig) -> int:
     lock = lock_directory(config.directory / LOCK_FILE)
     try:
         check_ports(config)
+        check_dial_from(config)
         open_files = raise_open_files_limit()
         specs = child_specs(config)
         logs.get_logger("kvp2p.supervisor").info(

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from kvp2p.errors import ConfigError, StoreFormatError
+from kvp2p.errors import ConfigError, StoreError, StoreFormatError
 from kvp2p.runtime import logs
 from kvp2p.runtime.child import EXIT_FAILED, EXIT_FATAL, ChildLife
 
@@ -72,10 +72,14 @@ def _run(spec: ChildSpec, life: ChildLife, close_fds: tuple[int, ...]) -> int:
         life.watch_parent()
         spec.run(life)
     except Exception as error:  # the edge of the process: everything ends here, in a status
-        if all(isinstance(leaf, FATAL) for leaf in _leaves(error)):
-            reason = "; ".join(str(leaf) for leaf in _leaves(error))
+        leaves = list(_leaves(error))
+        reason = "; ".join(map(str, leaves))
+        if all(isinstance(leaf, FATAL) for leaf in leaves):
             logger.error("child_cannot_start", child=spec.name, reason=reason)
             return EXIT_FATAL
+        if all(isinstance(leaf, StoreError) for leaf in leaves):  # foreseen: its message says it all
+            logger.error("child_failed", child=spec.name, reason=reason)
+            return EXIT_FAILED
         logger.exception("child_failed", child=spec.name)
         return EXIT_FAILED
     return 0

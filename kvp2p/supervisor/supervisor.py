@@ -4,7 +4,8 @@ Decides: when a child is started again, and in which order the children of a nod
 Keeps true
 * A child that dies is started again after 0.1 s, doubling up to 5 s, from 0.1 s again once it has lived 10 s. Its
   death is logged with the signal's name or the exit status.
-* A child that ends with EXIT_FATAL cannot be helped by a restart: the node ends, exit status 1.
+* A child that ends with EXIT_FATAL cannot be helped by a restart: the node ends, exit status 3, which is *refused* here as
+  it is for all commands.
 * Draining: gateways and api first, so that nothing more is asked of the node, then the node; 5 s in all, then SIGKILL. A second
   SIGTERM ends them at once. It counts only 0.5 s after the first, since service managers signal the whole group.
 * One thread, no event loop but `poll`, no store: so forking is safe at any time.
@@ -35,6 +36,7 @@ DRAIN_SECONDS = 5.0
 NODE_DRAIN_SECONDS = 1.0  # of these, kept for the node however long the others take
 SECOND_SIGNAL_SECONDS = 0.5
 REAP_SECONDS = 2.0  # after SIGKILL; only a process stuck in the kernel takes longer
+EXIT_REFUSED = 3
 
 
 @dataclass(slots=True)
@@ -201,7 +203,7 @@ class Supervisor:
             self._log.info("child_ended", **about)
         elif code == EXIT_FATAL:
             self._log.error("child_cannot_run", **about)
-            self._exit_status = 1
+            self._exit_status = EXIT_REFUSED
             self._begin_stop(now)
         else:
             if lived_ms >= 1_000 * STEADY_SECONDS:

@@ -2,25 +2,30 @@
 
 Decides: for each message the number that names it, its fields and their bounds:
 
-     1  Frame           issuer 8, after, upto, [stamp − stamp before, row index, …], [namespace 16, key, row, …]
-     2  Digest          vector, state hash 16, comparable, floor, [term, tie 8, node 16] | null, leads 8 | null, complete, wall_ms
-     3  Pull            issuer 8, after, bytes_max
+     1  Frame           term, issuer 8, after, upto, [stamp − stamp before, row index, …], [namespace 16, key, row, …], purge | null
+     2  Digest          vector, state hash 16, comparable, floor, [term, tie 8, node 16] | null, leads 8 | null, complete, wall_ms,
+                        clock_ms, vector of what is whole | null
+     3  Pull            term, issuer 8, after, bytes_max
      4  PullEnd         issuer 8, upto, trimmed
      5  WalkRequest     walk, [namespace 16, key] | null
      6  WalkPart        walk, after, upto, [namespace 16, key, row, …], vector
      7  Forward         request, deadline_ns, [operation, …]
      8  ForwardOutcome  request, outcome
      9  Roster          [[node 16, incarnation, name, mesh_url, data_url, api_url], …]
+    10  ChunkPull       chunk 32, offset, part_bytes
+    11  ChunkPart       chunk 32, offset, total_bytes, data
+    12  ChunkMissing    chunk 32
     32  Ping            number
     33  Pong            number, clock_ns
     34  Credit          lane, taken_bytes
 
-The array of a message begins with its number. Vectors are byte strings as `VersionVector.encode` makes them; operations and outcomes
+The array of a message begins with its number. Vectors are byte strings as `VersionVector.encode` makes them, a Purge as `core/purge.py` has it; operations and outcomes
 are laid out in `wire/operations.py`. Times of a clock (`deadline_ns`, `clock_ns`) are readings of the sender's CLOCK_MONOTONIC; the receiving
 link makes its own of them (`net/clock.py`). The positions of a frame are differences, the first one to `after`: at a thousand writes a second
 most take one to five bytes instead of nine, and descending positions cannot even be written down.
 
-Stamps and incarnations are below 2**63: who hears of one goes past it, and a greater one would leave no room for that.
+Stamps and wall clocks end where Linux's clock does, in the year 2262: a greater one is a fault, and who heard of it would go past it for ever [I2].
+Incarnations are below 2**63, for the same reason.
 
 Keeps true: I9, bounds come from `limits.py`; a message that decodes re-encodes to the same bytes; a payload is taken whole or not at all.
 In and out: `Message` and `LinkMessage` values; RemoteProtocolError for what a peer may not send, LocalProtocolError for what we may not.
@@ -32,8 +37,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, assert_never
 
-from kvp2p.core.entry import check_row, row_version
+from kvp2p.core.entry import CHUNK_ID_BYTES, ChunkId, check_row, row_version
 from kvp2p.core.messages import (
+    ChunkMissing,
+    ChunkPart,
+    ChunkPull,
     Designation,
     Digest,
     Forward,
@@ -50,18 +58,34 @@ from kvp2p.core.messages import (
     WalkPart,
     WalkRequest,
 )
+from kvp2p.core.purge import PURGE_BYTES, decode_purge, encode_purge
 from kvp2p.core.vector import VersionVector
 from kvp2p.errors import LocalProtocolError, RemoteProtocolError
-from kvp2p.ids import ID_BYTES, ISSUER_BYTES, VERSION_BYTES, Issuer, NamespaceId, NodeId, Stamp, version_stamp
+from kvp2p.ids import (
+    ID_BYTES,
+    ISSUER_BYTES,
+    VERSION_BYTES,
+    Issuer,
+    NamespaceId,
+    NodeId,
+    Stamp,
+    make_version,
+    version_stamp,
+)
 from kvp2p.limits import (
+    CHUNK_BYTES,
+    CHUNK_PART_BYTES,
+    CHUNK_PART_BYTES_MIN,
     FRAME_POSITIONS_MAX,
     KEY_BYTES_MAX,
     MEMBER_NAME_CHARS_MAX,
     MEMBERS_MAX,
     MESH_MESSAGE_BYTES_MAX,
     PULL_BYTES_MAX,
+    STAMP_MAX,
     URL_CHARS_MAX,
     VECTOR_ISSUERS_MAX,
+    WALL_MS_MAX,
 )
 from kvp2p.wire.cbor import CborValue, array_head, decode, encode
 from kvp2p.wire.fields import COUNTED_ON_MAX, U32_MAX, blob, fixed, flag, items, number, record, text
@@ -73,12 +97,12 @@ from kvp2p.wire.operations import (
     encode_outcome,
 )
 
-WIRE_VERSION: Final = 1
-_VOUCHED_FOR: Final = (Frame, WalkPart, Forward, ForwardOutcome)
+WIRE_VERSION: Final = 2
+_VOUCHED_FOR: Final = (Frame, WalkPart, Forward, ForwardOutcome, ChunkPart)
 STATE_HASH_BYTES: Final = 16
 PACK_HEAD_BYTES: Final = 5  # the longest head that `pack` puts before the elements
 ELEMENT_BYTES_MAX: Final = MESH_MESSAGE_BYTES_MAX - PACK_HEAD_BYTES
-_VECTOR_BYTES_MAX = VERSION_BYTES + VECTOR_ISSUERS_MAX * (ISSUER_BYTES + 8)
+_VECTOR_BYTES_MAX = VERSION_BYTES * (1 + VECTOR_ISSUERS_MAX)
 
 
 def encode_message(message: Message | LinkMessage) -> bytes:
@@ -134,15 +158,17 @@ def _to_raw(message: Message | LinkMessage) -> CborValue:
             return [7, request, deadline_ns, encode_operations(operations)]
         case ForwardOutcome(request, outcome):
             return [8, request, encode_outcome(outcome)]
-        case Frame(issuer, after, upto, positions, rows):
-            return [1, issuer, after, upto, _encode_positions(after, positions), _encode_rows(rows)]
-        case Digest(vector, state_hash, comparable, floor, designation, leads, complete, wall_ms):
+        case Frame(term, issuer, after, upto, positions, rows, purge):
+            encoded = None if purge is None else encode_purge(purge)
+            return [1, term, issuer, after, upto, _encode_positions(after, positions), _encode_rows(rows), encoded]
+        case Digest(vector, state_hash, comparable, floor, designation, leads, complete, wall_ms, clock_ms, whole):
             given: CborValue = None
             if designation is not None:
                 given = [designation.term, designation.tie, designation.node]
-            return [2, vector.encode(), state_hash, comparable, floor.encode(), given, leads, complete, wall_ms]
-        case Pull(issuer, after, bytes_max):
-            return [3, issuer, after, bytes_max]
+            told = (vector.encode(), state_hash, comparable, floor.encode(), given, leads, complete, wall_ms, clock_ms)
+            return [2, *told, None if whole is None else whole.encode()]
+        case Pull(term, issuer, after, bytes_max):
+            return [3, term, issuer, after, bytes_max]
         case PullEnd(issuer, upto, trimmed):
             return [4, issuer, upto, trimmed]
         case WalkRequest(walk, after_key):
@@ -152,6 +178,12 @@ def _to_raw(message: Message | LinkMessage) -> CborValue:
             return [6, walk, *ends, _encode_rows(rows), vector.encode()]
         case Roster(members):
             return [9, [_encode_member(member) for member in members]]
+        case ChunkPull(chunk, offset, part_bytes):
+            return [10, chunk, offset, part_bytes]
+        case ChunkPart(chunk, offset, total_bytes, data):
+            return [11, chunk, offset, total_bytes, data]
+        case ChunkMissing(chunk):
+            return [12, chunk]
         case Ping(serial):
             return [32, serial]
         case Pong(serial, clock_ns):
@@ -163,7 +195,7 @@ def _to_raw(message: Message | LinkMessage) -> CborValue:
 
 
 def _from_raw(value: CborValue) -> Message | LinkMessage:
-    fields = items(value, "a message", 9, 2)
+    fields = items(value, "a message", 11, 2)
     tag = fields[0]
     # True == 1 for a dictionary, but not for the protocol.
     decoder = _DECODERS.get(tag) if type(tag) is int else None
@@ -173,12 +205,21 @@ def _from_raw(value: CborValue) -> Message | LinkMessage:
 
 
 def _decode_frame(value: CborValue) -> Frame:
-    _, issuer, after, upto, positions, rows = record(value, "a Frame", _FIELDS[1])
+    _, term, issuer, after, upto, positions, rows, purge = record(value, "a Frame", _FIELDS[1])
     start, end = _stamp(after, "after"), _stamp(upto, "upto")
     if start >= end:
         raise RemoteProtocolError("a Frame that spans nothing")
     keyed_rows = _decode_rows(rows)
-    return Frame(_issuer(issuer), start, end, _decode_positions(positions, start, end, len(keyed_rows)), keyed_rows)
+    placed = _decode_positions(positions, start, end, len(keyed_rows))
+    own_term = number(term, "term", U32_MAX)
+    if purge is None:
+        return Frame(own_term, _issuer(issuer), start, end, placed, keyed_rows)
+    if placed and placed[-1][0] == end:
+        raise RemoteProtocolError("a row and a Purge stand at one position")
+    order = decode_purge(blob(purge, "a Purge", PURGE_BYTES + _VECTOR_BYTES_MAX))
+    if order.fence > make_version(own_term, end, _issuer(issuer)):
+        raise RemoteProtocolError("the fence of a Purge lies behind its own position")
+    return Frame(own_term, _issuer(issuer), start, end, placed, keyed_rows, order)
 
 
 def _encode_positions(after: Stamp, positions: tuple[tuple[Stamp, int], ...]) -> list[CborValue]:
@@ -231,7 +272,7 @@ def _decode_rows(value: CborValue) -> tuple[KeyedRow, ...]:
 
 
 def _decode_digest(value: CborValue) -> Digest:
-    _, vector, state_hash, comparable, floor, designation, leads, complete, wall_ms = record(
+    _, vector, state_hash, comparable, floor, designation, leads, complete, wall_ms, clock_ms, whole = record(
         value, "a Digest", _FIELDS[2]
     )
     return Digest(
@@ -242,7 +283,9 @@ def _decode_digest(value: CborValue) -> Digest:
         designation=None if designation is None else _decode_designation(designation),
         leads=None if leads is None else _issuer(leads),
         complete=flag(complete, "complete"),
-        wall_ms=number(wall_ms, "wall_ms"),
+        wall_ms=number(wall_ms, "wall_ms", WALL_MS_MAX),
+        clock_ms=number(clock_ms, "clock_ms", WALL_MS_MAX),
+        whole=None if whole is None else _vector(whole),
     )
 
 
@@ -252,8 +295,9 @@ def _decode_designation(value: CborValue) -> Designation:
 
 
 def _decode_pull(value: CborValue) -> Pull:
-    _, issuer, after, bytes_max = record(value, "a Pull", _FIELDS[3])
-    return Pull(_issuer(issuer), _stamp(after, "after"), number(bytes_max, "bytes_max", PULL_BYTES_MAX, 1))
+    _, term, issuer, after, bytes_max = record(value, "a Pull", _FIELDS[3])
+    wanted = number(bytes_max, "bytes_max", PULL_BYTES_MAX, 1)
+    return Pull(number(term, "term", U32_MAX), _issuer(issuer), _stamp(after, "after"), wanted)
 
 
 def _decode_pull_end(value: CborValue) -> PullEnd:
@@ -324,6 +368,28 @@ def _decode_member(value: CborValue) -> Member:
     )
 
 
+def _decode_chunk_pull(value: CborValue) -> ChunkPull:
+    _, chunk, offset, part_bytes = record(value, "a ChunkPull", _FIELDS[10])
+    return ChunkPull(
+        _chunk(chunk),
+        number(offset, "offset", CHUNK_BYTES - 1),
+        number(part_bytes, "part_bytes", CHUNK_PART_BYTES, CHUNK_PART_BYTES_MIN),
+    )
+
+
+def _decode_chunk_part(value: CborValue) -> ChunkPart:
+    _, chunk, offset, total_bytes, data = record(value, "a ChunkPart", _FIELDS[11])
+    total = number(total_bytes, "total_bytes", CHUNK_BYTES, 1)
+    start, piece = number(offset, "offset", total - 1), blob(data, "data", CHUNK_PART_BYTES, 1)
+    if start + len(piece) > total:
+        raise RemoteProtocolError("a ChunkPart goes beyond the end of its chunk")
+    return ChunkPart(_chunk(chunk), start, total, piece)
+
+
+def _decode_chunk_missing(value: CborValue) -> ChunkMissing:
+    return ChunkMissing(_chunk(record(value, "a ChunkMissing", _FIELDS[12])[1]))
+
+
 def _decode_ping(value: CborValue) -> Ping:
     return Ping(number(record(value, "a Ping", _FIELDS[32])[1], "number"))
 
@@ -345,11 +411,15 @@ def _vector(value: CborValue) -> VersionVector:
 
 
 def _stamp(value: CborValue, what: str) -> Stamp:
-    return Stamp(number(value, what, COUNTED_ON_MAX))
+    return Stamp(number(value, what, STAMP_MAX))
 
 
 def _issuer(value: CborValue) -> Issuer:
     return Issuer(fixed(value, ISSUER_BYTES, "issuer"))
+
+
+def _chunk(value: CborValue) -> ChunkId:
+    return ChunkId(fixed(value, CHUNK_ID_BYTES, "chunk"))
 
 
 def _node(value: CborValue) -> NodeId:
@@ -357,15 +427,21 @@ def _node(value: CborValue) -> NodeId:
 
 
 _FIELDS: dict[int, tuple[str, ...]] = {
-    1: ("1", "issuer", "after", "upto", "positions", "rows"),
-    2: ("2", "vector", "state_hash", "comparable", "floor", "designation", "leads", "complete", "wall_ms"),
-    3: ("3", "issuer", "after", "bytes_max"),
+    1: ("1", "term", "issuer", "after", "upto", "positions", "rows", "purge"),
+    2: (
+        *("2", "vector", "state_hash", "comparable", "floor", "designation", "leads", "complete", "wall_ms"),
+        *("clock_ms", "whole"),
+    ),
+    3: ("3", "term", "issuer", "after", "bytes_max"),
     4: ("4", "issuer", "upto", "trimmed"),
     5: ("5", "walk", "after"),
     6: ("6", "walk", "after", "upto", "rows", "vector"),
     7: ("7", "request", "deadline_ns", "operations"),
     8: ("8", "request", "outcome"),
     9: ("9", "members"),
+    10: ("10", "chunk", "offset", "part_bytes"),
+    11: ("11", "chunk", "offset", "total_bytes", "data"),
+    12: ("12", "chunk"),
     32: ("32", "number"),
     33: ("33", "number", "clock_ns"),
     34: ("34", "lane", "taken_bytes"),
@@ -382,6 +458,9 @@ _DECODERS: dict[int, Callable[[CborValue], Message | LinkMessage]] = {
     7: _decode_forward,
     8: _decode_forward_outcome,
     9: _decode_roster,
+    10: _decode_chunk_pull,
+    11: _decode_chunk_part,
+    12: _decode_chunk_missing,
     32: _decode_ping,
     33: _decode_pong,
     34: _decode_credit,

@@ -78,21 +78,35 @@ def describe(state: State, node: Node, *, fully: bool) -> dict[str, Any]:
         document |= {"alive": is_alive, "ready": answers and is_ready(node)}
         document |= {name: says.get(name) for name in STATUS_FIELDS}
         document["pids"] = read_pids(node) if answers else None
+        if node.clock_offset_ms is not None:
+            document["clock_offset_ms"] = node.clock_offset_ms
     return document
 
 
-def describe_all(state: State, *, fully: bool) -> dict[str, Any]:
+def describe_all(directory: Path, state: State, *, fully: bool) -> dict[str, Any]:
     """Return the document; nodes are asked at the same time."""
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(max_workers=16) as pool:
         nodes = list(pool.map(lambda node: describe(state, node, fully=fully), state.nodes))
-    return {
+    document: dict[str, Any] = {
         "cluster_id": state.cluster_id,
         "account_id": state.account_id,
         "admin_token": state.admin_token,
         "nodes": nodes,
     }
+    if state.has_faults:
+        document |= describe_faults(directory, state)
+    return document
+
+
+def describe_faults(directory: Path, state: State) -> dict[str, Any]:
+    """Return the faults in force; null when the proxy that makes them does not run."""
+    from scripts.local_cluster.faults import ask
+
+    if not state.has_proxy():
+        return {"proxy_pid": None, "faults": None}
+    return {"proxy_pid": state.proxy_pid, "faults": ask(directory, {"do": "show"})}
 
 
 def print_document(document: dict[str, Any], *, as_json: bool) -> None:
@@ -104,6 +118,13 @@ def print_document(document: dict[str, Any], *, as_json: bool) -> None:
     print(f"admin token {document['admin_token']}")
     for node in document["nodes"]:
         print_node(node, as_json=False)
+    if "faults" in document:
+        from scripts.local_cluster.faults import show_fault
+
+        proxy = f"fault proxy {document['proxy_pid'] or 'does not run'}"
+        for line in map(show_fault, document["faults"] or []):
+            proxy += f"\n      {line}"
+        print(proxy)
 
 
 def print_node(node: dict[str, Any], *, as_json: bool) -> None:
@@ -117,4 +138,6 @@ def print_node(node: dict[str, Any], *, as_json: bool) -> None:
         condition = "ready" if node["ready"] else "not ready" if node["alive"] else "not running"
         lag = "-" if node["lag_ms"] is None else f"{node['lag_ms']} ms"
         line += f"  {condition:<11}  lag {lag:<8}  H {(node['state_hash'] or '-')[:12]}"
+        if node.get("clock_offset_ms"):
+            line += f"  clock {node['clock_offset_ms']:+} ms"
     print(line.rstrip())

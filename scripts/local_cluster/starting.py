@@ -33,7 +33,7 @@ from scripts.local_cluster.state import (
 )
 
 PORT_MIN, PORT_MAX = 20_000, 32_000
-PORTS_PER_NODE = 3
+PORTS_PER_NODE = 3  # one more in a cluster with faults
 POLL_SECONDS = 0.025
 READY_SECONDS = 30.0
 LOG_LINES = 20
@@ -74,22 +74,22 @@ def choose_ports(count: int, base: int | None) -> list[int]:
 
 
 def ports_beside(state: State) -> list[int]:
-    """Return three free ports that no node of the cluster has, running or not; the next ones if possible."""
-    known = {port for node in state.nodes for port in (node.data_port, node.api_port, node.mesh_port)}
+    """Return free ports for one more node that no node of the cluster has, running or not; the next ones if possible."""
+    known = {port for node in state.nodes for port in node.ports}
     above = max(known) + 1
     ports: list[int] = []
     for port in [*range(above, PORT_MAX + 1), *range(PORT_MIN, min(above, PORT_MAX))]:
         if port not in known and is_free(port):
             ports.append(port)
-        if len(ports) == PORTS_PER_NODE:
+        if len(ports) == PORTS_PER_NODE + state.has_faults:
             return ports
-    raise CannotError(f"no three free ports are left within {PORT_MIN} to {PORT_MAX}")
+    raise CannotError(f"too few free ports are left within {PORT_MIN} to {PORT_MAX}")
 
 
 # --- making
 
 
-def make_cluster(directory: Path, count: int, gateways: int, base_port: int | None) -> State:
+def make_cluster(directory: Path, count: int, gateways: int, base_port: int | None, *, has_faults: bool) -> State:
     """Make the directories of a new cluster; nothing runs yet, and nothing is left of a failure."""
     from kvp2p.errors import KvError
     from kvp2p.supervisor.directory import create_cluster, create_member
@@ -97,11 +97,9 @@ def make_cluster(directory: Path, count: int, gateways: int, base_port: int | No
     found = [one.name for one in directory.iterdir() if one.name != STATE_LOCK_FILE]
     if found:
         raise CannotError(f"{directory} has {', '.join(sorted(found)[:5])}, but no {STATE_FILE}; name a new directory")
-    ports = choose_ports(PORTS_PER_NODE * count, base_port)
-    nodes = [
-        _new_node(directory, f"n{index + 1}", ports[PORTS_PER_NODE * index :][:PORTS_PER_NODE])
-        for index in range(count)
-    ]
+    each = PORTS_PER_NODE + has_faults
+    ports = choose_ports(each * count, base_port)
+    nodes = [_new_node(directory, index + 1, ports[each * index :][:each]) for index in range(count)]
     try:
         first = create_cluster(nodes[0].directory, nodes[0].name, _settings_of(nodes[0], gateways))
         for node in nodes[1:]:
@@ -110,7 +108,7 @@ def make_cluster(directory: Path, count: int, gateways: int, base_port: int | No
         for node in nodes:
             shutil.rmtree(node.directory, ignore_errors=True)
         raise CannotError(str(error)) from error
-    return State(first.cluster_id.hex(), first.account_id.hex(), first.admin_token, gateways, nodes)
+    return State(first.cluster_id.hex(), first.account_id.hex(), first.admin_token, gateways, nodes, has_faults)
 
 
 def add_member(directory: Path) -> str:
@@ -123,20 +121,27 @@ def add_member(directory: Path) -> str:
         member = next((node for node in state.nodes if node.is_alive() and not node.is_stopped()), None)
         if member is None:
             raise CannotError(f"no node of {directory} runs; a new one must have one to join")
-        name = f"n{1 + max(int(node.name[1:]) for node in state.nodes)}"
-        node = _new_node(directory, name, ports_beside(state))
+        number = 1 + max(int(node.name[1:]) for node in state.nodes)
+        node = _new_node(directory, number, ports_beside(state))
         try:
             key_file = member.directory / "cluster.key"
-            create_member(node.directory, name, member.mesh_url, key_file, _settings_of(node, state.gateways))
+            create_member(node.directory, node.name, member.mesh_url, key_file, _settings_of(node, state.gateways))
         except KvError as error:
             raise CannotError(str(error)) from error
         state.nodes.append(node)
         write_state(directory, state)
-    return name
+    return node.name
 
 
-def _new_node(directory: Path, name: str, ports: Sequence[int]) -> Node:
-    return Node(name, str(directory / name), *ports)
+def _new_node(directory: Path, number: int, ports: Sequence[int]) -> Node:
+    name = f"n{number}"
+    data_port, api_port, mesh_port, *more = ports
+    node = Node(name, str(directory / name), data_port, api_port, mesh_port)
+    if not more:
+        return node
+    # All of 127.0.0.0/8 is this machine's own (Linux): an address for each node, by which the proxy knows it.
+    address = f"127.0.{1 + number // 250}.{1 + number % 250}"
+    return node._replace(proxy_port=more[0], address=address, clock_offset_ms=0)
 
 
 def _settings_of(node: Node, gateways: int) -> dict[str, object]:
@@ -146,6 +151,8 @@ def _settings_of(node: Node, gateways: int) -> dict[str, object]:
         "api_port": node.api_port,
         "mesh_port": node.mesh_port,
         "gateways": gateways,
+        "advertise_mesh_port": node.proxy_port,
+        "mesh.dial_from": node.address,
     }
 
 
@@ -173,11 +180,13 @@ def launch(directory: Path, name: str) -> Launch:
     """Start a node's supervisor in a session of its own, with no tie to this program, and write down who it is."""
     node = read_state(directory).node(name)
     require_data(node)
+    # The clock of a machine stays as wrong as it is when a process is started again.
+    clock = [] if node.clock_offset_ms is None else ["--clock-offset-ms", str(node.clock_offset_ms)]
     with node.log.open("ab") as log:
         log_from = log.tell()
         process = subprocess.Popen(
             # -P: the working directory, a node's data, is no place to import from.
-            [sys.executable, "-P", "-m", "kvp2p.supervisor", node.data_dir],
+            [sys.executable, "-P", "-m", "kvp2p.supervisor", node.data_dir, *clock],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

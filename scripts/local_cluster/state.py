@@ -27,8 +27,16 @@ class UsageError(Exception):
     """The command line asks for something that is not there."""
 
 
+def is_alive(pid: int | None, started: int | None) -> bool:
+    """Tell whether a process that was written down exists."""
+    process = read_process(pid) if pid else None
+    return process is not None and process.started == started
+
+
 class Node(NamedTuple):
-    """A node as written down. `started` tells its supervisor from a later process of the same id."""
+    """A node as written down. `started` tells its supervisor from a later process of the same id. The last three are for a cluster
+    with faults: what other nodes dial in place of `mesh_port`, where this one dials from, and how wrong its clock is.
+    """
 
     name: str
     data_dir: str
@@ -37,6 +45,9 @@ class Node(NamedTuple):
     mesh_port: int
     pid: int | None = None
     started: int | None = None
+    proxy_port: int | None = None
+    address: str | None = None
+    clock_offset_ms: int | None = None
 
     @property
     def directory(self) -> Path:
@@ -48,12 +59,15 @@ class Node(NamedTuple):
 
     @property
     def mesh_url(self) -> str:
-        return f"ws://{HOST}:{self.mesh_port}"
+        return f"ws://{HOST}:{self.proxy_port or self.mesh_port}"
+
+    @property
+    def ports(self) -> list[int]:
+        return [port for port in (self.data_port, self.api_port, self.mesh_port, self.proxy_port) if port is not None]
 
     def is_alive(self) -> bool:
         """Tell whether the supervisor exists, stopped or not."""
-        process = read_process(self.pid) if self.pid else None
-        return process is not None and process.started == self.started
+        return is_alive(self.pid, self.started)
 
     def is_stopped(self) -> bool:
         """Tell whether SIGSTOP holds the supervisor."""
@@ -62,19 +76,26 @@ class Node(NamedTuple):
 
 
 class State(NamedTuple):
-    """A cluster as written down."""
+    """A cluster as written down; the last three are about the proxy that makes faults of links, if it has one."""
 
     cluster_id: str
     account_id: str
     admin_token: str
     gateways: int
     nodes: list[Node]
+    has_faults: bool = False
+    proxy_pid: int | None = None
+    proxy_started: int | None = None
 
     def node(self, name: str) -> Node:
         for node in self.nodes:
             if node.name == name:
                 return node
         raise UsageError(f"no node {name!r}; there are {', '.join(node.name for node in self.nodes)}")
+
+    def has_proxy(self) -> bool:
+        """Tell whether the proxy runs."""
+        return is_alive(self.proxy_pid, self.proxy_started)
 
     def put(self, node: Node) -> None:
         self.nodes[self.nodes.index(self.node(node.name))] = node

@@ -255,6 +255,20 @@ async def test_the_last_token_that_administers_the_cluster_is_not_revoked(
         assert await served.status_for("/admin/v1/status", other) == 200
 
 
+async def test_an_admin_of_another_account_administers_nothing_here(short_tmp_path: Path, free_ports: Ports) -> None:
+    async with serving_api(short_tmp_path, free_ports(1)[0]) as served:
+        other = AccountId(b"\x09" * 16)
+        served.node.apply((Put(SYSTEM_NAMESPACE, b"account/" + other.hex().encode(), b'{"name":"other"}'),))
+        foreign = await served.new_token(permissions=["admin"], account=other.hex())
+        for path in ("status", "members", "leader", "tokens"):
+            assert await served.status_for(f"/admin/v1/{path}", foreign) == 403
+        assert await served.status_for("/metrics", foreign) == 403
+        tokens = (await served.client.get("/admin/v1/tokens")).json()["tokens"]
+        first = next(one["id"] for one in tokens if one["name"] == "first admin token")
+        answer = await served.client.delete(f"/admin/v1/tokens/{first}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "last_admin_token")
+
+
 async def test_an_expired_admin_token_can_always_be_revoked(short_tmp_path: Path, free_ports: Ports) -> None:
     async with serving_api(short_tmp_path, free_ports(1)[0]) as served:
         expired = expired_admin(served.identity.account)

@@ -1,6 +1,5 @@
 """`scripts/cluster` with real nodes, as other programs rely on it."""
 
-import json
 import os
 import signal
 import subprocess
@@ -18,43 +17,12 @@ import pytest
 from kvp2p.supervisor.group import group_members, read_process
 from scripts.local_cluster.starting import wait_until_ready as wait_until_all_are_ready
 from scripts.local_cluster.state import CannotError, Node, State, read_state, write_state
+from tests.cluster.rig import PROGRAM, Cluster
 
-PROGRAM = Path(__file__).resolve().parents[2] / "scripts" / "cluster.py"
 NODE_FIELDS = {"name", "pid", "data_url", "api_url", "mesh_url", "data_dir", "leader"}
 STATUS_FIELDS = NODE_FIELDS | {"alive", "ready", "lag_ms", "state_hash", "vector", "pids"}
 
 pytestmark = pytest.mark.slow
-
-
-class Cluster:
-    """A directory and the program that runs a cluster in it."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def run(self, command: str, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-        # Captured: a node that kept the caller's stdout would make this call wait for its end.
-        done = subprocess.run(
-            [sys.executable, str(PROGRAM), command, "--dir", str(self.directory), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == status, done.stderr
-        return done
-
-    def document(self, command: str, *arguments: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.run(command, "--json", *arguments).stdout)
-        return found
-
-    def nodes(self) -> dict[str, dict[str, Any]]:
-        return {node["name"]: node for node in self.document("status")["nodes"]}
-
-    def processes(self) -> dict[str, int]:
-        """Return how many processes each node of the state file has."""
-        nodes = json.loads((self.directory / "cluster.json").read_text())["nodes"]
-        return {node["name"]: len(group_members(node["pid"], Path(node["data_dir"]))) for node in nodes}
 
 
 @pytest.fixture(scope="module")

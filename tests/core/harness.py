@@ -12,13 +12,27 @@ from typing import TypeVar
 
 from kvp2p.core.apply import apply_batch, is_namespace_deleted, issuers_of, state_hash_seed, summarize
 from kvp2p.core.batches import Batch, BatchResult
-from kvp2p.core.entry import STATE_HASH_MASK, Kind, decode_row, encode_row, row_state_hash
+from kvp2p.core.chunk_rows import shown_row
+from kvp2p.core.entry import (
+    STATE_HASH_MASK,
+    ChunkId,
+    ChunkList,
+    Kind,
+    chunk_id,
+    decode_chunk_list,
+    decode_row,
+    encode_chunk_list,
+    encode_row,
+    row_chunks,
+    row_state_hash,
+)
 from kvp2p.core.events import (
     Await,
     CloseIssuer,
     Connect,
     Disconnect,
     Effect,
+    EndUpload,
     Event,
     Notice,
     PeerDown,
@@ -32,12 +46,13 @@ from kvp2p.core.events import (
     Send,
     Serve,
     SetTimer,
+    StageChunk,
     Start,
     TimerFired,
     Write,
 )
 from kvp2p.core.messages import Designation, Digest, Frame, Member, Message
-from kvp2p.core.operations import Operation, Outcome, Put
+from kvp2p.core.operations import CreateNamespace, Ending, Operation, Outcome, Put
 from kvp2p.core.port import Identity
 from kvp2p.core.replica import ReplicaMachine
 from kvp2p.core.serve import serve
@@ -62,6 +77,8 @@ MS = 1_000_000
 EPOCH_MS = 1_790_000_000_000
 START_NS = 10_000 * MS
 STEPS_MAX = 20_000
+CHUNK_BYTES = 100  # of large values in plays
+PART_BYTES = 40  # a chunk takes three
 CLUSTER = ClusterId(b"C" * 16)
 ACCOUNT = AccountId(b"A" * 16)
 SPACE = NamespaceId(b"S" * 16)
@@ -87,6 +104,32 @@ def put(key: bytes, value: bytes = b"value", namespace: NamespaceId = SYSTEM_NAM
     return Put(namespace, key, value)
 
 
+def chunks_of_value(value: bytes, chunk_bytes: int = CHUNK_BYTES) -> list[bytes]:
+    """Cut a value."""
+    return [value[at : at + chunk_bytes] for at in range(0, len(value), chunk_bytes)]
+
+
+def chunk_list(value: bytes, chunk_bytes: int = CHUNK_BYTES) -> bytes:
+    """Lay out the body of the row of a chunked value."""
+    ids = tuple(chunk_id(content) for content in chunks_of_value(value, chunk_bytes))
+    return encode_chunk_list(ChunkList(len(value), chunk_bytes, ids))
+
+
+def large_put(key: bytes, value: bytes, namespace: NamespaceId = SPACE) -> Put:
+    """Make a put of a value in small chunks."""
+    return Put(namespace, key, chunk_list(value), is_chunked=True)
+
+
+def chunked_row(stamp: int, value: bytes, issuer: str = "x", term: int = 1) -> bytes:
+    return encode_row(Kind.CHUNKED, chunk_list(value), None, 0, version(stamp, issuer, term))
+
+
+def frame_with(after: int, *stamps: int, key: bytes, row: bytes, issuer: str = "x", term: int = 1) -> Frame:
+    """Make a frame in which one row stands at all positions."""
+    positions = tuple((Stamp(stamp), 0) for stamp in stamps)
+    return Frame(term, issuer_of(issuer), Stamp(after), Stamp(stamps[-1]), positions, ((SPACE, key, row),))
+
+
 def version(stamp: int, issuer: str = "x", term: int = 1) -> Version:
     return make_version(term, Stamp(stamp), issuer_of(issuer))
 
@@ -100,14 +143,14 @@ def tombstone_row(stamp: int, issuer: str = "x", term: int = 1) -> bytes:
 
 
 def vector(**stamps: int) -> VersionVector:
-    return VersionVector({issuer_of(name): Stamp(stamp) for name, stamp in stamps.items()})
+    return VersionVector(version(stamp, name) for name, stamp in stamps.items())
 
 
 def frame_of(after: int, *stamps: int, issuer: str = "x", key: bytes = b"key%d") -> Frame:
     """Make a frame with a key of its own for every stamp."""
     rows = tuple((SYSTEM_NAMESPACE, key % stamp, value_row(stamp, issuer=issuer)) for stamp in stamps)
     positions = tuple((Stamp(stamp), index) for index, stamp in enumerate(stamps))
-    return Frame(issuer_of(issuer), Stamp(after), Stamp(stamps[-1]), positions, rows)
+    return Frame(1, issuer_of(issuer), Stamp(after), Stamp(stamps[-1]), positions, rows)
 
 
 def digest_of(
@@ -120,8 +163,11 @@ def digest_of(
     leads: Issuer | None = None,
     complete: bool = True,
     wall_ms: int = EPOCH_MS,
+    clock_ms: int = 0,
+    whole: VersionVector | None = None,
 ) -> Digest:
-    return Digest(has, state_hash.to_bytes(16, "big"), comparable, floor, designation, leads, complete, wall_ms)
+    hashed = state_hash.to_bytes(16, "big")
+    return Digest(has, hashed, comparable, floor, designation, leads, complete, wall_ms, clock_ms, whole)
 
 
 def designated(name: str, term: int = 1, tie: str = "d") -> Designation:
@@ -152,6 +198,45 @@ def value_at(store: MemoryStore, key: bytes, namespace: NamespaceId = SYSTEM_NAM
     return entry.value if entry.kind == Kind.VALUE else None
 
 
+def shown_value(store: MemoryStore, key: bytes, namespace: NamespaceId = SPACE) -> bytes | None:
+    """Return what a reader sees at a key; a chunked value is put together, and all of its chunks must be here."""
+    with store.read() as txn:
+        row = shown_row(txn, namespace, key)
+        if row is None:
+            return None
+        entry = decode_row(namespace, key, row)
+        if entry.kind != Kind.CHUNKED:
+            return entry.value if entry.kind == Kind.VALUE else None
+        contents = [txn.chunk(chunk) for chunk in decode_chunk_list(entry.value).ids]
+    return b"".join(content for content in contents if content is not None)
+
+
+def staged_in(store: MemoryStore) -> list[ChunkId]:
+    with store.read() as txn:
+        return list(txn.staged())
+
+
+def chunks_in(store: MemoryStore) -> list[ChunkId]:
+    """List the chunks whose contents are in a store, having checked that counts, contents and names are right."""
+    named: dict[ChunkId, int] = {}
+    with store.read() as txn:
+        pending = {one.version: one.shown for one in txn.pending_rows()}
+        rows = [row for _, _, row in txn.all_rows()] + [shown for shown in pending.values() if shown]
+        for row in rows:
+            for chunk in row_chunks(row):
+                named[chunk] = named.get(chunk, 0) + 1
+        here = []
+        for chunk, state, content in txn.chunk_states():
+            assert state.references == named.pop(chunk, 0)
+            assert state.references or txn.is_staged(chunk)
+            assert state.is_here == (content is not None)
+            assert content is None or chunk_id(content) == chunk
+            if content is not None:
+                here.append(chunk)
+        assert named == {}
+    return here
+
+
 def issuer_rows(store: MemoryStore) -> dict[Issuer, IssuerRow]:
     with store.read() as txn:
         return {row.issuer: row for row in issuers_of(txn)}
@@ -176,11 +261,17 @@ class Node:
         self.next_request = 1
         self.wall_offset_ms = 0
 
+    def make_space(self) -> None:
+        """Create SPACE at this leader: large values do not go into the system namespace."""
+        request = self.write(CreateNamespace(SPACE, ACCOUNT, "space"))
+        assert self.replies[request].created
+
     def start(self, seeds: tuple[str, ...] = (), me: Member | None = None) -> None:
-        self.machine = ReplicaMachine(self.settings, self.cluster.random)
+        self.machine = ReplicaMachine(self.settings, self.cluster.random, PART_BYTES)
         self.replies: dict[int, Outcome] = {}
         self.notices: list[str] = []
         self.connects: list[Connect] = []
+        self.disconnects: list[tuple[NodeId, str]] = []
         self.sent: list[tuple[NodeId, Message]] = []
         self.served: list[Serve] = []
         self.timers: dict[int, int] = {}
@@ -222,8 +313,8 @@ class Node:
                 self.connects.append(effect)
             case Notice(kind=kind):
                 self.notices.append(kind)
-            case Disconnect():
-                raise AssertionError("no part of the core closes a link")
+            case Disconnect(peer=peer, reason=reason):
+                self.disconnects.append((peer, reason))
 
     # --- the disk
 
@@ -251,6 +342,22 @@ class Node:
         request, self.next_request = self.next_request, self.next_request + 1
         self.handle(Write(request, operations, self.cluster.mono_ns + deadline_ms * MS))
         return request
+
+    def stage(self, upload: int, content: bytes, chunk: ChunkId | None = None) -> int:
+        """Send a chunk of an upload, and return the number of the request."""
+        request, self.next_request = self.next_request, self.next_request + 1
+        self.handle(StageChunk(request, upload, chunk or chunk_id(content), content))
+        return request
+
+    def end_upload(self, upload: int) -> None:
+        self.handle(EndUpload(upload))
+
+    def write_large(self, key: bytes, value: bytes, namespace: NamespaceId = SPACE) -> int:
+        """Send a large value as a gateway does, up to its write; the upload has the number of the write's request."""
+        upload = self.next_request + len(chunks_of_value(value))
+        staged = [self.stage(upload, content) for content in chunks_of_value(value)]
+        assert all(self.replies[request].ending == Ending.ACKED for request in staged)
+        return self.write(large_put(key, value, namespace))
 
     def wait_for(self, wanted: Version, deadline_ms: int = 5_000) -> int:
         request, self.next_request = self.next_request, self.next_request + 1

@@ -119,7 +119,7 @@ def test_frames_in_any_order_and_any_number_give_one_state(
             had, has = has, [apply(store, FrameBatch(frame)) for frame in frames][-1].vector
         with store.read() as txn:
             assert summarize(txn).state_hash == recounted_hash(store)
-            assert txn.vector.stamp_of(issuer_of("x")) == one.frames[-1].upto
+            assert dict(txn.vector.items()).get(issuer_of("x"), 0) == one.frames[-1].upto
             assert not len(txn.above)
     assert all_rows(stores[0]) == all_rows(stores[1]) == all_rows(stores[2])
     assert len({recounted_hash(store) for store in stores}) == 1
@@ -159,9 +159,9 @@ def test_positions_are_indexed_as_they_were_sent() -> None:
 def test_rows_above_the_vector_are_remembered_until_it_reaches_them() -> None:
     store = new_store()
     newer = value_row(7, issuer="y", term=2)
-    frame = Frame(issuer_of("x"), Stamp(0), Stamp(1), ((Stamp(1), 0),), ((SYSTEM_NAMESPACE, b"k", newer),))
-    assert apply(store, FrameBatch(frame)).above == vector(y=7)
-    same = Frame(issuer_of("y"), Stamp(0), Stamp(7), ((Stamp(7), 0),), ((SYSTEM_NAMESPACE, b"k", newer),))
+    frame = Frame(1, issuer_of("x"), Stamp(0), Stamp(1), ((Stamp(1), 0),), ((SYSTEM_NAMESPACE, b"k", newer),))
+    assert apply(store, FrameBatch(frame)).above == VersionVector([version(7, "y", 2)])
+    same = Frame(2, issuer_of("y"), Stamp(0), Stamp(7), ((Stamp(7), 0),), ((SYSTEM_NAMESPACE, b"k", newer),))
     assert apply(store, FrameBatch(same)).above == EMPTY_VECTOR
 
 
@@ -309,7 +309,7 @@ def test_a_namespaces_tombstone_beats_late_and_newer_entries() -> None:
     # The row of a namespace that another leader, at a higher term, wrote anew loses too: kinds decide, not versions.
     newer = value_row(99, issuer="z", term=99)
     row_key = system_rows.namespace_key(SPACE)
-    late = Frame(issuer_of("z"), Stamp(0), Stamp(99), ((Stamp(99), 0),), ((SYSTEM_NAMESPACE, row_key, newer),))
+    late = Frame(1, issuer_of("z"), Stamp(0), Stamp(99), ((Stamp(99), 0),), ((SYSTEM_NAMESPACE, row_key, newer),))
     apply(leader.store, FrameBatch(late))
     with leader.store.read() as txn:
         assert is_namespace_deleted(txn, SPACE)
@@ -420,6 +420,14 @@ def test_the_vector_rises_at_a_walks_end_to_that_of_its_first_part() -> None:
     assert (result.vector, result.floor, result.complete) == (vector(x=5), vector(x=5), True)
     assert result.above == vector(x=8), "a later part may hold rows above the first part's vector"
     assert apply(store, FrameBatch(frame_of(5, 8))).above == EMPTY_VECTOR
+
+
+def test_what_stands_above_the_vector_of_the_peer_that_is_walked_stands_above_this_one_too() -> None:
+    """It has the newer row of a key whose log it has in part only: with the same vector H is another one elsewhere."""
+    store = new_store(complete=False)
+    walked = part(((SYSTEM_NAMESPACE, b"a", value_row(9)),), vector(x=5))
+    assert apply(store, WalkBatch(walked, vector(x=5))).above == vector(x=9)
+    assert apply(store, FrameBatch(frame_of(5, 9))).above == EMPTY_VECTOR
 
 
 def test_a_walk_brings_back_nothing_that_was_known_and_keeps_the_log_that_is_there() -> None:

@@ -29,15 +29,22 @@ from kvp2p.core.operations import CreateNamespace, Delete, DeleteNamespace, Put,
 from kvp2p.core.settings import ReplicaSettings
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.errors import ConfigError, RemoteProtocolError
-from kvp2p.ids import Issuer, Stamp, Version, make_version
-from kvp2p.limits import KEY_BYTES_MAX, METADATA_BYTES_MAX, VALUE_BYTES_MAX, VECTOR_ISSUERS_MAX
+from kvp2p.ids import Issuer, Stamp, Version, make_version, version_issuer, version_term
+from kvp2p.limits import KEY_BYTES_MAX, METADATA_BYTES_MAX, ROW_VALUE_BYTES_MAX, VECTOR_ISSUERS_MAX
 from tests.core.harness import ACCOUNT, SPACE, value_row, vector
 
 issuers = st.sampled_from([Issuer(bytes([n]) * 8) for n in range(1, 5)])
 stamps = st.integers(1, 5).map(Stamp)
 versions = st.builds(make_version, st.integers(0, 3), stamps, issuers)
-told_stamps = st.integers(0, 5).map(Stamp)  # nobody issues 0, but a peer's vector may say it
-vectors = st.builds(VersionVector, st.dictionaries(issuers, told_stamps), versions)
+# An issuer belongs to one term.
+issued = st.builds(lambda stamp, issuer: make_version(issuer[0] % 3, stamp, issuer), stamps, issuers)
+vectors = st.builds(VersionVector, st.lists(issued), st.one_of(issued, versions))
+every_version = [
+    make_version(term, Stamp(stamp), Issuer(bytes([n]) * 8))
+    for term in range(5)
+    for stamp in range(1, 7)
+    for n in range(6)
+]
 metadata = st.one_of(st.none(), st.sampled_from([b"{}", '{"a":"ä"}'.encode()]))
 rows = st.one_of(
     st.builds(encode_row, st.just(Kind.VALUE), st.binary(max_size=3), metadata, st.integers(0, 9), versions),
@@ -75,17 +82,53 @@ def test_join_of_vectors_is_the_least_upper_bound(a: VersionVector, b: VersionVe
 def test_a_vector_that_covers_another_covers_its_versions(a: VersionVector, b: VersionVector, v: Version) -> None:
     if a.covers_vector(b) and b.covers(v):
         assert a.covers(v)
+    else:
+        assert a.covers_vector(b) == all(map(a.covers, b.tops())) & (a.fence >= b.fence)
     assert not EMPTY_VECTOR.covers(v)
 
 
-@given(vectors, issuers, stamps)
-def test_a_raised_vector_covers_up_to_the_stamp(a: VersionVector, issuer: Issuer, stamp: Stamp) -> None:
-    raised = a.raised(issuer, stamp)
+@given(vectors, issued)
+def test_a_raised_vector_covers_up_to_the_version(a: VersionVector, version: Version) -> None:
+    raised = a.raised(version)
     assert raised.covers_vector(a)
-    assert raised.stamp_of(issuer) == max(stamp, a.stamp_of(issuer))
-    assert raised.latest_stamp() == max(stamp, a.latest_stamp())
+    assert raised.covers(version)
+    assert (raised is a) == a.covers(version)
     assert len(raised) == len(list(raised.items())) >= len(a)
     assert list(raised.items()) == sorted(raised.items())
+
+
+@given(vectors, versions)
+def test_a_fenced_vector_covers_everything_below_its_fence(a: VersionVector, fence: Version) -> None:
+    fenced = a.fenced(fence)
+    for version in every_version:
+        assert fenced.covers(version) == (a.covers(version) or version < fence)
+
+
+@given(vectors)
+def test_reach_is_the_last_position_before_the_first_that_is_not_covered(a: VersionVector) -> None:
+    """So it is asked for with the term of its entry, or as one that has none."""
+    for n in range(6):
+        issuer = Issuer(bytes([n]) * 8)
+        top = a.top_of(issuer)
+        for term in range(5) if top is None else [version_term(top)]:
+            stamps_covered = [stamp for stamp in range(1, 7) if a.covers(make_version(term, Stamp(stamp), issuer))]
+            assert min(a.reach(term, issuer), 6) == len(stamps_covered)
+            assert stamps_covered == list(range(1, len(stamps_covered) + 1))
+        assert a.only(issuer) == (EMPTY_VECTOR if top is None else VersionVector([top]))
+
+
+@given(vectors, vectors)
+def test_the_minimum_covers_what_both_cover_and_nothing_else(a: VersionVector, b: VersionVector) -> None:
+    least = a.minimum(b)
+    for version in every_version:
+        if version_term(version) == version_issuer(version)[0] % 3:
+            assert least.covers(version) == (a.covers(version) and b.covers(version))
+
+
+@given(vectors, vectors)
+def test_vectors_that_cover_the_same_are_equal(a: VersionVector, b: VersionVector) -> None:
+    assert (a == b) == (a.covers_vector(b) and b.covers_vector(a))
+    assert a.is_empty == (a == EMPTY_VECTOR)
 
 
 @given(vectors, vectors)
@@ -108,9 +151,11 @@ def test_a_vector_reads_back_from_its_bytes(a: VersionVector) -> None:
         b"",
         bytes(19),
         bytes(21),
-        bytes(20) + bytes(16) * (VECTOR_ISSUERS_MAX + 1),
-        bytes(20) + b"\2" * 16 + b"\1" * 16,
-        bytes(20) + b"\2" * 16 + b"\2" * 16,
+        b"".join([bytes(20), *(b"\1" * 16 + n.to_bytes(4, "big") for n in range(VECTOR_ISSUERS_MAX + 1))]),
+        bytes(20) + b"\2" * 20 + b"\1" * 20,
+        bytes(20) + b"\2" * 20 + b"\2" * 20,
+        bytes(20) + b"\2" * 4 + bytes(8) + b"\2" * 8,
+        b"\3" * 20 + b"\2" * 20,
     ],
 )
 def test_malformed_vector_bytes_are_refused(data: bytes) -> None:
@@ -120,8 +165,8 @@ def test_malformed_vector_bytes_are_refused(data: bytes) -> None:
 
 def test_a_vector_shows_its_issuers_and_fence() -> None:
     assert repr(EMPTY_VECTOR) == "<empty>"
-    assert repr(vector(a=16)) == "<6161:10>"
-    assert "fence" in repr(VersionVector({}, Version(b"\1" * 20)))
+    assert repr(vector(a=16)) == "<6161:1.10>"
+    assert "fence" in repr(VersionVector((), Version(b"\1" * 20)))
     assert EMPTY_VECTOR != "<empty>"
 
 
@@ -167,7 +212,7 @@ BAD_ROWS: dict[str, Callable[[], tuple[bytes, bytes]]] = {
         b"k",
         encode_row(Kind.VALUE, b"", b"m" * (METADATA_BYTES_MAX + 1), 0, Version(bytes(20))),
     ),
-    "a long value": lambda: (b"k", encode_row(Kind.VALUE, bytes(VALUE_BYTES_MAX + 1), None, 0, Version(bytes(20)))),
+    "a long value": lambda: (b"k", encode_row(Kind.VALUE, bytes(ROW_VALUE_BYTES_MAX + 1), None, 0, Version(bytes(20)))),
     "metadata past the end": lambda: (b"k", _with_head(ASCII, 2, b"\0\x09")),
     "metadata denied": lambda: (b"k", _with_head(ASCII, 1, b"\0")),
     "a wrong ascii flag": lambda: (b"k", _with_head(ASCII, 1, bytes([FLAG_METADATA]))),

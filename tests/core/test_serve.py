@@ -33,7 +33,7 @@ def answer(store: MemoryStore, request: Pull | WalkRequest) -> list[Message]:
 
 
 def pull(store: MemoryStore, after: int = 0, bytes_max: int = PULL_BYTES_MAX) -> tuple[list[Frame], PullEnd]:
-    *frames, end = answer(store, Pull(X, Stamp(after), bytes_max))
+    *frames, end = answer(store, Pull(1, X, Stamp(after), bytes_max))
     assert isinstance(end, PullEnd)
     return [frame for frame in frames if isinstance(frame, Frame)], end
 
@@ -54,7 +54,9 @@ def big_store(count: int) -> MemoryStore:
         positions = ((Stamp(stamp), 0),)
         apply(
             store,
-            FrameBatch(Frame(X, Stamp(stamp - 1), Stamp(stamp), positions, ((SYSTEM_NAMESPACE, b"%d" % stamp, row),))),
+            FrameBatch(
+                Frame(1, X, Stamp(stamp - 1), Stamp(stamp), positions, ((SYSTEM_NAMESPACE, b"%d" % stamp, row),))
+            ),
         )
     return store
 
@@ -89,7 +91,7 @@ def test_a_pull_of_what_is_not_there_ends_at_once() -> None:
 def test_a_row_is_sent_once_for_all_its_positions_and_positions_are_bounded() -> None:
     count = FRAME_POSITIONS_MAX + 1
     positions = tuple((Stamp(stamp), 0) for stamp in range(1, count + 1))
-    frame = Frame(X, Stamp(0), Stamp(count), positions, ((SYSTEM_NAMESPACE, b"k", value_row(count)),))
+    frame = Frame(1, X, Stamp(0), Stamp(count), positions, ((SYSTEM_NAMESPACE, b"k", value_row(count)),))
     first, second = split_frame(frame)
     assert (len(first.positions), len(first.rows)) == (FRAME_POSITIONS_MAX, 1)
     assert (second.after, second.upto, len(second.rows)) == (FRAME_POSITIONS_MAX, count, 1)
@@ -121,7 +123,7 @@ def test_a_deleted_namespace_is_served_as_its_tombstone() -> None:
     namespace_row = (SYSTEM_NAMESPACE, system_rows.namespace_key(SPACE), tombstone_row(3))
     rows = ((SPACE, b"a", value_row(1)), (SPACE, b"b", value_row(2)), namespace_row)
     positions = ((Stamp(1), 0), (Stamp(2), 1), (Stamp(3), 2))
-    apply(store, FrameBatch(Frame(X, Stamp(0), Stamp(3), positions, rows)))
+    apply(store, FrameBatch(Frame(1, X, Stamp(0), Stamp(3), positions, rows)))
     ((frame,), _) = pull(store)
     assert frame.rows == (namespace_row,)
     assert frame.positions == ((1, 0), (2, 0), (3, 0))

@@ -128,7 +128,7 @@ def store_with_dead(namespaces: list[NamespaceId], rows: int) -> MemoryStore:
     """Make a store with deleted namespaces that are not swept yet."""
     store = new_store()
     dead = tuple((SYSTEM_NAMESPACE, system_rows.namespace_key(one), tombstone_row(1)) for one in namespaces)
-    apply(store, FrameBatch(Frame(issuer_of("x"), Stamp(0), Stamp(1), ((Stamp(1), 0),), dead)))
+    apply(store, FrameBatch(Frame(1, issuer_of("x"), Stamp(0), Stamp(1), ((Stamp(1), 0),), dead)))
     with store.write() as txn:
         for one in namespaces:
             for number in range(rows):

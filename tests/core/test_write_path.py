@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvp2p.core import writing
+from kvp2p.core import holds, writing
 from kvp2p.core.batches import WriteGroup
 from kvp2p.core.events import SendFailed, Stop, Write
 from kvp2p.core.messages import Forward, ForwardOutcome, Frame
@@ -128,7 +128,7 @@ def test_writes_that_meet_a_full_disk_are_refused_and_later_ones_tried() -> None
     full, later = a.write(put(b"k")), a.write(put(b"l"))
     a.fail()
     assert a.replies[full].code == "disk_full"
-    assert "persist_failed" in a.notices
+    assert "disk_full" in a.notices
     a.release_disk()
     assert a.replies[later].ending == Ending.ACKED
     assert value_at(a.store, b"k") is None
@@ -309,8 +309,8 @@ def test_a_reader_waits_for_a_version() -> None:
 
 
 def test_waiting_readers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "HOLDS_MAX", 1)
-    monkeypatch.setattr(writing, "WAITERS_MAX", 1)
+    monkeypatch.setattr(holds, "HOLDS_MAX", 1)
+    monkeypatch.setattr(holds, "WAITERS_MAX", 1)
     a = following()
     a.wait_for(version(1))
     assert a.replies[a.wait_for(version(1))].code == "not_caught_up"
@@ -323,7 +323,7 @@ def test_versions_that_never_come_are_forgotten() -> None:
     for n in range(100):
         a.wait_for(version(5, "x" if n % 2 else "y"), deadline_ms=10)
     a.cluster.pass_ms(200)
-    assert sum(len(heap) for heap in a.machine.holds._by_issuer.values()) < 70
+    assert sum(len(heap) for heap in a.machine.holds._readers.values()) < 70
     a.hears("z", frame_of(0, 1, 5))
     assert a.replies[kept].ending == Ending.ACKED
     assert a.machine.board.vector == vector(x=5)

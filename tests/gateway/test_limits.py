@@ -99,6 +99,20 @@ async def test_slow_reader_gets_everything_in_order(short_tmp_path: Path) -> Non
                 assert (await wire.reply()).body[:1] == bytes([n % 30])
 
 
+async def test_slow_reader_is_not_timed_for_requests_that_are_not_read(short_tmp_path: Path) -> None:
+    impatient = HttpSettings(head_timeout_seconds=0.2, body_timeout_seconds=2)
+    async with rig(short_tmp_path, impatient) as r, await r.connect() as wire:
+        r.writer.write(Put(NAMESPACE, b"k", bytes(190_000)))
+        count = 120
+        async with trio.open_nursery() as nursery:
+            # More than the kernel keeps: the gateway stops reading somewhere in a head, and goes on when answers have left.
+            nursery.start_soon(wire.send, request("GET", "/v1/words/k", headers={"X": "x" * 15_000}) * count)
+            for _ in range(count):
+                await trio.sleep(0.02)
+                assert len((await wire.reply()).body) == 190_000
+        assert r.gateway.counters.connections_timed_out == 0
+
+
 @pytest.mark.deadline_s(60)
 async def test_thousand_idle_connections_do_not_hinder_another(short_tmp_path: Path) -> None:
     async with rig(short_tmp_path) as r:

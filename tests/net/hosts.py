@@ -32,7 +32,7 @@ def node_id(name: str) -> NodeId:
 
 
 def numbered(number: int) -> Pull:
-    return Pull(Issuer(b"issuer00"), Stamp(number), 1)
+    return Pull(1, Issuer(b"issuer00"), Stamp(number), 1)
 
 
 async def until(is_so: Callable[[], bool]) -> None:

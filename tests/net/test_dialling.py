@@ -1,6 +1,7 @@
 """Back-off and targets."""
 
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -115,8 +116,13 @@ def test_targets_are_bounded() -> None:
         {"ping_interval_ms": 3_000},
         {"handshake_timeout_ms": 3_600_001},
         {"backoff_ms_min": 6_000},
+        {"dial_from": "localhost"},
+        {"dial_from": "10.0.0.1:80"},
+        {"dial_from": "0.0.0.0"},
+        {"dial_from": "::"},
+        {"dial_from": "224.0.0.1"},
     ],
 )
-def test_settings_that_cannot_work_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ConfigError):
+def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
         MeshSettings(**wrong)

@@ -50,7 +50,7 @@ def test_two_members_open_a_link_and_the_smaller_has_the_last_word(dials: Identi
     assert acceptor.start() is None
     prove(dialler, acceptor)
     assert dialler.phase is acceptor.phase is Phase.PROVEN
-    assert dialler.version == acceptor.version == 1
+    assert dialler.version == acceptor.version == 2
     judge, other = (dialler, acceptor) if dials is SMALL else (acceptor, dialler)
     assert judge.decides
     assert not other.decides

@@ -19,7 +19,7 @@ from kvp2p.net.lanes import QUEUE_BYTES_MAX, ReceiveLanes, SendLanes, lane_of
 from kvp2p.wire.link_messages import Credit, Ping
 from kvp2p.wire.mesh import ELEMENT_BYTES_MAX
 
-CONTROL = Pull(Issuer(b"i" * 8), Stamp(1), 1)
+CONTROL = Pull(1, Issuer(b"i" * 8), Stamp(1), 1)
 DATA = PullEnd(Issuer(b"i" * 8), Stamp(1), trimmed=False)
 
 

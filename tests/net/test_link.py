@@ -23,7 +23,7 @@ from tests.net.pipes import Consumer, MemoryPipe, pipe_pair
 PEER = NodeId(b"p" * 16)
 NAMESPACE = NamespaceId(b"n" * 16)
 ISSUER = Issuer(b"issuer00")
-CONTROL = Pull(ISSUER, Stamp(1), 1)
+CONTROL = Pull(1, ISSUER, Stamp(1), 1)
 SETTINGS = MeshSettings()
 SLOW_PINGS = MeshSettings(ping_interval_ms=1_000_000, link_timeout_ms=2_000_000)
 
@@ -297,13 +297,13 @@ async def test_a_sender_beyond_its_credit_ends_the_link() -> None:
 async def test_a_message_that_no_peer_would_take_is_our_own_error() -> None:
     async with links() as (a, _, _, _):
         with pytest.raises(LocalProtocolError):
-            a.try_send(Pull(ISSUER, Stamp(1), 0))
+            a.try_send(Pull(1, ISSUER, Stamp(1), 0))
         assert a.reason is None
 
 
 def test_a_message_for_several_peers_is_encoded_once() -> None:
     encoder = Encoder()
-    frame, same = Frame(ISSUER, Stamp(1), Stamp(2), (), ()), Frame(ISSUER, Stamp(1), Stamp(2), (), ())
+    frame, same = Frame(1, ISSUER, Stamp(1), Stamp(2), (), ()), Frame(1, ISSUER, Stamp(1), Stamp(2), (), ())
     assert encoder.encode(frame) is encoder.encode(frame)
     assert encoder.encode(frame) is not encoder.encode(same)
     assert encoder.encode(Roster(())) == encode_message(Roster(()))

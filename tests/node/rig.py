@@ -9,6 +9,16 @@ from pathlib import Path
 import trio
 import trio.testing
 
+from kvp2p.core.chunk_rows import shown_row
+from kvp2p.core.entry import (
+    ChunkId,
+    ChunkList,
+    chunk_id,
+    decode_chunk_list,
+    decode_row,
+    encode_chunk_list,
+    is_chunked,
+)
 from kvp2p.core.messages import Designation, Member, Message
 from kvp2p.core.operations import CreateNamespace, Operation, Outcome, Put
 from kvp2p.core.port import Identity
@@ -305,3 +315,29 @@ async def fake_mesh() -> AsyncIterator[FakeMesh]:
     async with trio.open_nursery() as nursery:
         yield FakeMesh(nursery)
         nursery.cancel_scope.cancel()
+
+
+def chunked_put(
+    key: bytes, value: bytes, chunk_bytes: int
+) -> tuple[tuple[Operation, ...], list[tuple[ChunkId, bytes]]]:
+    """Return the write of a large value, and its chunks with their ids."""
+    contents = [value[at : at + chunk_bytes] for at in range(0, len(value), chunk_bytes)]
+    chunks = [(chunk_id(content), content) for content in contents]
+    body = encode_chunk_list(ChunkList(len(value), chunk_bytes, tuple(chunk for chunk, _ in chunks)))
+    return (Put(NAMESPACE, key, body, is_chunked=True),), chunks
+
+
+def large_value(store: LmdbStore, key: bytes) -> bytes | None:
+    """Return the chunked value that readers see at a key, put together; None when they see none."""
+    with store.read() as txn:
+        row = shown_row(txn, NAMESPACE, key)
+        if row is None or not is_chunked(row):
+            return None
+        contents = [txn.chunk(chunk) for chunk in decode_chunk_list(decode_row(NAMESPACE, key, row).value).ids]
+    return b"".join(content for content in contents if content is not None)
+
+
+def chunks_kept(store: LmdbStore) -> int:
+    """Return how many chunks a store has or wants."""
+    with store.read() as txn:
+        return sum(1 for _ in txn.chunk_states())

@@ -2,28 +2,34 @@
 
 import json
 import stat
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from kvp2p.core.messages import Digest
+from kvp2p.api.metrics import families
+from kvp2p.core.messages import Digest, Lane
 from kvp2p.core.operations import Ending, Outcome
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.ids import Issuer, NodeId, Stamp, Version, make_version, version_issuer, version_stamp, version_term
-from kvp2p.limits import VECTOR_ISSUERS_MAX
+from kvp2p.limits import CHUNK_BYTES, VECTOR_ISSUERS_MAX
+from kvp2p.net.link import Traffic
 from kvp2p.node import local_server
 from kvp2p.node.local_server import LocalServer
-from kvp2p.node.status import Counters, own_counters, readiness, status_document
+from kvp2p.node.status import Counters, mesh_counters, own_counters, readiness, status_document
 from kvp2p.runtime.driver import ReplicaDriver
+from kvp2p.runtime.wall_clock import WallClock
 from kvp2p.wire.local import LocalDecoder, encode_local
 from kvp2p.wire.local_messages import (
     AwaitVersion,
+    EndUpload,
     Hello,
     LocalMessage,
     LocalOutcome,
@@ -31,6 +37,8 @@ from kvp2p.wire.local_messages import (
     QueryAnswer,
     Readiness,
     Report,
+    SetClock,
+    StageChunk,
     SubmitWrite,
 )
 from tests.node.rig import (
@@ -39,9 +47,12 @@ from tests.node.rig import (
     FakeLink,
     GatedStore,
     a_put,
+    chunked_put,
+    chunks_kept,
     has_key,
     identity_of,
     in_ms,
+    large_value,
     make_namespace,
     make_store,
     member_of,
@@ -71,7 +82,7 @@ class LocalProcess:
             self._received += self._decoder.feed(bytes(data))
         return self._received.pop(0)
 
-    async def outcome(self, message: SubmitWrite | AwaitVersion) -> Outcome:
+    async def outcome(self, message: SubmitWrite | AwaitVersion | StageChunk | SetClock) -> Outcome:
         await self.send(message)
         answer = await self.receive()
         assert isinstance(answer, LocalOutcome)
@@ -113,9 +124,9 @@ def store(tmp_path: Path) -> Iterator[GatedStore]:
 
 
 @asynccontextmanager
-async def serving(store: GatedStore, path: Path) -> AsyncIterator[Rig]:
+async def serving(store: GatedStore, path: Path, clock: WallClock | None = None) -> AsyncIterator[Rig]:
     """Run a node that leads alone and has a namespace."""
-    driver = ReplicaDriver(store, QUICK, member_of(NODE), ())
+    driver = ReplicaDriver(store, QUICK, member_of(NODE), (), clock)
     driver.dialler = FakeDialler()
     counters = Counters()
     gone: list[None] = []
@@ -155,6 +166,23 @@ async def test_a_node_that_is_not_ready_says_why_a_link_was_refused(store: Gated
         assert readiness(rig.driver, None, "check this")[1].endswith("started, and a link was refused: check this")
 
 
+async def test_a_node_that_is_unready_for_its_disk_names_it_and_no_directory(
+    store: GatedStore, short_tmp_path: Path
+) -> None:
+    async with serving(store, short_tmp_path / "node.sock") as rig:
+        machine = rig.driver.machine
+        machine.readiness.is_ready = False
+        machine.readiness.has_fallen_behind = True
+        machine.board.full_reason = f"the store in {short_tmp_path} is full"
+        is_ready, reason = readiness(rig.driver, None)
+        assert (is_ready, "disk is full" in reason, str(short_tmp_path) in reason) == (False, True, False)
+        machine.board.full_reason = ""
+        assert readiness(rig.driver, None) == (
+            False,
+            "the node has not caught up with its peers since its disk was full",
+        )
+
+
 async def test_a_write_that_comes_after_its_deadline_is_refused_and_not_applied(
     store: GatedStore, short_tmp_path: Path
 ) -> None:
@@ -165,6 +193,36 @@ async def test_a_write_that_comes_after_its_deadline_is_refused_and_not_applied(
     assert far.ending is Ending.ACKED
     assert not has_key(store, b"abandoned")
     assert has_key(store, b"k")
+
+
+async def test_clock_of_a_node_that_serves_people_is_not_shifted(store: GatedStore, short_tmp_path: Path) -> None:
+    async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as process:
+        outcome = await process.outcome(SetClock(1, 3_600_000))
+        assert (outcome.ending, outcome.code) == (Ending.REFUSED, "clock_fixed")
+        assert abs(rig.driver.now().wall_ms - time.time() * 1_000) < 60_000
+        assert (await process.query("status"))["clock_offset_ms"] is None
+
+
+async def test_clock_of_a_node_under_test_is_shifted_and_versions_keep_growing(
+    store: GatedStore, short_tmp_path: Path
+) -> None:
+    async with (
+        serving(store, short_tmp_path / "node.sock", WallClock(60_000)) as rig,
+        rig.process() as process,
+    ):
+        assert (await process.query("status"))["clock_offset_ms"] == 60_000
+        versions = []
+        for request, offset_ms in enumerate((0, 3_600_000, -3_600_000)):
+            outcome = await process.outcome(SetClock(request, offset_ms))
+            assert outcome.ending is Ending.ACKED
+            assert abs(rig.driver.now().wall_ms - time.time() * 1_000 - offset_ms) < 60_000
+            assert (await process.query("status"))["clock_offset_ms"] == offset_ms
+            versions.append((await process.outcome(SubmitWrite(request, in_ms(5_000), a_put(b"k")))).version or b"")
+        assert versions == sorted(set(versions))
+
+
+def test_clock_before_1970_reads_as_1970() -> None:
+    assert WallClock(-(10**15)).now_ms() == 0
 
 
 async def test_a_version_that_does_not_come_is_answered_in_time(store: GatedStore, short_tmp_path: Path) -> None:
@@ -213,6 +271,7 @@ async def test_status_tells_what_the_node_believes(store: GatedStore, short_tmp_
     assert status["cluster_id"] == (b"c" * 16).hex()
     assert (status["leader"], status["role"], status["term"]) == (True, "leading", 1)
     assert (status["ready"], status["ready_reason"], status["complete"]) == (True, "", True)
+    assert status["disk_full"] == ""
     assert (status["lag_ms"], status["skew_ms"], status["diverged"]) == (0, None, False)
     assert status["vector"] == {version_issuer(version).hex(): f"{version_stamp(version):016x}"}
     assert (status["issuers"], status["issuers_max"]) == (1, VECTOR_ISSUERS_MAX)
@@ -238,11 +297,28 @@ async def test_status_tells_what_a_designated_node_waits_for(store: GatedStore) 
     peer, issuer = NodeId(b"p" * 16), Issuer(b"issuer-p")
     async with running(driver):
         await driver.on_link_up(peer, FakeLink())
-        shown = VersionVector({issuer: Stamp(9)})
+        shown = VersionVector([make_version(1, Stamp(9), issuer)])
         await driver.on_messages(peer, [Digest(shown, bytes(16), True, EMPTY_VECTOR, None, None, True, 0)])
         await until(lambda: status_document(driver, identity_of(NODE), None)["role"] == "catching_up")
         status = status_document(driver, identity_of(NODE), None)
     assert status["lacks"] == [{"issuer": issuer.hex(), "held": f"{0:016x}", "wanted": f"{9:016x}", "from": peer.hex()}]
+
+
+async def test_status_tells_that_a_restored_leader_waits_for_a_peer(store: GatedStore) -> None:
+    with store.write() as txn:
+        txn.set_restored(True)
+    driver = ReplicaDriver(store, QUICK, member_of(NODE), ())
+    driver.dialler = FakeDialler()
+    peer = NodeId(b"p" * 16)
+    async with running(driver):
+        status = status_document(driver, identity_of(NODE), None)
+        assert (status["role"], status["restored"]) == ("hearing", True)
+        assert status["waiting"].startswith("waiting for a peer that has the cluster's data")
+        await driver.on_link_up(peer, FakeLink())
+        await driver.on_messages(peer, [Digest(EMPTY_VECTOR, bytes(16), True, EMPTY_VECTOR, None, None, True, 0)])
+        await until(lambda: status_document(driver, identity_of(NODE), None)["role"] == "leading")
+        status = status_document(driver, identity_of(NODE), None)
+    assert (status["restored"], status["waiting"]) == (False, "")
 
 
 async def test_metrics_are_the_sum_over_processes_and_keep_what_an_ended_one_counted(
@@ -262,6 +338,17 @@ async def test_metrics_are_the_sum_over_processes_and_keep_what_an_ended_one_cou
     assert both["kvp2p_node_syncs_total"] >= 1
     assert ended["requests_total"] == 17, "a counter never goes back"
     assert "connections" not in ended, "a gauge ends with its process"
+
+
+def test_what_links_carried_is_told_by_lane_as_counters() -> None:
+    carried = {lane: Traffic(received_bytes=number) for number, lane in enumerate(Lane, 1)}
+    samples = mesh_counters(carried)
+    assert samples['kvp2p_node_mesh_received_bytes_total{lane="data"}'] == 2
+    assert len(samples) == 5 * len(Lane)
+    assert {family.name for family in families(samples) if family.type == "counter"} == {
+        f"kvp2p_node_mesh_{name}"
+        for name in ("sent_messages", "sent_bytes", "received_messages", "received_bytes", "dropped_messages")
+    }
 
 
 async def test_readiness_is_told_at_connect_and_pushed_when_it_changes(store: GatedStore, short_tmp_path: Path) -> None:
@@ -341,3 +428,54 @@ async def test_a_write_whose_process_has_gone_is_applied_and_told_to_nobody(
 async def test_the_socket_is_for_its_owner_alone(store: GatedStore, short_tmp_path: Path) -> None:
     async with serving(store, short_tmp_path / "node.sock") as rig:
         assert stat.S_IMODE(rig.path.stat().st_mode) == 0o600
+
+
+# --- large values
+
+
+async def test_a_large_value_comes_in_by_chunks_and_its_upload_ends_without_a_trace(
+    store: GatedStore, short_tmp_path: Path
+) -> None:
+    value = Random(1).randbytes(3 * CHUNK_BYTES - 1)
+    operations, chunks = chunked_put(b"k", value, CHUNK_BYTES)
+    async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as process:
+        for request, (chunk, content) in enumerate(chunks, 1):
+            assert (await process.outcome(StageChunk(request, 5, chunk, content))).ending is Ending.ACKED
+        assert chunks_kept(store) == len(chunks)
+        assert (await process.outcome(SubmitWrite(9, in_ms(5_000), operations))).ending is Ending.ACKED
+        await process.send(EndUpload(5), EndUpload(5))
+        assert await process.query("metrics")
+        await until(lambda: not any_staged(store))
+        assert large_value(store, b"k") == value
+
+
+async def test_uploads_of_two_processes_are_told_apart_and_end_with_their_connection(
+    store: GatedStore, short_tmp_path: Path
+) -> None:
+    (chunk, content), (other, more) = chunked_put(b"k", b"contentmore", 7)[1]
+    async with serving(store, short_tmp_path / "node.sock") as rig:
+        async with rig.process() as first, rig.process() as second:
+            for process in (first, second):
+                assert (await process.outcome(StageChunk(1, 5, chunk, content))).ending is Ending.ACKED
+            assert (await first.outcome(StageChunk(2, 5, other, more))).ending is Ending.ACKED
+            await first.send(EndUpload(5))
+            await until(lambda: chunks_kept(store) == 1)
+        await until(lambda: chunks_kept(store) == 0)
+        assert len(rig.driver.machine.large_values.uploads) == 0
+
+
+async def test_a_process_with_too_many_uploads_is_cut(
+    store: GatedStore, short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_server, "LOCAL_UPLOADS_MAX", 1)
+    ((chunk, content),) = chunked_put(b"k", b"content", 7)[1]
+    async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as process:
+        assert (await process.outcome(StageChunk(1, 5, chunk, content))).ending is Ending.ACKED
+        with pytest.raises((EOFError, trio.BrokenResourceError)):
+            await process.outcome(StageChunk(2, 6, chunk, content))
+        await until(lambda: chunks_kept(store) == 0)
+
+
+def any_staged(store: GatedStore) -> bool:
+    with store.read() as txn:
+        return any(True for _ in txn.staged())

@@ -282,7 +282,7 @@ async def test_a_pull_is_answered_from_the_store(leader_store: GatedStore) -> No
         assert outcome.version is not None
         issuer = version_issuer(outcome.version)
         await driver.on_link_up(PEER, link)
-        await driver.on_messages(PEER, [Pull(issuer, Stamp(0), 1_000_000)])
+        await driver.on_messages(PEER, [Pull(1, issuer, Stamp(0), 1_000_000)])
         await until(lambda: bool(link.sent_of(PullEnd)))
         frame, end = [message for message in link.sent if isinstance(message, Frame | PullEnd)]
     assert isinstance(frame, Frame)
@@ -294,12 +294,12 @@ async def test_a_peer_that_asks_for_more_than_the_protocol_allows_is_disconnecte
     driver, dialler = make_driver(leader_store)
     link = FakeLink()
     link.room = trio.Event()  # the link takes nothing: every answer waits
-    pull = Pull(ISSUER, Stamp(0), 1_000)
+    pull = Pull(1, ISSUER, Stamp(0), 1_000)
     allowed = 1 + 2 * PULLS_MAX + 1
     async with running(driver):
         await driver.on_link_up(PEER, link)
         await driver.on_messages(PEER, [pull])
-        await until(lambda: PEER in driver._serving and not driver._serving[PEER])
+        await until(lambda: (PEER, False) in driver._serving and not driver._serving[PEER, False])
         for _ in range(allowed - 1):
             await driver.on_messages(PEER, [pull])
         await until(lambda: not driver._inbox)
@@ -315,11 +315,11 @@ async def test_a_link_that_ends_under_an_answer_costs_the_answer_only(leader_sto
     driver, _ = make_driver(leader_store)
     first, second = FakeLink(), FakeLink()
     first.room = trio.Event()
-    pull = Pull(ISSUER, Stamp(0), 1_000)
+    pull = Pull(1, ISSUER, Stamp(0), 1_000)
     async with running(driver):
         await driver.on_link_up(PEER, first)
         await driver.on_messages(PEER, [pull])
-        await until(lambda: PEER in driver._serving)
+        await until(lambda: (PEER, False) in driver._serving)
         first.is_closed = True
         first.room.set()
         await driver.on_link_down(PEER, "cut")
@@ -330,7 +330,7 @@ async def test_a_link_that_ends_under_an_answer_costs_the_answer_only(leader_sto
 
 
 async def test_a_request_that_outlived_its_link_is_answered_to_nobody(follower_store: GatedStore) -> None:
-    pull = Pull(ISSUER, Stamp(0), 1_000)
+    pull = Pull(1, ISSUER, Stamp(0), 1_000)
     driver, dialler = make_driver(follower_store)
     machine = ScriptedMachine(lambda event, now: [Serve(PEER, pull)] if isinstance(event, PeerDown) else [])
     machine.install(driver)
@@ -339,7 +339,7 @@ async def test_a_request_that_outlived_its_link_is_answered_to_nobody(follower_s
         await driver.on_link_up(PEER, link)
         await driver.on_link_down(PEER, "cut")
         await until(lambda: len(machine.events) == 3)
-        await until(lambda: PEER not in driver._serving)
+        await until(lambda: (PEER, False) not in driver._serving)
     assert link.sent == []
     assert dialler.disconnected == []
 

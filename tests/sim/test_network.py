@@ -63,7 +63,7 @@ class Pair:
 
     def send(self, number: int) -> None:
         """Send one control and one data message."""
-        self.network.send(self.one, self.other.node, Pull(ISSUER, Stamp(number), 1))
+        self.network.send(self.one, self.other.node, Pull(1, ISSUER, Stamp(number), 1))
         self.network.send(self.one, self.other.node, PullEnd(ISSUER, Stamp(number), trimmed=False))
 
     def send_some(self, count: int = 50, every_ms: float = 1.0) -> None:
@@ -90,7 +90,7 @@ def test_a_control_message_may_overtake_data() -> None:
     for seed in range(20):
         pair = Pair(NetworkProfile(delay_ms=1, jitter_ms=10), seed)
         pair.network.send(pair.one, pair.other.node, PullEnd(ISSUER, Stamp(1), trimmed=False))
-        pair.network.send(pair.one, pair.other.node, Pull(ISSUER, Stamp(1), 1))
+        pair.network.send(pair.one, pair.other.node, Pull(1, ISSUER, Stamp(1), 1))
         pair.run_for(5)
         overtaken += isinstance(pair.other.received()[0].message, Pull)
     assert 0 < overtaken < 20
@@ -120,7 +120,7 @@ def test_a_short_cut_delays_and_loses_nothing() -> None:
     with pair.network.cut_during(pair.directions()):
         pair.run_for(2)
         assert len(pair.other.control()) < 50
-        pair.network.send(pair.other, pair.one.node, Pull(ISSUER, Stamp(99), 1))
+        pair.network.send(pair.other, pair.one.node, Pull(1, ISSUER, Stamp(99), 1))
         pair.run_for(0.5)
         assert pair.one.control() == [99], "the other direction is open"
     pair.run_for(2)

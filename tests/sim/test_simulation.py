@@ -118,6 +118,7 @@ class _Failing:
     def __init__(self, machine: Machine, *, in_check: bool) -> None:
         self._machine = machine
         self._in_check = in_check
+        self.board = machine.board
 
     def handle(self, event: Event, now: Now) -> list[Effect]:
         if not self._in_check:

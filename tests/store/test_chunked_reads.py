@@ -50,7 +50,7 @@ class Follower:
         row = encode_row(Kind.CHUNKED, encode_chunk_list(cut(value)[1]), metadata, expires_at, version)
         after, stamp = Stamp(self.stamp), Stamp(self.stamp + 1)
         with self.store.write() as writer:
-            apply_batch(writer, FrameBatch(Frame(ISSUER, after, stamp, ((stamp, 0),), ((SPACE, key, row),))))
+            apply_batch(writer, FrameBatch(Frame(1, ISSUER, after, stamp, ((stamp, 0),), ((SPACE, key, row),))))
         self.stamp = stamp
         return version
 

@@ -16,7 +16,7 @@ from kvp2p.core.messages import Designation
 from kvp2p.core.port import Identity
 from kvp2p.core.vector import VersionVector
 from kvp2p.errors import StoreError, StoreFormatError, StoreFull
-from kvp2p.ids import Issuer, NamespaceId, NodeId, Stamp
+from kvp2p.ids import Issuer, NamespaceId, NodeId, Stamp, make_version
 from kvp2p.limits import STORE_RESERVE_BYTES
 from kvp2p.store import lmdb_store
 from kvp2p.store.environment import DISK_FULL_BYTES, translate
@@ -67,7 +67,7 @@ def test_reopened_store_has_what_was_written(tmp_path: Path, identity: Identity,
         with store.write() as writer:
             for key in (b"\x00", b"k" * 512, b"\xff"):
                 writer.put_row(SPACE, key, make_row(key))
-            writer.set_vector(VersionVector({ISSUER: Stamp(3)}))
+            writer.set_vector(VersionVector([make_version(1, Stamp(3), ISSUER)]))
         assert store.used_bytes() > 8192
     for readonly in (True, False):
         with LmdbStore.open(tmp_path / "deep" / "store", readonly=readonly) as store, store.read() as reader:
@@ -75,7 +75,7 @@ def test_reopened_store_has_what_was_written(tmp_path: Path, identity: Identity,
             assert reader.designation == designation
             assert reader.complete is True
             assert [key for key, _ in reader.rows(SPACE)] == [b"\x00", b"k" * 512, b"\xff"]
-            assert reader.vector == VersionVector({ISSUER: Stamp(3)})
+            assert reader.vector == VersionVector([make_version(1, Stamp(3), ISSUER)])
 
 
 def test_store_is_not_made_over_another(directory: Path, identity: Identity) -> None:
@@ -95,6 +95,13 @@ def test_creation_that_was_interrupted_can_be_done_again(tmp_path: Path, identit
         assert reader.identity == identity
 
 
+@pytest.mark.parametrize("readonly", [True, False])
+def test_file_that_is_still_empty_is_a_store_that_is_not_complete(tmp_path: Path, *, readonly: bool) -> None:
+    (tmp_path / "data.mdb").touch()
+    with pytest.raises(StoreError, match="not complete"):
+        LmdbStore.open(tmp_path, readonly=readonly)
+
+
 def test_directory_without_a_store_says_how_to_make_one(tmp_path: Path) -> None:
     for readonly in (True, False):
         with pytest.raises(StoreError, match="kvp2p init"):
@@ -112,14 +119,14 @@ def test_directory_that_cannot_be_made_is_a_store_error(tmp_path: Path, identity
 
 @pytest.mark.parametrize("readonly", [True, False])
 def test_newer_format_is_refused_with_the_version_that_made_it(directory: Path, *, readonly: bool) -> None:
-    write_meta(directory, FORMAT_KEY, b'{"format":2,"made_by":"7.1.0"}')
+    write_meta(directory, FORMAT_KEY, b'{"format":3,"made_by":"7.1.0"}')
     with pytest.raises(StoreFormatError) as caught:
         LmdbStore.open(directory, readonly=readonly)
     told = str(caught.value)
     for part in (
-        "format 2",
+        "format 3",
         "made by kvp2p 7.1.0",
-        f"kvp2p {__version__} reads format 1",
+        f"kvp2p {__version__} reads format 2",
         "Start kvp2p 7.1.0 or newer",
     ):
         assert part in told
@@ -216,20 +223,22 @@ OTHER_WRITER = """
 import sys
 from kvp2p.store.lmdb_store import LmdbStore
 from kvp2p.core.vector import VersionVector
-from kvp2p.ids import Issuer, Stamp
+from kvp2p.ids import Issuer, Stamp, make_version
 with LmdbStore.open(sys.argv[1]) as store, store.write() as writer:
-    writer.set_vector(writer.vector.raised(Issuer(b"issuer-2"), Stamp(5)))
+    writer.set_vector(writer.vector.raised(make_version(1, Stamp(5), Issuer(b"issuer-2"))))
 """
 
 
 def test_writer_notices_that_another_process_wrote(directory: Path) -> None:
     with LmdbStore.open(directory) as store:
         with store.write() as writer:
-            writer.set_vector(VersionVector({ISSUER: Stamp(1)}))
+            writer.set_vector(VersionVector([make_version(1, Stamp(1), ISSUER)]))
         with start_process(OTHER_WRITER, directory) as process:
             assert process.wait(20) == 0
         with store.write() as writer:
-            assert writer.vector == VersionVector({ISSUER: Stamp(1), Issuer(b"issuer-2"): Stamp(5)})
+            assert writer.vector == VersionVector(
+                [make_version(1, Stamp(1), ISSUER), make_version(1, Stamp(5), Issuer(b"issuer-2"))]
+            )
 
 
 def test_store_is_shared_within_a_process(directory: Path, make_row: MakeRow) -> None:
@@ -402,11 +411,63 @@ def test_write_that_the_disk_cuts_short_is_undone_and_told(directory: Path, free
         assert output.splitlines() == [f"{told} {errno.EIO}", "kept later"]
 
 
+# The same without a hand in what is free: the store asks how far the limit is away.
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from kvp2p.core.entry import Kind, encode_row
+from kvp2p.errors import StoreFull
+from kvp2p.ids import NamespaceId, Version
+from kvp2p.limits import STORE_RESERVE_BYTES
+from kvp2p.store.lmdb_store import LmdbStore
+directory, space = Path(sys.argv[1]), NamespaceId(b"1" * 16)
+row = encode_row(Kind.VALUE, bytes(150_000), None, 0, Version(bytes(20)))
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+def leave(more):
+    size = (directory / "data.mdb").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if more is None else size + more, hard))
+
+def attempt(name, **options):
+    try:
+        with store.write(**options) as writer:
+            writer.put_row(space, name, row)
+    except StoreFull as full:
+        print(getattr(full.__cause__, "code", 0), str(full).rpartition(directory.name)[2])
+
+with LmdbStore.open(directory) as store:
+    attempt(b"kept")
+    leave(STORE_RESERVE_BYTES // 2 - 1)
+    attempt(b"refused")
+    attempt(b"into the reserve", into_reserve=True)
+    for more in (0, 1, 100_001):  # nothing of it fits, or a part of it
+        leave(more)
+        attempt(b"lost", into_reserve=True)
+    leave(None)
+    attempt(b"later")
+    with store.read() as reader:
+        print(*[key.decode() for key, _ in reader.rows(space)], sep=", ")
+"""
+
+
+def test_limit_on_the_size_of_files_is_a_full_disk(directory: Path) -> None:
+    with start_process(LIMITED, directory) as process:
+        output, _ = process.communicate(timeout=30)
+    refused, *cut_short, keys = output.splitlines()
+    what = "has reached the limit on the size of a file (RLIMIT_FSIZE): raise it, with prlimit or ulimit -f."
+    assert refused == f"0  {what} Less than 32 MiB are left, which are kept for deleting"
+    assert [line.split()[0] for line in cut_short] == [str(one) for one in (errno.EFBIG, errno.EIO, errno.EIO)]
+    assert all(f" {what} The node goes on by itself (mdb_txn_commit: " in line for line in cut_short)
+    assert keys == "into the reserve, kept, later"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "free", "kind"),
     [
         (lmdb.DiskError, errno.ENOSPC, GIBIBYTES, StoreFull),
         (lmdb.Error, errno.EDQUOT, GIBIBYTES, StoreFull),
+        (lmdb.Error, errno.EFBIG, GIBIBYTES, StoreFull),
+        (lmdb.Error, errno.EROFS, GIBIBYTES, StoreError),
         (lmdb.Error, errno.EIO, 0, StoreFull),
         (lmdb.Error, errno.EIO, GIBIBYTES, StoreError),
         (lmdb.MapFullError, 0, GIBIBYTES, StoreFull),

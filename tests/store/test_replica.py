@@ -356,14 +356,14 @@ def test_view_shows_one_state_and_when_system_rows_changed(node: Node) -> None:
         node.put(b"b")
         node.write(CreateNamespace(OTHER, ACCOUNT, "others"))
         assert view.system_generation == generation
-        assert view.vector == VersionVector({ISSUER: Stamp(2)})
+        assert view.vector == VersionVector([make_version(1, Stamp(2), ISSUER)])
         assert view.raw_row(SPACE, b"b") is None
         assert view.transaction.row(SPACE, b"a") == view.raw_row(SPACE, b"a")
         assert [key for key, _ in view.transaction.rows(SPACE)] == [b"a"]
     with node.replica.view() as view:
         changed = view.system_generation
         assert changed != generation
-        assert view.vector == VersionVector({ISSUER: Stamp(4)})
+        assert view.vector == VersionVector([make_version(1, Stamp(4), ISSUER)])
         assert type(view.raw_row(SPACE, b"b")) is bytes
     node.put(b"c")
     with node.replica.view() as view:

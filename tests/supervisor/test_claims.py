@@ -14,7 +14,8 @@ import pytest
 
 from kvp2p.config import NodeConfig
 from kvp2p.errors import ConfigError, StoreLocked
-from kvp2p.supervisor.claims import check_ports, lock_directory, raise_open_files_limit
+from kvp2p.net.settings import MeshSettings
+from kvp2p.supervisor.claims import check_dial_from, check_ports, lock_directory, raise_open_files_limit
 
 FreePorts = Callable[[int], list[int]]
 
@@ -88,6 +89,13 @@ def test_host_of_another_machine_is_refused_by_name(tmp_path: Path, free_ports: 
     # 192.0.2.0/24 is kept for documentation (RFC 5737): no machine has it.
     with pytest.raises(ConfigError, match=r"192\.0\.2\.1 is no address of this machine"):
         check_ports(config_on(tmp_path, free_ports(3), host="192.0.2.1"))
+
+
+def test_dial_from_must_be_an_address_of_this_machine(tmp_path: Path) -> None:
+    for address in (None, "127.0.9.9"):
+        check_dial_from(NodeConfig(directory=tmp_path, mesh=MeshSettings(dial_from=address)))
+    with pytest.raises(ConfigError, match=r"^\[mesh\] dial_from 192\.0\.2\.1 is no address of this machine \("):
+        check_dial_from(NodeConfig(directory=tmp_path, mesh=MeshSettings(dial_from="192.0.2.1")))
 
 
 def test_limit_of_open_files_is_raised_to_what_is_allowed() -> None:

@@ -22,7 +22,8 @@ def values_of(store: LmdbStore) -> dict[bytes, bytes]:
 
 
 def test_first_node_is_made_as_the_leader_of_its_cluster(tmp_path: Path) -> None:
-    created = create_cluster(tmp_path / "d", "n1", {"data_port": 20_001, "host": "127.0.0.1", "advertise": None})
+    settings = {"data_port": 20_001, "mesh.dial_from": "127.0.0.5", "host": "127.0.0.1", "advertise": None}
+    created = create_cluster(tmp_path / "d", "n1", settings)
     with LmdbStore.open(created.directory / "store", readonly=True) as store:
         with store.read() as txn:
             summary = summarize(txn)
@@ -35,11 +36,12 @@ def test_first_node_is_made_as_the_leader_of_its_cluster(tmp_path: Path) -> None
     assert summary.candidates == (created.node_id,)
     (issuer,) = summary.issuers
     assert (issuer.node, issuer.term) == (created.node_id, 1)
-    assert issuer.closed == summary.vector.stamp_of(issuer.issuer), "nothing more is ever issued under it"
+    assert issuer.closed == dict(summary.vector.items()).get(issuer.issuer, 0), "nothing more is ever issued under it"
     assert json.loads(values[b"leader"]) == {"node": created.node_id.hex(), "term": 1}
     assert system_rows.account_key(created.account_id) in values
     config = load_config(created.directory / "kvp2p.toml")
     assert (config.data_port, config.api_port, config.join) == (20_001, 8788, ())
+    assert config.mesh.dial_from == "127.0.0.5"
 
 
 def test_first_admin_token_is_the_first_entry_of_the_log(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_failing_child_is_started_again_ever_more_slowly(short_tmp_path: Path) -
 
 def test_child_that_can_never_start_ends_the_node(short_tmp_path: Path) -> None:
     with playing(short_tmp_path, "fatal") as play:
-        assert play.process.wait(WAIT_SECONDS) == 1
+        assert play.process.wait(WAIT_SECONDS) == 3
         assert [line for line in play.story() if line.startswith("fatal")] == ["fatal up"]
         assert play.log("child_cannot_start")[0]["reason"] == "the store has format 9; this program reads 1"
 

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from kvp2p.core.entry import Kind, encode_row
+from kvp2p.core.entry import ChunkId, ChunkList, Kind, encode_chunk_list, encode_row
 from kvp2p.core.messages import (
     Designation,
     Digest,
@@ -15,6 +15,7 @@ from kvp2p.core.messages import (
     Message,
     Pull,
     PullEnd,
+    Purge,
     Roster,
     RowKey,
     WalkPart,
@@ -31,11 +32,22 @@ from kvp2p.core.operations import (
     Put,
 )
 from kvp2p.core.vector import VersionVector
-from kvp2p.ids import AccountId, Issuer, NamespaceId, NodeId, Stamp, Version, make_version
-from kvp2p.limits import PULL_BYTES_MAX
+from kvp2p.ids import (
+    AccountId,
+    Issuer,
+    NamespaceId,
+    NodeId,
+    Stamp,
+    Version,
+    make_version,
+    version_issuer,
+    version_stamp,
+)
+from kvp2p.limits import CLOCK_OFFSET_MS_MAX, EXPIRES_AT_MAX, PULL_BYTES_MAX, STAMP_MAX, WALL_MS_MAX
 from kvp2p.wire.link_messages import Credit, LinkMessage, Ping, Pong
 from kvp2p.wire.local_messages import (
     AwaitVersion,
+    EndUpload,
     Hello,
     LocalMessage,
     LocalOutcome,
@@ -43,6 +55,8 @@ from kvp2p.wire.local_messages import (
     QueryAnswer,
     Readiness,
     Report,
+    SetClock,
+    StageChunk,
     SubmitWrite,
 )
 
@@ -53,7 +67,8 @@ namespaces = id16.map(NamespaceId)
 nodes = id16.map(NodeId)
 issuers = st.binary(min_size=8, max_size=8).map(Issuer)
 counted_on = st.integers(0, (1 << 63) - 1)
-stamps = counted_on.map(Stamp)
+readings = st.integers(0, STAMP_MAX)
+stamps = readings.map(Stamp)
 placed_versions = st.builds(make_version, u32, stamps, issuers)  # of rows and fences
 versions = st.binary(min_size=20, max_size=20).map(Version)
 keys = st.binary(min_size=1, max_size=512)
@@ -63,8 +78,21 @@ texts = st.text(max_size=64)
 
 @st.composite
 def vectors(draw: st.DrawFn) -> VersionVector:
-    given = draw(st.dictionaries(issuers.filter(any), stamps, max_size=4))
-    return VersionVector(given, draw(placed_versions))
+    tops = draw(st.lists(placed_versions.filter(version_stamp), max_size=4, unique_by=version_issuer))
+    return VersionVector(tops, draw(placed_versions))
+
+
+@st.composite
+def purges(draw: st.DrawFn, at: Version) -> Purge | None:
+    """Make a Purge that may stand at a position, if one can."""
+    fences = sorted({version for version in (draw(placed_versions), draw(placed_versions), at) if version <= at})
+    if len(fences) < 2:
+        return None
+    return Purge(draw(st.binary(min_size=24, max_size=24)), draw(vectors()), fences[1], fences[0])
+
+
+chunk_ids = st.binary(min_size=32, max_size=32).map(ChunkId)
+chunk_lists = st.lists(chunk_ids, min_size=1, max_size=5).map(lambda ids: ChunkList(len(ids) * 7 - 3, 7, tuple(ids)))
 
 
 @st.composite
@@ -72,6 +100,8 @@ def rows(draw: st.DrawFn) -> bytes:
     expires_at, version = draw(u64), draw(placed_versions)
     if draw(st.booleans()):
         return encode_row(Kind.TOMBSTONE, b"", None, expires_at, version)
+    if draw(st.booleans()):
+        return encode_row(Kind.CHUNKED, encode_chunk_list(draw(chunk_lists)), draw(metadata), expires_at, version)
     return encode_row(Kind.VALUE, draw(st.binary(max_size=300)), draw(metadata), expires_at, version)
 
 
@@ -81,7 +111,7 @@ row_keys: st.SearchStrategy[RowKey] = st.tuples(namespaces, st.binary(max_size=5
 
 @st.composite
 def frames(draw: st.DrawFn) -> Frame:
-    marks = sorted(draw(st.sets(counted_on, min_size=2, max_size=9)))
+    marks = sorted(draw(st.sets(readings, min_size=2, max_size=9)))
     after, *inner, upto = marks
     if draw(st.booleans()):
         inner.append(upto)  # a position may stand at the very end
@@ -93,7 +123,11 @@ def frames(draw: st.DrawFn) -> Frame:
         )
     )
     positions = tuple(zip(map(Stamp, inner), draw(st.permutations(indexes)), strict=True))
-    return Frame(draw(issuers), Stamp(after), Stamp(upto), positions, tuple(held))
+    term, issuer = draw(u32), draw(issuers)
+    purge = None
+    if upto not in inner and draw(st.booleans()):
+        purge = draw(purges(make_version(term, Stamp(upto), issuer)))
+    return Frame(term, issuer, Stamp(after), Stamp(upto), positions, tuple(held), purge)
 
 
 @st.composite
@@ -109,14 +143,18 @@ def walk_parts(draw: st.DrawFn) -> WalkPart:
 @st.composite
 def puts(draw: st.DrawFn) -> Put:
     condition, if_version = draw(conditions)
+    expires_at, expires_in = draw(st.sampled_from([(0, 0), (1, 0), (EXPIRES_AT_MAX, 0), (0, 1), (0, EXPIRES_AT_MAX)]))
+    is_chunked = draw(st.booleans())
     return Put(
         namespace=draw(namespaces),
         key=draw(keys),
-        value=draw(st.binary(max_size=300)),
+        value=encode_chunk_list(draw(chunk_lists)) if is_chunked else draw(st.binary(max_size=300)),
         metadata=draw(metadata),
-        expires_at=draw(u64),
+        expires_at=expires_at,
         condition=condition,
         if_version=if_version,
+        expires_in=expires_in,
+        is_chunked=is_chunked,
     )
 
 
@@ -148,14 +186,16 @@ digests = st.builds(
     designation=st.none() | st.builds(Designation, u32, issuers, nodes),
     leads=st.none() | issuers,
     complete=st.booleans(),
-    wall_ms=u64,
+    wall_ms=st.integers(0, WALL_MS_MAX),
+    clock_ms=st.integers(0, WALL_MS_MAX),
+    whole=st.none() | vectors(),
 )
 members = st.builds(Member, nodes, counted_on, texts, texts, texts, texts)
 
 messages: st.SearchStrategy[Message] = st.one_of(
     frames(),
     digests,
-    st.builds(Pull, issuers, stamps, st.integers(1, PULL_BYTES_MAX)),
+    st.builds(Pull, u32, issuers, stamps, st.integers(1, PULL_BYTES_MAX)),
     st.builds(PullEnd, issuers, stamps, st.booleans()),
     st.builds(WalkRequest, u64, st.none() | row_keys),
     walk_parts(),
@@ -176,5 +216,8 @@ local_messages: st.SearchStrategy[LocalMessage] = st.one_of(
     st.builds(Query, u64, texts),
     st.builds(LocalOutcome, u64, outcomes),
     st.builds(QueryAnswer, u64, st.binary(max_size=300)),
-    st.builds(Readiness, st.booleans(), texts),
+    st.builds(Readiness, st.booleans(), texts, counted_on),
+    st.builds(StageChunk, u64, u64, chunk_ids, st.binary(min_size=1, max_size=300)),
+    st.builds(EndUpload, u64),
+    st.builds(SetClock, u64, st.integers(-CLOCK_OFFSET_MS_MAX, CLOCK_OFFSET_MS_MAX)),
 )

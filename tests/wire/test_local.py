@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kvp2p.core.operations import DeleteNamespace
 from kvp2p.errors import LocalProtocolError, RemoteProtocolError
 from kvp2p.ids import NamespaceId
-from kvp2p.limits import LOCAL_MESSAGE_BYTES_MAX
+from kvp2p.limits import CLOCK_OFFSET_MS_MAX, LOCAL_MESSAGE_BYTES_MAX
 from kvp2p.wire.local import LocalDecoder, encode_local
 from kvp2p.wire.local_messages import Hello, LocalMessage, Query, QueryAnswer, Readiness, Report
 from tests.wire.strategies import local_messages
@@ -73,7 +73,7 @@ def test_a_chunk_over_the_limit_is_refused_at_its_length() -> None:
 WRONG: dict[str, tuple[Any, str]] = {
     "no array": (1, "a chunk must be an array"),
     "no message": ([], "a chunk must be an array of 1"),
-    "unknown tag": ([[9, 1]], "unknown kind"),
+    "unknown tag": ([[99, 1]], "unknown kind"),
     "tag True": ([[True, "gateway", 1]], "unknown kind"),
     "tag that cannot be looked up": ([[[], 1]], "unknown kind"),
     "role as bytes": ([[1, b"gateway", 1]], "role must be"),
@@ -88,7 +88,15 @@ WRONG: dict[str, tuple[Any, str]] = {
     "query of a long word": ([[5, 1, "w" * 65]], "what must be"),
     "outcome cut": ([[6, 1, [0, "", ""]]], "an Outcome must be"),
     "answer as text": ([[7, 1, "{}"]], "body must be"),
-    "readiness as number": ([[8, 1, ""]], "ready must be"),
+    "readiness as number": ([[8, 1, "", 0]], "ready must be"),
+    "readiness with a clock past all clocks": ([[8, True, "", 1 << 63]], "clock_ahead_ms must be"),
+    "chunk of half an id": ([[9, 1, 1, bytes(16), b"c"]], "chunk must be 32 bytes"),
+    "chunk of nothing": ([[9, 1, 1, bytes(32), b""]], "content must be 1 to 262144"),
+    "chunk of too much": ([[9, 1, 1, bytes(32), bytes(262_145)]], "content must be 1 to 262144"),
+    "upload without a number": ([[10, None]], "upload must be"),
+    "offset without a sign": ([[20, 1, 0, 5]], "behind must be"),
+    "offset behind by nothing": ([[20, 1, True, 0]], "milliseconds must be a number from 1"),
+    "offset of more than a year": ([[20, 1, False, CLOCK_OFFSET_MS_MAX + 1]], "milliseconds must be a number from 0"),
 }
 
 

@@ -19,6 +19,7 @@ from kvp2p.core.messages import (
     Message,
     Pull,
     PullEnd,
+    Purge,
     Roster,
     WalkPart,
     WalkRequest,
@@ -26,16 +27,18 @@ from kvp2p.core.messages import (
 from kvp2p.core.operations import Condition, CreateNamespace, Delete, DeleteNamespace, Operation, Outcome, Put, refused
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.errors import LocalProtocolError, RemoteProtocolError
-from kvp2p.ids import AccountId, Issuer, NamespaceId, NodeId, Stamp, Version, make_version
+from kvp2p.ids import VERSION_ZERO, AccountId, Issuer, NamespaceId, NodeId, Stamp, Version, make_version
 from kvp2p.limits import (
     KEY_BYTES_MAX,
     MESH_MESSAGE_BYTES_MAX,
     METADATA_BYTES_MAX,
     OPS_PER_WRITE_MAX,
     PULL_BYTES_MAX,
+    ROW_VALUE_BYTES_MAX,
+    STAMP_MAX,
     TERM_MAX,
-    VALUE_BYTES_MAX,
     VECTOR_ISSUERS_MAX,
+    WALL_MS_MAX,
     WRITE_BYTES_MAX,
 )
 from kvp2p.wire.link_messages import Credit, LinkMessage, Ping, Pong
@@ -44,7 +47,7 @@ from tests.wire.strategies import link_messages, messages
 
 NAMESPACE = NamespaceId(b"n" * 16)
 ISSUER = Issuer(b"issuer00")
-VERSION = Version(b"v" * 20)
+VERSION = Version(b"\x07" * 20)
 ROW = encode_row(Kind.VALUE, b"value", None, 0, VERSION)
 VECTOR = bytes(20)
 
@@ -101,12 +104,20 @@ def test_messages_of_anything_are_refused_or_encode_to_the_same_bytes(tag: int, 
     assert pack([encode_message(one) for one in received]) == payload
 
 
-def frame(*, after: object = 5, upto: object = 9, positions: object = (), rows: object = ()) -> list[Any]:
-    return [1, ISSUER, after, upto, positions, rows]
+def frame(
+    *, after: object = 5, upto: object = 9, positions: object = (), rows: object = (), purge: object = None
+) -> list[Any]:
+    return [1, 1, ISSUER, after, upto, positions, rows, purge]
+
+
+def digest(**changes: object) -> list[Any]:
+    given = {"vector": VECTOR, "state_hash": bytes(16), "comparable": True, "floor": VECTOR, "designation": None}
+    given |= {"leads": None, "complete": True, "wall_ms": 0, "clock_ms": 0, "whole": None}
+    return [2, *(given | changes).values()]
 
 
 def put(**changes: object) -> list[Any]:
-    given = {"namespace": NAMESPACE, "key": b"k", "value": b"v", "metadata": None, "expires_at": 0, "condition": None}
+    given = {"namespace": NAMESPACE, "key": b"k", "value": b"v", "metadata": None, "expiry": None, "condition": None}
     return [0, *(given | changes).values()]
 
 
@@ -114,10 +125,12 @@ def forward(*operations: object) -> list[Any]:
     return [7, 1, 1_000, list(operations)]
 
 
-TOO_HIGH = 1 << 63
+TOO_HIGH = STAMP_MAX + 1
 HIGH_VERSION = make_version(1, Stamp(TOO_HIGH), ISSUER)
 HIGH_ROW = encode_row(Kind.VALUE, b"value", None, 0, HIGH_VERSION)
-HIGH_VECTOR = bytes(20) + ISSUER + TOO_HIGH.to_bytes(8, "big")
+HIGH_VECTOR = bytes(20) + HIGH_VERSION
+FENCE = make_version(1, Stamp(8), ISSUER)
+PURGE = bytes(24) + FENCE + bytes(20) + VECTOR
 NEXT = NamespaceId(b"o" * 16)
 PLACE = [NAMESPACE, b"m"]
 KEYED = [NAMESPACE, b"k", ROW]
@@ -127,16 +140,16 @@ OUTCOME = [0, "", "", None, None, False, True]
 WRONG: dict[str, tuple[list[Any], str]] = {
     "no message at all": ([], "a message must be an array"),
     "tag alone": ([3], "a message must be an array"),
-    "unknown tag": ([10, 1], "unknown kind"),
+    "unknown tag": ([31, 1], "unknown kind"),
     "tag True": ([True, ISSUER, 5, 9, [], []], "unknown kind"),
     "tag that cannot be looked up": ([[], 1], "unknown kind"),
     "field missing": ([1, ISSUER, 5, 9, []], "a Frame must be an array of"),
-    "field too many": ([3, ISSUER, 5, 9, 9], "a Pull must be an array of"),
+    "field too many": ([3, 1, ISSUER, 5, 9, 9], "a Pull must be an array of"),
     "issuer too short": ([4, b"issuer0", 5, True], "issuer must be 8 bytes"),
     "stamp of 65 bits is no number": (frame(upto=b"\x01" + bytes(8)), "upto must be a number"),
     "frame over nothing": (frame(after=9), "spans nothing"),
     "positions not in pairs": (frame(positions=[1]), "pairs"),
-    "too many positions": (frame(upto=1 << 60, positions=[1, 0] * 4_097, rows=KEYED), "array of 0 to 8192 items"),
+    "too many positions": (frame(upto=1 << 59, positions=[1, 0] * 4_097, rows=KEYED), "array of 0 to 8192 items"),
     "position twice": (frame(positions=[1, 0, 0, 0], rows=KEYED), "does not ascend"),
     "position that is no number": (frame(positions=[b"\x01", 0], rows=KEYED), "does not ascend"),
     "row index that is no number": (frame(positions=[1, False], rows=KEYED), "row is not in the Frame"),
@@ -151,14 +164,23 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "row that is a number": (frame(positions=[1, 0], rows=[NAMESPACE, b"k", 1]), "is no byte string"),
     "row of half a namespace": (frame(positions=[1, 0], rows=[b"n", b"k", ROW]), "namespace must be"),
     "damaged row": (frame(positions=[1, 0], rows=[NAMESPACE, b"k", ROW[:-1] + b"!"]), "does not match its digest"),
-    "vector cut": ([2, bytes(19), bytes(16), True, VECTOR, None, None, True, 0], "version vector cannot have 19 bytes"),
-    "vector without end": ([2, bytes(70_000), bytes(16), True, VECTOR, None, None, True, 0], "version vector must be"),
-    "state hash short": ([2, VECTOR, bytes(15), True, VECTOR, None, None, True, 0], "state_hash must be 16"),
-    "flag as number": ([2, VECTOR, bytes(16), 1, VECTOR, None, None, True, 0], "comparable must be true or false"),
-    "designation short": ([2, VECTOR, bytes(16), True, VECTOR, [1, ISSUER], None, True, 0], "designation must be"),
-    "term of 33 bits": ([2, VECTOR, bytes(16), True, VECTOR, [1 << 32, ISSUER, bytes(16)], None, True, 0], "term must be"),
-    "pull of nothing": ([3, ISSUER, 5, 0], "bytes_max must be a number from 1"),
-    "pull of too much": ([3, ISSUER, 5, PULL_BYTES_MAX + 1], "bytes_max must be a number"),
+    "purge cut": (frame(purge=PURGE[:-1]), "a Purge cannot have"),
+    "purge of a damaged floor": (frame(purge=PURGE + b"1"), "a version vector cannot have 21 bytes"),
+    "purge without progress": (frame(purge=bytes(24) + FENCE * 2 + VECTOR), "is not above its base"),
+    "purge at a row's position": (frame(positions=[4, 0], rows=KEYED, purge=PURGE), "stand at one position"),
+    "purge ahead of itself": (frame(upto=7, purge=PURGE), "lies behind its own position"),
+    "purge that is no bytes": (frame(purge=1), "a Purge must be"),
+    "digest of a clock past all clocks": (digest(wall_ms=WALL_MS_MAX + 1), "wall_ms must be a number"),
+    "digest with a clock past all clocks": (digest(clock_ms=WALL_MS_MAX + 1), "clock_ms must be a number"),
+    "digest with half a vector of what is whole": (digest(whole=bytes(10)), "version vector cannot have 10 bytes"),
+    "vector cut": (digest(vector=bytes(19)), "version vector cannot have 19 bytes"),
+    "vector without end": (digest(vector=bytes(70_000)), "version vector must be"),
+    "state hash short": (digest(state_hash=bytes(15)), "state_hash must be 16"),
+    "flag as number": (digest(comparable=1), "comparable must be true or false"),
+    "designation short": (digest(designation=[1, ISSUER]), "designation must be"),
+    "term of 33 bits": (digest(designation=[1 << 32, ISSUER, bytes(16)]), "term must be"),
+    "pull of nothing": ([3, 1, ISSUER, 5, 0], "bytes_max must be a number from 1"),
+    "pull of too much": ([3, 1, ISSUER, 5, PULL_BYTES_MAX + 1], "bytes_max must be a number"),
     "walk from a long key": ([5, 1, [NAMESPACE, b"k" * 513]], "key must be 0 to 512"),
     "walk from half a place": ([5, 1, [NAMESPACE]], "a place in key order must be"),
     "walk out of order": ([6, 1, None, None, [NAMESPACE, b"k", ROW] * 2, VECTOR], "do not ascend"),
@@ -167,15 +189,20 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "walk that goes backwards": ([6, 1, PLACE, PLACE, [], VECTOR], "before it starts"),
     "forward of nothing": (forward(), "operations must be an array of 1"),
     "forward of too many": (forward(*[[3, NAMESPACE]] * 10_001), f"1 to {OPS_PER_WRITE_MAX}"),
-    "forward of too much": (forward(put(value=bytes(VALUE_BYTES_MAX)), put(value=bytes(40_000))), "229376 are the limit"),
+    "forward of too much": (forward(put(value=bytes(ROW_VALUE_BYTES_MAX)), put(value=bytes(40_000))), "229376 are the limit"),
     "forward with a deadline past all clocks": ([7, 1, 1 << 63, [[3, NAMESPACE]]], "deadline_ns"),
     "pong with a clock past all clocks": ([33, 1, 1 << 63], "clock_ns"),
-    "operation of an unknown kind": (forward([4, NAMESPACE]), "unknown kind"),
+    "operation of an unknown kind": (forward([5, NAMESPACE]), "unknown kind"),
+    "operation whose kind is no number": (forward([False, NAMESPACE]), "the kind of an operation"),
+    "put that expires never, as a number": (forward(put(expiry=0)), "expires_at must be a number from 1"),
+    "put that expires in no time": (forward(put(expiry=[0])), "expires_in must be a number from 1"),
+    "put that expires in two times": (forward(put(expiry=[60, 61])), "an expiry must be"),
+    "put of chunks that are none": (forward([4, *put()[1:]]), "a chunk list cannot have 1 bytes"),
     "operation that is no array": (forward(3), "an operation must be an array"),
     "put with a field missing": (forward(put()[:-1]), "a Put must be"),
     "put of an empty key": (forward(put(key=b"")), "key must be 1 to 512"),
     "put of a long key": (forward(put(key=bytes(KEY_BYTES_MAX + 1))), "key must be 1 to 512"),
-    "put of a long value": (forward(put(value=bytes(VALUE_BYTES_MAX + 1))), "value must be"),
+    "put of a long value": (forward(put(value=bytes(ROW_VALUE_BYTES_MAX + 1))), "value must be"),
     "put of long metadata": (forward(put(metadata=bytes(METADATA_BYTES_MAX + 1))), "metadata must be"),
     "put with a condition as number": (forward(put(condition=0)), "condition must be 20 bytes"),
     "put with half a version": (forward(put(condition=bytes(10))), "condition must be 20 bytes"),
@@ -200,21 +227,21 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "credit of nothing": ([34, 1, 0], "taken_bytes must be"),
     "frame to where no stamp is": (frame(upto=TOO_HIGH), "upto must be a number"),
     "frame from where no stamp is": (frame(after=TOO_HIGH, upto=TOO_HIGH + 1), "after must be a number"),
-    "pull from where no stamp is": ([3, ISSUER, TOO_HIGH, 1], "after must be a number"),
+    "pull from where no stamp is": ([3, 1, ISSUER, TOO_HIGH, 1], "after must be a number"),
     "pull ended where no stamp is": ([4, ISSUER, TOO_HIGH, True], "upto must be a number"),
     "row of too high a stamp": (frame(positions=[1, 0], rows=[NAMESPACE, b"k", HIGH_ROW]), "the stamp of a row must be"),
     "walk with too high a stamp": ([6, 1, None, None, [NAMESPACE, b"k", HIGH_ROW], VECTOR], "the stamp of a row must be"),
     "walk of too high a vector": ([6, 1, None, None, [], HIGH_VECTOR], "the latest stamp of a version vector"),
-    "vector with too high a stamp": ([2, HIGH_VECTOR, bytes(16), True, VECTOR, None, None, True, 0], "the latest stamp"),
-    "fence with too high a stamp": ([2, HIGH_VERSION, bytes(16), True, VECTOR, None, None, True, 0], "the latest stamp"),
-    "floor with too high a stamp": ([2, VECTOR, bytes(16), True, HIGH_VECTOR, None, None, True, 0], "the latest stamp"),
-    "member of too high an incarnation": ([9, [[MEMBER[0], TOO_HIGH, *MEMBER[2:]]]], "incarnation must be a number"),
+    "vector with too high a stamp": (digest(vector=HIGH_VECTOR), "the latest stamp"),
+    "fence with too high a stamp": (digest(vector=HIGH_VERSION), "the latest stamp"),
+    "floor with too high a stamp": (digest(floor=HIGH_VECTOR), "the latest stamp"),
+    "member of too high an incarnation": ([9, [[MEMBER[0], 1 << 63, *MEMBER[2:]]]], "incarnation must be a number"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("message", "told"), WRONG.values(), ids=WRONG.keys())
 def test_a_wrong_field_is_refused_by_name(message: list[Any], told: str) -> None:
-    good = cbor2.loads(encode_message(Pull(ISSUER, Stamp(1), 1)))
+    good = cbor2.loads(encode_message(Pull(1, ISSUER, Stamp(1), 1)))
     with pytest.raises(RemoteProtocolError, match=told):
         unpack_link(cbor2.dumps([good, message]))
 
@@ -225,19 +252,20 @@ def test_a_payload_is_an_array_of_messages_and_nothing_else(payload: bytes) -> N
         unpack(payload)
 
 
+LAST = Stamp(STAMP_MAX)
 EDGES: list[Message] = [
-    Frame(ISSUER, Stamp(0), Stamp((1 << 63) - 1), ((Stamp((1 << 63) - 1), 0),), ((NAMESPACE, b"k" * 512, ROW),)),
-    Frame(ISSUER, Stamp(0), Stamp(1), (), ()),
+    Frame(1, ISSUER, Stamp(0), LAST, ((LAST, 0),), ((NAMESPACE, b"k" * 512, ROW),)),
+    Frame(1, ISSUER, Stamp(0), Stamp(1), (), ()),
     WalkPart(0, None, None, (), EMPTY_VECTOR),
     WalkPart(0, (NAMESPACE, b""), (NEXT, b""), ((NAMESPACE, b"k", ROW),), EMPTY_VECTOR),
     WalkPart(0, (NAMESPACE, b"j"), (NAMESPACE, b"k"), ((NAMESPACE, b"k", ROW),), EMPTY_VECTOR),
     WalkRequest(0, (NAMESPACE, b"")),
-    Forward(0, 0, (Put(NAMESPACE, b"k", bytes(VALUE_BYTES_MAX), bytes(METADATA_BYTES_MAX)),)),
+    Forward(0, 0, (Put(NAMESPACE, b"k", bytes(ROW_VALUE_BYTES_MAX), bytes(METADATA_BYTES_MAX)),)),
     Forward(0, 0, (Put(NAMESPACE, b"k", b"", b"", 0, Condition.VERSION_IS, VERSION),)),
     Roster(()),
     Roster((Member(NodeId(b"i" * 16), (1 << 63) - 1, "n1", "", "", ""),)),
-    PullEnd(ISSUER, Stamp((1 << 63) - 1), trimmed=False),
-    WalkPart(0, None, None, (), VersionVector({ISSUER: Stamp((1 << 63) - 1)})),
+    PullEnd(ISSUER, LAST, trimmed=False),
+    WalkPart(0, None, None, (), VersionVector([make_version(TERM_MAX, LAST, ISSUER)])),
 ]
 
 
@@ -248,7 +276,7 @@ def test_a_message_at_its_bounds_passes(message: Message) -> None:
 
 OURS: dict[str, tuple[Message, str]] = {
     "positions that descend": (
-        Frame(ISSUER, Stamp(0), Stamp(9), ((Stamp(3), 0), (Stamp(2), 0)), ((NAMESPACE, b"k", ROW),)),
+        Frame(1, ISSUER, Stamp(0), Stamp(9), ((Stamp(3), 0), (Stamp(2), 0)), ((NAMESPACE, b"k", ROW),)),
         "do not ascend: 2 after 3",
     ),
     "condition without its version": (
@@ -259,7 +287,7 @@ OURS: dict[str, tuple[Message, str]] = {
         Forward(1, 1, (Put(NAMESPACE, b"k", b"", if_version=VERSION),)),
         "condition ALWAYS contradicts",
     ),
-    "pull of nothing": (Pull(ISSUER, Stamp(0), 0), "a Pull that no peer would take: bytes_max"),
+    "pull of nothing": (Pull(1, ISSUER, Stamp(0), 0), "a Pull that no peer would take: bytes_max"),
     "roster that is too long": (
         Roster((Member(NodeId(bytes(16)), 1, "n", *["u" * 512] * 3),) * 200),
         "a Roster has .* bytes encoded; 262139 are the limit",
@@ -301,11 +329,12 @@ def test_every_write_within_the_limits_fits_one_message(operations: list[Operati
     assert len(encode_message(Forward((1 << 64) - 1, 5_000, tuple(operations * count)))) < MESH_MESSAGE_BYTES_MAX
 
 
-LAST = Stamp((1 << 63) - 1)
-FULL_VECTOR = VersionVector({Issuer(n.to_bytes(8, "big")): LAST for n in range(1, VECTOR_ISSUERS_MAX + 1)}, VERSION)
+FULL_VECTOR = VersionVector(
+    (make_version(TERM_MAX, LAST, Issuer(n.to_bytes(8, "big"))) for n in range(VECTOR_ISSUERS_MAX)), VERSION
+)
 FULL_KEY = (NEXT, b"k" * KEY_BYTES_MAX)
 FULL_ROW = encode_row(
-    Kind.VALUE, bytes(VALUE_BYTES_MAX), b"m" * METADATA_BYTES_MAX, (1 << 40) - 1, make_version(9, LAST, ISSUER)
+    Kind.VALUE, bytes(ROW_VALUE_BYTES_MAX), b"m" * METADATA_BYTES_MAX, (1 << 40) - 1, make_version(9, LAST, ISSUER)
 )
 LARGEST: dict[str, Message] = {
     "part of a walk": WalkPart(
@@ -319,8 +348,11 @@ LARGEST: dict[str, Message] = {
         Designation(TERM_MAX, ISSUER, NodeId(bytes(16))),
         ISSUER,
         True,
-        (1 << 64) - 1,
+        WALL_MS_MAX,
+        WALL_MS_MAX,
+        FULL_VECTOR,
     ),
+    "purge": Frame(TERM_MAX, ISSUER, Stamp(0), LAST, (), (), Purge(bytes(24), FULL_VECTOR, VERSION, VERSION_ZERO)),
 }
 
 

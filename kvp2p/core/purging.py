@@ -1,0 +1,181 @@
+"""Purging: when the leader lets go of tombstones and expired rows, and what every node forgets of its log.
+
+Decides: floor, fence and time of the next Purge; which positions of the log are too old or too many.
+Keeps true
+* I8. The floor is the pointwise minimum of what all candidates hold durably and whole, which have seen this designation, lead nothing and have the same
+  fence. The fence is not above what any issuer that is not wholly under the floor could still add. A candidate that is gone blocks purging, and nothing else.
+* A trim cuts off no live candidate: what it has not covered stays in the log.
+* I9: a Purge removes about PURGE_ROWS_MAX rows, a trim as many positions; more is done by the next one, at once.
+In and out: the board's issuers, candidates and digests in; `PurgeBatch`, `LogTrim` and frames out.
+
+A Purge makes positions below its fence unservable, so whoever lacks them must walk. That is why the fence keeps `purge_after_ms` behind the leader's clock.
+"""
+
+from __future__ import annotations
+
+from kvp2p.core.batches import BatchResult, LogTrim, PurgeBatch
+from kvp2p.core.board import Board
+from kvp2p.core.hlc import COUNTER_BITS
+from kvp2p.core.leadership import Leadership
+from kvp2p.core.messages import Digest
+from kvp2p.core.purge import following
+from kvp2p.core.vector import EVERY_STAMP, VersionVector
+from kvp2p.core.writing import LeaderWriter
+from kvp2p.ids import (
+    ISSUER_BYTES,
+    Issuer,
+    NodeId,
+    Stamp,
+    Version,
+    make_version,
+    version_issuer,
+    version_stamp,
+    version_term,
+)
+from kvp2p.limits import LOG_TRIM_MAX, PURGE_ROWS_MAX
+
+_NO_ISSUER = Issuer(bytes(ISSUER_BYTES))
+
+
+class Purger:
+    """Purges while this node leads, and trims its log in any role. `blocked_by` is the candidate that keeps it from purging, if one does."""
+
+    def __init__(self, board: Board, leadership: Leadership) -> None:
+        self.board = board
+        self.leadership = leadership
+        self.blocked_by: NodeId | None = None
+        self._is_busy = False
+
+    def start(self) -> None:
+        """Begin to look now and then."""
+        self.board.set_timer("purge", self.board.settings.purge_interval_ms)
+
+    def on_timer(self) -> None:
+        """Purge and trim what is due."""
+        self.start()
+        if not self._is_busy and not self.board.is_stopping and self.board.complete:
+            self._trim()
+            self._purge()
+
+    # --- the log
+
+    def _trim(self) -> None:
+        board, settings = self.board, self.board.settings
+        if not board.garbage.log_positions:
+            return
+        keep = board.vector
+        for candidate in self._candidates():
+            digest = self._digest_of(candidate)
+            if digest is not None and digest.complete:
+                keep = keep.minimum(digest.vector)
+        age_ms = max(0, board.clock_ms() - settings.log_age_ms)
+        trim = LogTrim(keep, Stamp(age_ms << COUNTER_BITS), settings.log_positions_max, LOG_TRIM_MAX)
+
+        def done(result: BatchResult) -> None:
+            if result.trimmed == LOG_TRIM_MAX:
+                self._trim()
+
+        board.persist(trim, done)
+
+    # --- tombstones and expired rows
+
+    def _purge(self) -> None:
+        board, writer = self.board, self.leadership.writer
+        if writer is None or not self._is_due():
+            return
+        held = self._held_by_candidates()
+        if held is None:
+            return
+        floor, clock_ms = held
+        settings = board.settings
+        old_ms = board.clock_ms() - settings.purge_after_ms
+        if old_ms <= 0:
+            return
+        fence_max = min(self._youngest_to_go(old_ms, writer), self._least_addable(floor, writer))
+        before_s = (clock_ms - settings.purge_skew_ms) // 1_000
+        if fence_max <= board.vector.fence or not self._has_garbage(fence_max, before_s):
+            return
+        self._is_busy = True
+
+        def make(stamp: Stamp) -> PurgeBatch:
+            term, issuer = writer.designation.term, writer.issuer
+            return PurgeBatch(term, issuer, stamp, floor, fence_max, max(0, before_s), PURGE_ROWS_MAX)
+
+        def done(result: BatchResult) -> None:
+            self._is_busy = False
+            if result.frame is not None:
+                self.board.notice("purged", "debug", rows=result.rows_changed, fence=result.vector.fence.hex())
+                self._purge()  # if there is more
+
+        def failed(_: str) -> None:
+            self._is_busy = False  # a full disk: the timer tries again
+
+        writer.add_purge(make, done, failed)
+
+    def _is_due(self) -> bool:
+        return self.board.garbage.has_any or any(row.closed is not None for row in self.board.issuers.values())
+
+    def _has_garbage(self, fence: Version, before_s: int) -> bool:
+        garbage = self.board.garbage
+        if garbage.oldest_grave is not None and garbage.oldest_grave < fence:
+            return True
+        if garbage.first_expiry_s and garbage.first_expiry_s <= before_s:
+            return True
+        return any(
+            row.closed is not None and make_version(row.term, row.closed, row.issuer) < fence
+            for row in self.board.issuers.values()
+        )
+
+    def _held_by_candidates(self) -> tuple[VersionVector, int] | None:
+        """Return what all candidates hold whole, and the least of their estimates of the leader's clock; None while one is missing."""
+        board = self.board
+        floor = board.whole.vector()
+        clock_ms = board.clock_ms()
+        for candidate in self._candidates():
+            digest = self._digest_of(candidate)
+            if digest is None or not self._may_count(digest):
+                self.blocked_by = candidate
+                return None
+            floor = floor.minimum(digest.vector if digest.whole is None else digest.whole)
+            clock_ms = min(clock_ms, digest.clock_ms)
+        self.blocked_by = None
+        return floor, clock_ms
+
+    def _may_count(self, digest: Digest) -> bool:
+        board = self.board
+        has_seen = digest.designation == board.designation and digest.leads is None
+        return has_seen and digest.complete and digest.vector.fence == board.vector.fence and digest.clock_ms > 0
+
+    def _candidates(self) -> list[NodeId]:
+        """Return the other candidates."""
+        return [NodeId(node) for node in self.board.candidates if node != self.board.me.node]
+
+    def _digest_of(self, node: NodeId) -> Digest | None:
+        peer = self.board.peers.get(node)
+        return None if peer is None else peer.digest
+
+    def _youngest_to_go(self, old_ms: int, writer: LeaderWriter) -> Version:
+        """Return the version below which everything is older than `old_ms`, whatever its term: the log goes on serving the rest."""
+        old = Stamp(old_ms << COUNTER_BITS)
+        young = [version_term(top) for top in self.board.vector.tops() if version_stamp(top) >= old]
+        return make_version(min([writer.designation.term, *young]), old, _NO_ISSUER)
+
+    def _least_addable(self, floor: VersionVector, writer: LeaderWriter) -> Version:
+        """Return the least version that an issuer not wholly under `floor` could still add, or has added beyond it [I8]."""
+        board = self.board
+        # What a peer shows counts too: a deposed leader may have begun an issuer that nobody else has heard of yet.
+        vectors = [board.vector, *(digest.vector for _, digest in board.digests())]
+        terms = {version_issuer(top): version_term(top) for vector in vectors for top in vector.tops()}
+        terms |= {row.issuer: row.term for row in board.issuers.values()}
+        terms[writer.issuer] = writer.designation.term
+        return min(
+            following(floor, term, issuer)
+            for issuer, term in terms.items()
+            if issuer == writer.issuer or not self._is_wholly_under(floor, term, issuer)
+        )
+
+    def _is_wholly_under(self, floor: VersionVector, term: int, issuer: Issuer) -> bool:
+        row = self.board.issuers.get(issuer)
+        if row is None or row.closed is None:
+            return floor.reach(term, issuer) == EVERY_STAMP
+        return floor.reach(term, issuer) >= row.closed and floor.covers_vector(self.board.vector.only(issuer))
