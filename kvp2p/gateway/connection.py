@@ -141,8 +141,10 @@ class Connection:
         if self._is_shut or self.is_closed:
             return
         if self._is_full():
-            # It is not read on, so the peer is not late: it may be taking answers. How fast it takes them is timed in `_push`.
-            self._deadline = math.inf
+            # It is not read on, so the peer is not late: it may be taking answers, or we do not take its value. How fast it takes answers is
+            # timed in `Outgoing`, how fast the node takes values in the node port.
+            upload = None if self._receiving is None else self._receiving.upload
+            self._deadline = math.inf if upload is None else upload.room_deadline
             self._head_timed = -1
         elif intake.phase is Phase.HEAD:
             if self._head_timed != intake.heads_begun:  # more bytes of the same head give it no more time
@@ -150,9 +152,6 @@ class Connection:
                 self._deadline = now + settings.head_timeout_seconds
         elif intake.phase is Phase.BODY:
             self._deadline = now + settings.body_timeout_seconds
-            if self._receiving is not None and (upload := _upload(self._receiving)).is_full:
-                # We do not read it, so it is not the peer who is silent. The node port bounds how long the node takes.
-                self._deadline = upload.room_deadline if upload.is_waiting_for_room else math.inf
         else:
             # Waiting for the node is bounded by the node port, waiting for the peer to read by `Outgoing.deadline`.
             is_busy = self._pending or self._out.waiting_bytes
@@ -390,7 +389,7 @@ class Connection:
     def expire(self) -> None:
         """End a connection whose deadline has passed, or a large value that has waited too long for others."""
         upload = None if self._receiving is None else self._receiving.upload
-        if upload is not None and upload.is_waiting_for_room and upload.room_deadline <= monotonic():
+        if upload is not None and upload.room_deadline <= monotonic():
             upload.fail(OVERLOADED)
             self.resume()
             return
