@@ -10,7 +10,7 @@ Source: DESIGN §7, native protocol. Paths are built raw: what a key holds trave
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,6 +101,22 @@ class Client:
                 raise result
             found.append(_found(result))
         return found
+
+    async def get_each(
+        self, namespace: str, keys: Sequence[bytes | str], take: Callable[[int, Found | None], None]
+    ) -> None:
+        """Give the value of each key to `take` with its index, in order and as it comes, so that no more than one is in memory.
+
+        They share one connection. The first failure is raised, after the others have been read and dropped.
+        """
+        requests = [_get(self._key_path(namespace, key), None) for key in keys]
+
+        def take_result(index: int, result: Response | ConnectionLost) -> None:
+            if isinstance(result, ConnectionLost):
+                raise result
+            take(index, _found(result))
+
+        await (await self._connection()).request_each(requests, take_result)
 
     async def head(self, namespace: str, key: bytes | str, *, min_version: str | None = None) -> Response:
         """Ask HEAD for `key` and return the bare answer, whatever its status: 404 carries no text that names its cause."""
