@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from kvp2p.core.board import Board
 from kvp2p.core.events import Effect, Event
 from kvp2p.ids import Now
 from kvp2p.sim import simulation as simulation_module
@@ -118,12 +119,15 @@ class _Failing:
     def __init__(self, machine: Machine, *, in_check: bool) -> None:
         self._machine = machine
         self._in_check = in_check
-        self.board = machine.board
 
     def handle(self, event: Event, now: Now) -> list[Effect]:
         if not self._in_check:
             raise KeyError("a bug of ours")
         return self._machine.handle(event, now)
+
+    @property
+    def board(self) -> Board:
+        return self._machine.board
 
     def check(self) -> None:
         if self._in_check:
