@@ -45,10 +45,17 @@ HTTP_RESPONSE_BUFFER_BYTES_MAX: Final = 1024 * 1024  # unsent answers of one con
 # received and not answered, of one connection, before reading stops
 HTTP_PENDING_REQUESTS_MAX: Final = 2 * HTTP_PIPELINED_WRITES_MAX
 HTTP_PENDING_BODY_BYTES_MAX: Final = 1024 * 1024  # of their bodies; guess
-# of all connections of a gateway: 340 of the largest values at once; guess
+HTTP_RECEIVE_BYTES: Final = (
+    64 * 1024
+)  # guess: some hundred requests in one call; nothing of it is held by an idle connection
+# Of all connections of a gateway; guess. Large values may take the second number of it: 153 chunks, so that 51 values at once
+# have all that they can use, and 102 more go on with one chunk each. What is left is for small bodies.
 HTTP_BODY_BYTES_HELD_MAX: Final = 64 * 1024 * 1024
-# read and dropped for a 413: Cloudflare's largest value, and a little
-HTTP_DISCARDED_BODY_BYTES_MAX: Final = 26_214_400 + 1024 * 1024
+HTTP_UPLOAD_BYTES_HELD_MAX: Final = 48 * 1024 * 1024
+UPLOAD_CHUNKS_UNANSWERED_MAX: Final = 2  # the next is on its way while one is synced; guess
+HTTP_ROOM_WAIT_SECONDS: Final = 10.0  # that a large value waits for the first of these before it is 429; guess
+# read and dropped for a 413 on a connection that goes on: the largest value, and a little
+HTTP_DISCARDED_BODY_BYTES_MAX: Final = VALUE_BYTES_MAX + 1024 * 1024
 # Values of more than one chunk that a gateway sends at once, and for how long: each holds a slot of the store, and the pages that are freed
 # meanwhile. 60 s for 25 MiB take a line of 3.5 Mbit/s (DESIGN §5); the number is a guess, well above the 50 that are tested.
 HTTP_STREAMS_MAX: Final = 64
@@ -110,6 +117,7 @@ WRITE_QUEUE_MAX: Final = 16_384  # writes waiting at the leader
 WRITE_QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
 FORWARDS_IN_FLIGHT_MAX: Final = 16_384
 WRITE_DEADLINE_MS: Final = 5_000
+WRITE_LARGE_MS_PER_MIB: Final = 1_000  # more, for the leader to pull the chunks
 HOLD_MS: Final = 1_000  # plus 1 000 ms per MiB written
 HOLDS_MAX: Final = 16_384
 WAITERS_MAX: Final = 16_384  # readers waiting for KV-Min-Version
