@@ -149,6 +149,7 @@ CLOCK_OFFSET_MS_MAX: Final = 366 * 86_400_000
 CHUNK_PART_BYTES: Final = (
     64 * 1024
 )  # of a chunk in one mesh message: a control message waits for no more than this; guess
+CHUNK_PAYLOAD_BYTES_MAX: Final = CHUNK_PART_BYTES + 1024  # one part with its head
 CHUNK_PART_BYTES_MIN: Final = 256  # what may be asked for: a chunk is at most 1 024 messages
 CHUNK_PULLS_MAX: Final = 4  # chunks under way to this node for its rows, so at most 1 MiB of parts in its memory; guess
 WRITE_CHUNK_PULLS_MAX: Final = (
