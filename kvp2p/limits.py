@@ -182,5 +182,8 @@ STORE_STREAMS_MAX: Final = 384
 SPARE_TRANSACTIONS_MAX: Final = 16  # read transactions kept for renewal: beginning one takes 0.13 us instead of 0.5
 # guess: a few groups of writes; kept free for transactions that make room
 STORE_RESERVE_BYTES: Final = 32 * 1024 * 1024
+# Read by a scrub in one transaction, which pins pages as long as it is open: about 30 ms of rows of 200 bytes. Guess.
+SCRUB_SLICE_BYTES: Final = 1024 * 1024
+SCRUB_DAMAGE_MAX: Final = 1_000  # places that a scrub tells of; more of them do not tell more
 # rows kept in memory by one transaction: what a group of writes touches, and what it asks for besides
 REMEMBERED_ROWS_MAX: Final = 2 * GROUP_OPS_MAX

@@ -18,6 +18,7 @@ from kvp2p.sim.host import Host, Machine
 from kvp2p.sim.planted import PLANTED
 from kvp2p.sim.seeds import Seeds
 from kvp2p.sim.simulation import ACKED_MIN, Report, Simulation, draw_plan
+from kvp2p.store.check import StoreCheck
 
 SEEDS = range(50)
 
@@ -33,12 +34,16 @@ def tell(report: Report) -> str:
 def test_cluster_keeps_its_claims_under_the_faults_of_a_seed(
     seed: int, record_property: Callable[[str, object], None]
 ) -> None:
-    report = Simulation(seed).run()
+    simulation = Simulation(seed)
+    report = simulation.run()
     record_property("simulated", (report.virtual_s, report.real_s))
     assert report.is_good, tell(report)
     # A run that exercised nothing is a violation by itself; said once more, where a reader looks for it.
     assert report.acked >= ACKED_MIN
     assert all(report.fired.values())
+    for host in simulation.cluster.hosts:  # what a scrub would say of each disk [I4]
+        with host.disk.store.read() as reader:
+            assert StoreCheck().go_on(reader).damage == [], host.name
 
 
 def test_the_fifty_seeds_show_every_fault_and_every_kind_of_cluster() -> None:
