@@ -149,6 +149,7 @@ CLOCK_OFFSET_MS_MAX: Final = 366 * 86_400_000
 CHUNK_PART_BYTES: Final = (
     64 * 1024
 )  # of a chunk in one mesh message: a control message waits for no more than this; guess
+CHUNK_PAYLOAD_BYTES_MAX: Final = CHUNK_PART_BYTES + 1024  # one part with its head
 CHUNK_PART_BYTES_MIN: Final = 256  # what may be asked for: a chunk is at most 1 024 messages
 CHUNK_PULLS_MAX: Final = 4  # chunks under way to this node for its rows, so at most 1 MiB of parts in its memory; guess
 WRITE_CHUNK_PULLS_MAX: Final = (
@@ -181,5 +182,8 @@ STORE_STREAMS_MAX: Final = 384
 SPARE_TRANSACTIONS_MAX: Final = 16  # read transactions kept for renewal: beginning one takes 0.13 us instead of 0.5
 # guess: a few groups of writes; kept free for transactions that make room
 STORE_RESERVE_BYTES: Final = 32 * 1024 * 1024
+# Read by a scrub in one transaction, which pins pages as long as it is open: about 30 ms of rows of 200 bytes. Guess.
+SCRUB_SLICE_BYTES: Final = 1024 * 1024
+SCRUB_DAMAGE_MAX: Final = 1_000  # places that a scrub tells of; more of them do not tell more
 # rows kept in memory by one transaction: what a group of writes touches, and what it asks for besides
 REMEMBERED_ROWS_MAX: Final = 2 * GROUP_OPS_MAX

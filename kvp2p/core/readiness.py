@@ -96,6 +96,12 @@ class Readiness:
             board.notice("ready")
 
     @property
+    def lacks_chunks(self) -> bool:
+        """Tell whether chunks of large values are all that this replica waits for to become ready."""
+        vector, target = self.board.vector, self._target
+        return vector.covers_vector(target) and not self.board.whole.vector().covers_vector(target)
+
+    @property
     def is_diverged(self) -> bool:
         """Tell whether H differs from a peer's at an equal vector."""
         return any(peer.diverged for peer in self.board.peers.values())

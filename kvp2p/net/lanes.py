@@ -8,7 +8,8 @@ I10. A forwarded write whose time ran out while it waited here is never sent.
 In and out: encoded messages and payloads, nothing that waits; `net/link.py` is the tasks around it.
 
 A payload holds messages of the data or of the chunk lane, or of neither. Small ones go along behind control messages: one websocket message costs far more
-than one of ours. It counts whole for the lane of its last message, so its length is what both ends count. Credit goes back when the consumer
+than one of ours. It counts whole for the lane of its last message, so its length is what both ends count. One of the chunk lane is shorter (a part of a
+chunk), because whatever comes after it waits until it is sent. Credit goes back when the consumer
 is done with all that it was handed, an eighth of the window at a time: the rest of the window is then still larger than any payload, so credit never
 stalls a consumer that keeps up.
 """
@@ -24,6 +25,7 @@ from typing import Final
 from kvp2p.core.messages import LANE_OF, Lane, Message
 from kvp2p.errors import RemoteProtocolError
 from kvp2p.limits import (
+    CHUNK_PAYLOAD_BYTES_MAX,
     CONTROL_QUEUE_BYTES_MAX,
     CREDIT_STEP_BYTES,
     DATA_CREDIT_BYTES_MAX,
@@ -39,6 +41,7 @@ QUEUE_BYTES_MAX: Final = {
     Lane.DATA: DATA_QUEUE_BYTES_MAX,
     Lane.CHUNKS: DATA_QUEUE_BYTES_MAX,
 }
+PAYLOAD_BYTES_MAX: Final = {Lane.DATA: MESH_MESSAGE_BYTES_MAX, Lane.CHUNKS: CHUNK_PAYLOAD_BYTES_MAX}
 # A small message costs more than its bytes while it waits: a limit in bytes alone would let millions of pings queue up.
 MESSAGE_OVERHEAD_BYTES: Final = 100
 
@@ -82,8 +85,8 @@ class SendLanes:
         """Take the next payload: the lane that it counts for, its number of messages and its bytes; None when nothing may be sent."""
         elements = self._take(Lane.CONTROL, MESH_MESSAGE_BYTES_MAX - PACK_HEAD_BYTES)
         spent = PACK_HEAD_BYTES + sum(map(len, elements))
-        payload_bytes_max = SHARED_PAYLOAD_BYTES_MAX if elements else MESH_MESSAGE_BYTES_MAX
         for lane, in_flight in self._in_flight.items():
+            payload_bytes_max = SHARED_PAYLOAD_BYTES_MAX if elements else PAYLOAD_BYTES_MAX[lane]
             more = self._take(lane, min(payload_bytes_max, DATA_CREDIT_BYTES_MAX - in_flight) - spent)
             if more:
                 payload = pack(elements + more)

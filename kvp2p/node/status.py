@@ -68,6 +68,8 @@ def readiness(driver: ReplicaDriver, lag_ms_max: int | None, refused_dial: str =
             reason = "the node's disk is full: what its peers have cannot be stored. Make room; it goes on by itself"
         elif facts.has_fallen_behind:
             reason = "the node has not caught up with its peers since its disk was full"
+        elif facts.lacks_chunks:
+            reason = "the node has not received all parts of the large values that its peers had when it started"
         else:
             reason = "the node has not caught up with its peers since it started"
         return False, f"{reason}, and a link was refused: {refused_dial}" if refused_dial else reason
@@ -120,6 +122,7 @@ def status_document(
         "ready": is_ready,
         "ready_reason": reason,
         "disk_full": board.full_reason,
+        "pending_values": len(board.pending.versions),
         "complete": board.complete,
         "restored": board.restored,
         "lag_ms": machine.readiness.lag_ms(),
@@ -149,7 +152,7 @@ def status_document(
 
 def own_counters(driver: ReplicaDriver) -> dict[str, int]:
     """Return the node process's own samples."""
-    board = driver.machine.board
+    board, large_values = driver.machine.board, driver.machine.large_values
     return {
         "kvp2p_node_syncs_total": driver.writer.syncs,
         "kvp2p_node_frames_dropped_total": driver.frames_dropped,
@@ -158,6 +161,11 @@ def own_counters(driver: ReplicaDriver) -> dict[str, int]:
         "kvp2p_node_ready": int(driver.machine.readiness.is_ready),
         "kvp2p_node_leads": int(driver.machine.leadership.role is Role.LEADING),
         "kvp2p_node_lag_ms": driver.machine.readiness.lag_ms(),
+        "kvp2p_node_uploads": len(large_values.uploads),
+        "kvp2p_node_pending_values": len(board.pending.versions),
+        "kvp2p_node_chunks_pulled_total": large_values.pulls.pulled,
+        "kvp2p_node_chunk_bytes_received_total": large_values.pulls.received_bytes,
+        "kvp2p_node_chunks_refused_total": large_values.pulls.refused,
     }
 
 

@@ -105,7 +105,7 @@ class StoreCheck:
         self.damage = []
         seen = 0
         if not self._has_facts and not self._check_facts(reader):
-            self._stages.clear()  # nothing can be judged without them
+            self.give_up()  # nothing can be judged without them
             return Slice(self.damage, seen, is_last=True)
         view = _View(reader)
         while self._stages:
@@ -116,6 +116,10 @@ class StoreCheck:
             self._stages.popleft()
             self._after = b""
         return Slice(self.damage, seen, is_last=True)
+
+    def give_up(self) -> None:
+        """End the check where it is: LMDB cannot go on."""
+        self._stages.clear()
 
     def _found(self, what: str, full_key: bytes, message: str) -> None:
         self.damage.append(Damage(what, NamespaceId(full_key[:ID_BYTES]), full_key[ID_BYTES:], message))

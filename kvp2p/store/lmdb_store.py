@@ -36,7 +36,8 @@ from kvp2p.store.environment import (
     open_environment,
     translate,
 )
-from kvp2p.store.layout import Carried, LayoutReader, LayoutWriter, found_store
+from kvp2p.store.layout import LayoutReader
+from kvp2p.store.layout_writer import Carried, LayoutWriter, found_store
 from kvp2p.store.lmdb_tables import LmdbTables
 from kvp2p.store.meta import Decoded
 from kvp2p.store.tables import TABLE_NAMES

@@ -286,8 +286,10 @@ def test_a_new_node_is_ready_when_its_values_are_whole() -> None:
     assert not a.machine.readiness.is_ready
     for content in chunks_of_value(VALUE):
         assert not a.machine.readiness.is_ready
+        assert a.machine.readiness.lacks_chunks
         answer(a, "z", content)
     assert a.machine.readiness.is_ready
+    assert not a.machine.readiness.lacks_chunks
 
 
 # --- serving

@@ -223,6 +223,27 @@ def test_only_what_is_missing_is_pulled() -> None:
     assert [pull.chunk for pull in a.sent_to("b", ChunkPull)] == IDS[2:]
 
 
+def test_a_write_that_has_ended_before_its_batch_failed_is_told_once() -> None:
+    a = leading()
+    a.meets("b", digest_of())
+    a.hold_disk()
+    forward(a, 1, large_put(b"k", VALUE))
+    a.loses("b")
+    a.fail()
+    a.release_disk()
+    assert a.sent_to("b", ForwardOutcome) == []
+    assert staged_in(a.store) == []
+
+
+def test_small_values_in_a_large_write_are_stored_with_it() -> None:
+    a = leading()
+    upload = a.write_large(b"k", VALUE)
+    a.end_upload(upload)
+    request = a.write(large_put(b"l", VALUE), put(b"m", b"small", SPACE))
+    assert a.replies[request].ending == Ending.ACKED
+    assert (shown_value(a.store, b"l"), shown_value(a.store, b"m")) == (VALUE, b"small")
+
+
 def test_two_writes_that_name_one_chunk_wait_for_one_pull() -> None:
     a = leading()
     a.meets("b", digest_of())

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kvp2p.store.check import Damage
+from kvp2p.store.scrub import check_store
+
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_SECONDS = 20.0
 RESERVE_BYTES = 32 * 1024 * 1024  # what a store keeps free for deleting
@@ -68,6 +71,10 @@ class Nodes:
 
     def data_file(self, node: int = 1) -> Path:
         return self.directory / f"n{node}" / "store" / "data.mdb"
+
+    def damage(self, node: int = 1) -> list[Damage]:
+        """Check the store of a node, running or not."""
+        return check_store(self.data_file(node).parent)
 
     def log(self, node: int = 1) -> str:
         return (self.directory / f"n{node}" / "log").read_text()

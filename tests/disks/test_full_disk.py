@@ -43,6 +43,7 @@ def test_leader_with_a_full_disk_refuses_with_507_and_deletes_and_reads_until_th
         assert all(nodes.get(key).body == LARGE for key in [*acked, "late"])
         assert nodes.status()["disk_full"] == ""
         assert (nodes.log().count("disk_full"), nodes.log().count("disk_has_room")) == (1, 1)
+        assert nodes.damage() == []
 
 
 def test_replica_with_a_full_disk_stays_up_serves_and_is_unready_until_it_has_caught_up(short_tmp_path: Path) -> None:
@@ -67,6 +68,7 @@ def test_replica_with_a_full_disk_stays_up_serves_and_is_unready_until_it_has_ca
         assert nodes.get("through", node=2).body == b"the replica"
         until(lambda: nodes.status(1)["state_hash"] == nodes.status(2)["state_hash"])
         assert nodes.pids(2) == before, "nothing was restarted"
+        assert nodes.damage(1) == nodes.damage(2) == []
 
 
 # --- not a byte is left

@@ -4,10 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvp2p.core.messages import LANE_OF, Lane, Pull, PullEnd
+from kvp2p.core.entry import ChunkId
+from kvp2p.core.messages import LANE_OF, ChunkPart, Lane, Pull, PullEnd
 from kvp2p.errors import RemoteProtocolError
 from kvp2p.ids import Issuer, Stamp
 from kvp2p.limits import (
+    CHUNK_BYTES,
+    CHUNK_PART_BYTES,
+    CHUNK_PAYLOAD_BYTES_MAX,
     CONTROL_QUEUE_BYTES_MAX,
     CREDIT_STEP_BYTES,
     DATA_CREDIT_BYTES_MAX,
@@ -17,7 +21,7 @@ from kvp2p.limits import (
 )
 from kvp2p.net.lanes import QUEUE_BYTES_MAX, ReceiveLanes, SendLanes, lane_of
 from kvp2p.wire.link_messages import Credit, Ping
-from kvp2p.wire.mesh import ELEMENT_BYTES_MAX
+from kvp2p.wire.mesh import ELEMENT_BYTES_MAX, encode_message
 
 CONTROL = Pull(1, Issuer(b"i" * 8), Stamp(1), 1)
 DATA = PullEnd(Issuer(b"i" * 8), Stamp(1), trimmed=False)
@@ -62,6 +66,20 @@ def test_data_that_goes_along_with_control_needs_credit_for_the_whole_payload() 
     following = lanes.next_payload()
     assert following is not None
     assert following[:2] == (Lane.CONTROL, 1)
+
+
+def test_a_payload_of_the_chunk_lane_holds_one_full_part_or_several_small_ones() -> None:
+    part = encode_message(
+        ChunkPart(ChunkId(bytes(32)), CHUNK_BYTES - CHUNK_PART_BYTES, CHUNK_BYTES, bytes(CHUNK_PART_BYTES))
+    )
+    lanes = SendLanes()
+    for element in (part, part, *[bytes(20_000)] * 4):
+        assert lanes.push(Lane.CHUNKS, element)
+    counts = []
+    while (following := lanes.next_payload()) is not None:
+        assert len(following[2]) <= CHUNK_PAYLOAD_BYTES_MAX
+        counts.append(following[1])
+    assert counts == [1, 1, 3, 1]
 
 
 @given(st.lists(st.integers(1, ELEMENT_BYTES_MAX), max_size=30))

@@ -20,14 +20,15 @@ from kvp2p.core.entry import (
     is_chunked,
 )
 from kvp2p.core.messages import Designation, Member, Message
-from kvp2p.core.operations import CreateNamespace, Operation, Outcome, Put
+from kvp2p.core.operations import CreateNamespace, Ending, Operation, Outcome, Put
 from kvp2p.core.port import Identity
 from kvp2p.core.settings import ReplicaSettings
 from kvp2p.core.vector import VersionVector
 from kvp2p.errors import LinkClosed
 from kvp2p.ids import AccountId, ClusterId, Issuer, NamespaceId, NodeId
+from kvp2p.limits import CHUNK_BYTES
 from kvp2p.runtime.driver import ReplicaDriver
-from kvp2p.store.layout import LayoutWriter
+from kvp2p.store.layout_writer import LayoutWriter
 from kvp2p.store.lmdb_store import LmdbStore
 
 ACCOUNT = AccountId(b"a" * 16)
@@ -325,6 +326,32 @@ def chunked_put(
     chunks = [(chunk_id(content), content) for content in contents]
     body = encode_chunk_list(ChunkList(len(value), chunk_bytes, tuple(chunk for chunk, _ in chunks)))
     return (Put(NAMESPACE, key, body, is_chunked=True),), chunks
+
+
+async def upload(driver: ReplicaDriver, chunks: list[tuple[ChunkId, bytes]]) -> int:
+    """Send the chunks of a value as a gateway does, one at a time, and return the number of the upload."""
+    number = driver.new_upload()
+    for chunk, content in chunks:
+        told = trio.Event()
+        outcomes: list[Outcome] = []
+
+        def tell(outcome: Outcome, told: trio.Event = told, outcomes: list[Outcome] = outcomes) -> None:
+            outcomes.append(outcome)
+            told.set()
+
+        await driver.stage_chunk(number, chunk, content, tell)
+        await told.wait()
+        assert outcomes == [Outcome(Ending.ACKED)]
+    return number
+
+
+async def write_large(driver: ReplicaDriver, key: bytes, value: bytes, deadline_ms: int = 30_000) -> Outcome:
+    """Send a large value and wait for its outcome."""
+    operations, chunks = chunked_put(key, value, CHUNK_BYTES)
+    number = await upload(driver, chunks)
+    outcome = await write(driver, operations, deadline_ms)
+    driver.end_upload(number)
+    return outcome
 
 
 def large_value(store: LmdbStore, key: bytes) -> bytes | None:

@@ -15,8 +15,9 @@ import trio
 import trio.testing
 
 from kvp2p.api.metrics import families
-from kvp2p.core.messages import Digest, Lane
-from kvp2p.core.operations import Ending, Outcome
+from kvp2p.core.entry import Kind, encode_row
+from kvp2p.core.messages import ChunkPart, Digest, Frame, Lane
+from kvp2p.core.operations import Ending, Outcome, Put
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.ids import Issuer, NodeId, Stamp, Version, make_version, version_issuer, version_stamp, version_term
 from kvp2p.limits import CHUNK_BYTES, VECTOR_ISSUERS_MAX
@@ -42,6 +43,7 @@ from kvp2p.wire.local_messages import (
     SubmitWrite,
 )
 from tests.node.rig import (
+    NAMESPACE,
     QUICK,
     FakeDialler,
     FakeLink,
@@ -442,10 +444,12 @@ async def test_a_large_value_comes_in_by_chunks_and_its_upload_ends_without_a_tr
         for request, (chunk, content) in enumerate(chunks, 1):
             assert (await process.outcome(StageChunk(request, 5, chunk, content))).ending is Ending.ACKED
         assert chunks_kept(store) == len(chunks)
+        assert (await process.query("metrics"))["kvp2p_node_uploads"] == 1
         assert (await process.outcome(SubmitWrite(9, in_ms(5_000), operations))).ending is Ending.ACKED
         await process.send(EndUpload(5), EndUpload(5))
-        assert await process.query("metrics")
         await until(lambda: not any_staged(store))
+        assert (await process.query("metrics"))["kvp2p_node_uploads"] == 0
+        assert (await process.query("status"))["pending_values"] == 0
         assert large_value(store, b"k") == value
 
 
@@ -474,6 +478,32 @@ async def test_a_process_with_too_many_uploads_is_cut(
         with pytest.raises((EOFError, trio.BrokenResourceError)):
             await process.outcome(StageChunk(2, 6, chunk, content))
         await until(lambda: chunks_kept(store) == 0)
+
+
+async def test_a_node_that_lacks_chunks_is_not_ready_and_says_so(tmp_path: Path) -> None:
+    (operation,), ((chunk, content), *_) = chunked_put(b"k", b"content", 7)
+    assert isinstance(operation, Put)
+    peer = NodeId(b"p" * 16)
+    at = make_version(1, Stamp(5), Issuer(b"issuer-p"))
+    row = encode_row(Kind.CHUNKED, operation.value, None, 0, at)
+    frame = Frame(1, Issuer(b"issuer-p"), Stamp(0), Stamp(5), ((Stamp(5), 0),), ((NAMESPACE, b"k", row),))
+    follower = make_store(tmp_path / "follower", NODE, leader=peer)
+    driver = ReplicaDriver(follower, QUICK, member_of(NODE), (member_of(peer).mesh_url,))
+    driver.dialler = FakeDialler()
+    async with running(driver):
+        await driver.on_link_up(peer, FakeLink())
+        digest = Digest(VersionVector([at]), bytes(16), False, EMPTY_VECTOR, None, None, True, 1, 0)
+        await driver.on_messages(peer, [digest, frame])
+        await until(lambda: driver.machine.board.vector.covers(at))
+        assert readiness(driver, None) == (
+            False,
+            "the node has not received all parts of the large values that its peers had when it started",
+        )
+        assert own_counters(driver)["kvp2p_node_pending_values"] == 1
+        await driver.on_messages(peer, [ChunkPart(chunk, 0, 7, content)])
+        await until(lambda: readiness(driver, None)[0])
+        assert own_counters(driver)["kvp2p_node_chunks_pulled_total"] == 1
+    follower.close()
 
 
 def any_staged(store: GatedStore) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 
 import pytest
 import trio
@@ -10,18 +11,24 @@ import trio
 from kvp2p.core.messages import Forward, ForwardOutcome, Frame, Message, WalkPart
 from kvp2p.core.operations import Ending, Outcome
 from kvp2p.ids import NodeId
+from kvp2p.limits import CHUNK_BYTES
 from tests.node.rig import (
     FakeMesh,
     Node,
     a_put,
+    chunked_put,
+    chunks_kept,
     fake_mesh,
     has_key,
     in_ms,
+    large_value,
     make_namespace,
     make_store,
     state_of,
     until,
+    upload,
     write,
+    write_large,
 )
 
 A, B, C = NodeId(b"a" * 16), NodeId(b"b" * 16), NodeId(b"c" * 16)
@@ -218,3 +225,40 @@ async def test_a_leader_that_starts_again_leads_under_a_new_issuer_and_followers
     assert after.version is not None
     assert before.version < after.version
     assert before.version[12:] != after.version[12:], "one start, one issuer [I2]"
+
+
+# --- large values
+
+
+async def test_a_large_value_through_a_follower_is_whole_everywhere_and_goes_when_it_is_superseded(
+    tmp_path: Path,
+) -> None:
+    value = Random(1).randbytes(5 * CHUNK_BYTES + 7)
+    async with cluster(tmp_path, B, C) as (_, nodes):
+        leader, follower, _ = nodes
+        outcome = await write_large(follower.driver, b"k", value)
+        assert (outcome.ending, outcome.visible) == (Ending.ACKED, True)
+        assert large_value(follower.store, b"k") == value
+        await until(lambda: all(large_value(node.store, b"k") == value for node in nodes))
+        assert are_equal(nodes)
+        await write(leader.driver, a_put(b"k"))
+        await until(lambda: all(chunks_kept(node.store) == 0 for node in nodes))
+
+
+async def test_a_leader_that_ends_under_a_large_write_leaves_nothing_of_it(tmp_path: Path) -> None:
+    value = Random(1).randbytes(3 * CHUNK_BYTES)
+    operations, chunks = chunked_put(b"k", value, CHUNK_BYTES)
+    async with cluster(tmp_path, B) as (mesh, (leader, follower)):
+        number = await upload(follower.driver, chunks)
+        leader.store.close_gate()
+        outcomes: list[Outcome] = []
+        await follower.driver.write(operations, in_ms(10_000), outcomes.append)
+        await until(lambda: has_delivered(mesh, Forward, A))
+        mesh.cut(A, B)
+        await until(lambda: bool(outcomes))
+        assert outcomes[0].ending is Ending.UNKNOWN
+        leader.store.open_gate()
+        follower.driver.end_upload(number)
+        await until(lambda: chunks_kept(leader.store) == chunks_kept(follower.store) == 0)
+        await until(lambda: not leader.driver.machine.board.batches_in_flight())
+        assert not has_key(leader.store, b"k")

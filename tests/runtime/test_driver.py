@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from kvp2p.core.entry import chunk_id
 from kvp2p.core.events import (
     Await,
     Effect,
@@ -22,7 +23,20 @@ from kvp2p.core.events import (
     Start,
     TimerFired,
 )
-from kvp2p.core.messages import Designation, Digest, Forward, ForwardOutcome, Frame, Pull, PullEnd, Roster
+from kvp2p.core.messages import (
+    ChunkMissing,
+    ChunkPart,
+    ChunkPull,
+    Designation,
+    Digest,
+    Forward,
+    ForwardOutcome,
+    Frame,
+    Message,
+    Pull,
+    PullEnd,
+    Roster,
+)
 from kvp2p.core.operations import Ending, Outcome
 from kvp2p.core.replica import ReplicaMachine
 from kvp2p.core.vector import EMPTY_VECTOR
@@ -342,6 +356,44 @@ async def test_a_request_that_outlived_its_link_is_answered_to_nobody(follower_s
         await until(lambda: (PEER, False) not in driver._serving)
     assert link.sent == []
     assert dialler.disconnected == []
+
+
+class _SlowForChunks(FakeLink):
+    """A link whose chunk lane has no room: parts of chunks wait, everything else goes through."""
+
+    async def send(self, message: Message) -> None:
+        if isinstance(message, ChunkPart):
+            await super().send(message)
+        else:
+            self.sent.append(message)
+
+
+async def test_no_pull_waits_behind_a_chunk(leader_store: GatedStore) -> None:
+    driver, dialler = make_driver(leader_store)
+    link = _SlowForChunks()
+    link.room = trio.Event()
+    content = bytes(range(256)) * 8
+    chunk = chunk_id(content)
+    allowed = 2 * PULLS_MAX + 1
+    async with running(driver):
+        await driver.on_link_up(PEER, link)
+        await driver.stage_chunk(driver.new_upload(), chunk, content, lambda _: None)
+        await until(lambda: not driver.machine.board.batches_in_flight())
+        await driver.on_messages(PEER, [ChunkPull(chunk, 0, 1_000)])
+        await until(lambda: (PEER, True) in driver._serving and not driver._serving[PEER, True])
+        for _ in range(allowed):
+            await driver.on_messages(PEER, [Pull(1, ISSUER, Stamp(0), 1_000)])
+        await until(lambda: len(link.sent_of(PullEnd)) == allowed)
+        assert link.sent_of(ChunkPart) == []
+        await driver.on_messages(PEER, [ChunkPull(chunk_id(b"another"), 0, 1_000)] * allowed)
+        await until(lambda: not driver._inbox)
+        assert dialler.disconnected == [], "those of chunks are counted apart, too"
+        link.room.set()
+        await until(lambda: len(link.sent_of(ChunkMissing)) == allowed)
+        parts = [message for message in link.sent if isinstance(message, ChunkPart)]
+        assert b"".join(part.data for part in parts) == content
+        await driver.on_link_down(PEER, "cut")
+        await until(lambda: not driver._serving)
 
 
 # --- the end

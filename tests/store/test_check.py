@@ -17,7 +17,8 @@ from kvp2p.core.vector import VersionVector
 from kvp2p.errors import StoreError
 from kvp2p.ids import SYSTEM_NAMESPACE, NamespaceId, Stamp, make_version
 from kvp2p.store.check import Damage, StoreCheck
-from kvp2p.store.layout import LayoutWriter, encode_totals, short_hash, tail_key
+from kvp2p.store.layout import encode_totals, short_hash, tail_key
+from kvp2p.store.layout_writer import LayoutWriter
 from kvp2p.store.lmdb_store import LmdbStore
 from kvp2p.store.meta import VECTOR
 from kvp2p.store.scrub import check_store

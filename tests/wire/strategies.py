@@ -4,6 +4,9 @@ from hypothesis import strategies as st
 
 from kvp2p.core.entry import ChunkId, ChunkList, Kind, encode_chunk_list, encode_row
 from kvp2p.core.messages import (
+    ChunkMissing,
+    ChunkPart,
+    ChunkPull,
     Designation,
     Digest,
     Forward,
@@ -43,7 +46,16 @@ from kvp2p.ids import (
     version_issuer,
     version_stamp,
 )
-from kvp2p.limits import CLOCK_OFFSET_MS_MAX, EXPIRES_AT_MAX, PULL_BYTES_MAX, STAMP_MAX, WALL_MS_MAX
+from kvp2p.limits import (
+    CHUNK_BYTES,
+    CHUNK_PART_BYTES,
+    CHUNK_PART_BYTES_MIN,
+    CLOCK_OFFSET_MS_MAX,
+    EXPIRES_AT_MAX,
+    PULL_BYTES_MAX,
+    STAMP_MAX,
+    WALL_MS_MAX,
+)
 from kvp2p.wire.link_messages import Credit, LinkMessage, Ping, Pong
 from kvp2p.wire.local_messages import (
     AwaitVersion,
@@ -192,6 +204,15 @@ digests = st.builds(
 )
 members = st.builds(Member, nodes, counted_on, texts, texts, texts, texts)
 
+
+@st.composite
+def chunk_parts(draw: st.DrawFn) -> ChunkPart:
+    data = draw(st.binary(min_size=1, max_size=300))
+    offset = draw(st.integers(0, CHUNK_BYTES - len(data)))
+    total = draw(st.integers(offset + len(data), CHUNK_BYTES))
+    return ChunkPart(draw(chunk_ids), offset, total, data)
+
+
 messages: st.SearchStrategy[Message] = st.one_of(
     frames(),
     digests,
@@ -202,6 +223,11 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Forward, u64, counted_on, operations),
     st.builds(ForwardOutcome, u64, outcomes),
     st.lists(members, max_size=5).map(tuple).map(Roster),
+    st.builds(
+        ChunkPull, chunk_ids, st.integers(0, CHUNK_BYTES - 1), st.integers(CHUNK_PART_BYTES_MIN, CHUNK_PART_BYTES)
+    ),
+    chunk_parts(),
+    st.builds(ChunkMissing, chunk_ids),
 )
 link_messages: st.SearchStrategy[LinkMessage] = st.one_of(
     st.builds(Ping, u64),

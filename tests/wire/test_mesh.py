@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvp2p.core.entry import Kind, encode_row
+from kvp2p.core.entry import ChunkId, Kind, encode_row
 from kvp2p.core.messages import (
+    ChunkPart,
+    ChunkPull,
     Designation,
     Digest,
     Forward,
@@ -29,6 +31,9 @@ from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.errors import LocalProtocolError, RemoteProtocolError
 from kvp2p.ids import VERSION_ZERO, AccountId, Issuer, NamespaceId, NodeId, Stamp, Version, make_version
 from kvp2p.limits import (
+    CHUNK_BYTES,
+    CHUNK_PART_BYTES,
+    CHUNK_PART_BYTES_MIN,
     KEY_BYTES_MAX,
     MESH_MESSAGE_BYTES_MAX,
     METADATA_BYTES_MAX,
@@ -132,6 +137,7 @@ HIGH_VECTOR = bytes(20) + HIGH_VERSION
 FENCE = make_version(1, Stamp(8), ISSUER)
 PURGE = bytes(24) + FENCE + bytes(20) + VECTOR
 NEXT = NamespaceId(b"o" * 16)
+CHUNK = ChunkId(b"c" * 32)
 PLACE = [NAMESPACE, b"m"]
 KEYED = [NAMESPACE, b"k", ROW]
 MEMBER = [b"i" * 16, 1, "n1", "ws://a:1", "http://a:2", "http://a:3"]
@@ -221,6 +227,17 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "member with a long URL": ([9, [[*MEMBER[:3], "u" * 513, *MEMBER[4:]]]], "mesh_url must be"),
     "member without a name": ([9, [[*MEMBER[:2], None, *MEMBER[3:]]]], "name must be"),
     "member of half an id": ([9, [[b"i", *MEMBER[1:]]]], "node must be"),
+    "chunk of half an id": ([12, bytes(16)], "chunk must be 32 bytes"),
+    "chunk pulled from behind its end": ([10, CHUNK, CHUNK_BYTES, CHUNK_PART_BYTES], "offset must be a number"),
+    "chunk pulled in crumbs": ([10, CHUNK, 0, 255], "part_bytes must be a number from 256 to 65536"),
+    "chunk pulled in lumps": ([10, CHUNK, 0, CHUNK_PART_BYTES + 1], "part_bytes must be"),
+    "part of nothing": ([11, CHUNK, 0, 0, b""], "total_bytes must be"),
+    "part without data": ([11, CHUNK, 0, 1, b""], "data must be 1 to 65536 bytes"),
+    "part of a chunk that is too long": ([11, CHUNK, 0, CHUNK_BYTES + 1, b"d"], "total_bytes must be"),
+    "part from behind the end": ([11, CHUNK, 3, 3, b"d"], "offset must be a number from 0 to 2"),
+    "part beyond the end": ([11, CHUNK, 2, 3, b"da"], "goes beyond the end of its chunk"),
+    "part that is too long": ([11, CHUNK, 0, CHUNK_BYTES, bytes(CHUNK_PART_BYTES + 1)], "data must be"),
+    "part that a number stands for": ([11, CHUNK, 0, 1, 1], "data must be"),
     "ping without a number": ([32, None], "number must be"),
     "pong with three numbers": ([33, 1, 2, 3], "a Pong must be"),
     "credit for control": ([34, 0, 1], "lane must be a number from 1 to 2"),
@@ -265,6 +282,8 @@ EDGES: list[Message] = [
     Roster(()),
     Roster((Member(NodeId(b"i" * 16), (1 << 63) - 1, "n1", "", "", ""),)),
     PullEnd(ISSUER, LAST, trimmed=False),
+    ChunkPull(CHUNK, CHUNK_BYTES - 1, CHUNK_PART_BYTES_MIN),
+    ChunkPart(CHUNK, CHUNK_BYTES - CHUNK_PART_BYTES, CHUNK_BYTES, bytes(CHUNK_PART_BYTES)),
     WalkPart(0, None, None, (), VersionVector([make_version(TERM_MAX, LAST, ISSUER)])),
 ]
 
@@ -287,6 +306,7 @@ OURS: dict[str, tuple[Message, str]] = {
         Forward(1, 1, (Put(NAMESPACE, b"k", b"", if_version=VERSION),)),
         "condition ALWAYS contradicts",
     ),
+    "pull of half a chunk": (ChunkPull(ChunkId(b"c"), 0, 300), "a ChunkPull that no peer would take: chunk must be"),
     "pull of nothing": (Pull(1, ISSUER, Stamp(0), 0), "a Pull that no peer would take: bytes_max"),
     "roster that is too long": (
         Roster((Member(NodeId(bytes(16)), 1, "n", *["u" * 512] * 3),) * 200),
