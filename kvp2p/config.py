@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from kvp2p.core.settings import ReplicaSettings
 from kvp2p.errors import ConfigError
 from kvp2p.limits import (
+    CLOCK_OFFSET_MS_MAX,
     HTTP_BODY_TIMEOUT_SECONDS,
     HTTP_CONNECTIONS_MAX,
     HTTP_HEAD_TIMEOUT_SECONDS,
@@ -96,6 +97,7 @@ class NodeConfig:
     log_format: str = "console"
     join: tuple[str, ...] = ()  # mesh URLs of members, dialled until their owners are known
     ready_lag_ms_max: int | None = None  # None: a lag does not unready a node
+    clock_offset_ms: int | None = None  # for tests: shifts the wall clock of the node process, and lets it be shifted
     store: StoreSettings = field(default_factory=StoreSettings)
     mesh: MeshSettings = field(default_factory=MeshSettings)
     replica: ReplicaSettings = field(default_factory=ReplicaSettings)
@@ -127,6 +129,8 @@ class NodeConfig:
             require_mesh_url("join", url)
         if self.ready_lag_ms_max is not None:
             _require_range("ready_lag_ms_max", self.ready_lag_ms_max, 1, 3_600_000)
+        if self.clock_offset_ms is not None:
+            _require_range("clock_offset_ms", self.clock_offset_ms, -CLOCK_OFFSET_MS_MAX, CLOCK_OFFSET_MS_MAX)
 
     @property
     def data_url(self) -> str:

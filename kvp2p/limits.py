@@ -29,6 +29,7 @@ OPS_PER_WRITE_MAX: Final = 10_000  # Cloudflare's bulk limit
 WRITE_BYTES_MAX: Final = 224 * 1024  # one forwarded write fits one mesh message
 TTL_SECONDS_MIN: Final = 60
 EXPIRES_AT_MAX: Final = 2**53 - 1  # unix seconds; what a JSON number holds exactly
+EXPIRES_IN_MAX: Final = EXPIRES_AT_MAX // 2  # seconds from now, so that the moment is one of these
 
 # HTTP parsing (DESIGN §6: what httptools lets through).
 HTTP_URL_BYTES_MAX: Final = 8 * 1024
@@ -48,6 +49,10 @@ HTTP_PENDING_BODY_BYTES_MAX: Final = 1024 * 1024  # of their bodies; guess
 HTTP_BODY_BYTES_HELD_MAX: Final = 64 * 1024 * 1024
 # read and dropped for a 413: Cloudflare's largest value, and a little
 HTTP_DISCARDED_BODY_BYTES_MAX: Final = 26_214_400 + 1024 * 1024
+# Values of more than one chunk that a gateway sends at once, and for how long: each holds a slot of the store, and the pages that are freed
+# meanwhile. 60 s for 25 MiB take a line of 3.5 Mbit/s (DESIGN §5); the number is a guess, well above the 50 that are tested.
+HTTP_STREAMS_MAX: Final = 64
+HTTP_STREAM_SECONDS_MAX: Final = 60.0
 HTTP_ACCEPTS_MAX: Final = 64  # connections in one go, so that a flood of them does not stop those that are there; guess
 HTTP_BACKLOG_MAX: Final = 1_024  # connections that the kernel keeps for us; guess
 HTTP_LINGER_SECONDS: Final = 1.0  # after our last byte, so that the peer reads it before a reset
@@ -129,6 +134,8 @@ BATCHES_PER_SYNC_MAX: Final = 256  # guess: bounds how long the first of them wa
 CODE_CHARS_MAX: Final = 64  # the codes of DESIGN §7 have up to 20
 EXPLANATION_CHARS_MAX: Final = 1_024  # guess: a sentence or three for a person
 WRITE_TIMEOUT_MS_MAX: Final = 60_000  # guess: twelve times the deadline of a write, so that the deadline may be tuned
+# For tests: a year and a day each way. Stamps have 48 bits for milliseconds, all of them after 1970.
+CLOCK_OFFSET_MS_MAX: Final = 366 * 86_400_000
 
 # Large values.
 CHUNK_PART_BYTES: Final = (
@@ -142,6 +149,11 @@ WRITE_CHUNK_PULLS_MAX: Final = (
 )
 CHUNKS_WANTED_MAX: Final = 64  # missing chunks that a batch's result names; more are named when these are here
 PENDING_TOLD_MAX: Final = 1_024  # versions without all their chunks that a batch's result names
+# Of one local process: chunks that the node has been given and has not stored yet (4 MiB for each gateway in the node's memory), and all
+# that wait, which a gateway bounds by bytes besides; guesses.
+LOCAL_STAGES_IN_FLIGHT_MAX: Final = 16
+LOCAL_STAGES_MAX: Final = 256
+STAGE_TIMEOUT_MS: Final = 30_000  # from the chunk's place in the queue to its being durable; guess, a disk that stalls
 STAGED_RELEASED_MAX: Final = 256  # staged chunks freed in one transaction
 UPLOADS_MAX: Final = 512  # large values on their way in at one node, at most 51 200 chunk ids; guess
 # of chunks that local processes have sent and the disk has not taken up yet: 128 of the largest. All gateways together should have fewer
@@ -157,6 +169,8 @@ LOCAL_UPLOADS_MAX: Final = HTTP_CONNECTIONS_MAX  # of one local process that hav
 
 # The store.
 STORE_READERS_MAX: Final = 512  # slots of the lock file: several transactions for each of some dozens of processes
+# Slots that the streams of all gateways may take; the others are for reads that end at once, of the gateways and of programs.
+STORE_STREAMS_MAX: Final = 384
 SPARE_TRANSACTIONS_MAX: Final = 16  # read transactions kept for renewal: beginning one takes 0.13 us instead of 0.5
 # guess: a few groups of writes; kept free for transactions that make room
 STORE_RESERVE_BYTES: Final = 32 * 1024 * 1024

@@ -1,10 +1,11 @@
-"""Run a cluster of real nodes on this machine: start, status, stop, kill, restart, add; make faults of its links.
+"""Run a cluster of real nodes on this machine: start, status, stop, kill, restart, add; make faults of its links and clocks.
 
 What is in DIR: `cluster.json` (ports, ids, the admin token, process ids; only its owner may read it) and for each node nX a
 data directory `nX`, with the node's output in `nX/log`. Nodes run on, in sessions of their own, after this program has ended.
 
 After `start --faults` all links between nodes run through one more process, which holds, delays or resets what passes: partition,
-heal, link. No privilege is needed. It speaks through `DIR/faults.sock` and writes to `DIR/faults.log`.
+heal, link. No privilege is needed. It speaks through `DIR/faults.sock` and writes to `DIR/faults.log`. The clocks of such nodes
+can be made wrong: clock.
 
 Exit status: 0 done; 1 it could not be done, and stderr says why; 2 wrong usage.
 """
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvp2p.limits import CLOCK_OFFSET_MS_MAX
 from scripts.local_cluster.signals import SIGNALS, end, send
 from scripts.local_cluster.state import STATE_FILE, CannotError, UsageError, changing, read_state, write_state
 
@@ -137,6 +139,12 @@ def link(arguments: argparse.Namespace) -> None:
         print(show_fault(fault))
 
 
+def clock(arguments: argparse.Namespace) -> None:
+    from scripts.local_cluster.clock import shift_clock
+
+    shift_clock(arguments.dir, arguments.name, arguments.offset_ms)
+
+
 def count_of(least: int, greatest: int) -> Any:
     """Return a reader of a whole number within bounds."""
 
@@ -228,6 +236,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     linking.add_argument(
         "--reset", action="store_true", help="reset the connections at the TO end, once; a new one may be made"
+    )
+    shifting = command(clock, "let the wall clock of a node be wrong, also when it is started again", name=True)
+    shifting.add_argument(
+        "--offset-ms",
+        type=count_of(-CLOCK_OFFSET_MS_MAX, CLOCK_OFFSET_MS_MAX),
+        required=True,
+        metavar="MS",
+        help="by so much ahead of this machine's clock, or behind it if negative; 0: right again",
     )
     return parser.parse_args(arguments)
 

@@ -9,6 +9,7 @@ from kvp2p.cluster_key import ClusterKey, read_cluster_key, write_cluster_key
 from kvp2p.config import HttpSettings, NodeConfig, StoreSettings, dump, load_config
 from kvp2p.errors import ConfigError
 from kvp2p.ids import AccountId, ClusterId
+from kvp2p.limits import CLOCK_OFFSET_MS_MAX
 
 CLUSTER_KEY = ClusterKey(ClusterId(bytes(range(16))), bytes(range(100, 132)), AccountId(bytes(range(16, 32))))
 
@@ -82,6 +83,10 @@ def test_directory_is_where_the_file_is(tmp_path: Path, monkeypatch: pytest.Monk
         ("join = ['ws://a']", ": join must be a mesh URL such as ws://10.0.0.1:8789, not 'ws://a'"),
         ("join = ['ws://a:99999']", ": join must be a mesh URL such as ws://10.0.0.1:8789, not 'ws://a:99999'"),
         ("ready_lag_ms_max = 0", ": ready_lag_ms_max must be from 1 to 3600000, not 0"),
+        (
+            f"clock_offset_ms = -{CLOCK_OFFSET_MS_MAX + 1}",
+            f": clock_offset_ms must be from -{CLOCK_OFFSET_MS_MAX} to {CLOCK_OFFSET_MS_MAX}, not -{CLOCK_OFFSET_MS_MAX + 1}",
+        ),
         ("[store]\nmap_bytes = 4096", f": [store] map_bytes must be from {1 << 24} to {1 << 46}, not 4096"),
         ("[http]\nidle_timeout_seconds = 0", ": [http] idle_timeout_seconds must be from 0.1 to 3600, not 0.0"),
         ("[replica]\nbusy_ms = 1.5", ": [replica] busy_ms must be a whole number, not 1.5"),
@@ -114,6 +119,7 @@ def test_printed_configuration_reads_back_to_the_same(tmp_path: Path) -> None:
         advertise='ä"\\\x7f😀',
         join=("ws://a:1", "ws://[::1]:2"),
         ready_lag_ms_max=5,
+        clock_offset_ms=-5,
         store=StoreSettings(map_bytes=1 << 30),
         http=HttpSettings(idle_timeout_seconds=1.5),
     )

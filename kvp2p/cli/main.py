@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from kvp2p.cli import keys, namespaces, nodes, status, tokens, transfer
+from kvp2p.cli import disks, keys, namespaces, nodes, status, tokens, transfer
 from kvp2p.cli.failures import INTERRUPTED, REFUSED, USAGE, Failure
 from kvp2p.cli.output import add_command
 from kvp2p.cli.session import URL_DEFAULT, Session, print_json
@@ -55,6 +55,8 @@ app = typer.Typer(
 add_command(app, "init", nodes.init)
 add_command(app, "serve", nodes.serve)
 add_command(app, "config", nodes.config)
+add_command(app, "backup", disks.backup)
+add_command(app, "restore", disks.restore)
 add_command(app, "get", keys.get)
 add_command(app, "put", keys.put)
 add_command(app, "delete", keys.delete)

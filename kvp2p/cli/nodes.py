@@ -31,6 +31,10 @@ LogLevel = Annotated[
     str | None, typer.Option(help="debug, info, warning or error. [default: info]", show_default=False)
 ]
 LogFormat = Annotated[str | None, typer.Option(help="console or json. [default: console]", show_default=False)]
+# Not in --help: a clock that is wrong is of use to tests alone.
+ClockOffset = Annotated[
+    int | None, typer.Option("--clock-offset-ms", hidden=True, help="For tests: shift the clock of the node process.")
+]
 
 
 def init(
@@ -108,6 +112,7 @@ def serve(
     gateways: Gateways = None,
     log_level: LogLevel = None,
     log_format: LogFormat = None,
+    clock_offset_ms: ClockOffset = None,
 ) -> None:
     """Run a node in the foreground until SIGTERM or Ctrl-C. Flags go above kvp2p.toml.
 
@@ -129,6 +134,7 @@ def serve(
             "gateways": gateways,
             "log_level": log_level,
             "log_format": log_format,
+            "clock_offset_ms": clock_offset_ms,
         },
     )
     raise typer.Exit(run(config))

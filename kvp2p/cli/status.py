@@ -121,6 +121,9 @@ def _remark(told: list[dict[str, Any]]) -> None:
                 f"{one['name']} does not lead before it has the log of {lack['issuer']} up to {lack['wanted']}; it has it up to "
                 f"{lack['held']}, and {names.get(lack['from'], lack['from'])} showed more."
             )
+        waiting = (one["status"] or {}).get("waiting")
+        if waiting:
+            say(f"{one['name']} is to lead, but is {waiting}.")
         full = (one["status"] or {}).get("disk_full")
         if full:
             say(f"{one['name']} cannot store any more: {full}")

@@ -23,6 +23,8 @@ from kvp2p.core.vector import VersionVector
 from kvp2p.ids import Issuer, NodeId, Stamp, Version, make_version, version_issuer, version_term
 from kvp2p.limits import PERSIST_BYTES_IN_FLIGHT_MAX, PULL_BYTES_MAX, PULLS_MAX
 
+_WALK_PATIENCE_MAX = 64
+
 
 @dataclass(slots=True)
 class _Pulling:
@@ -52,6 +54,7 @@ class AntiEntropy:
         self._grace: dict[Issuer, Version] = {}
         self._walking: _Walking | None = None
         self._walks = 0
+        self._walk_patience = 1  # doubles with each silent peer: over a slow path no walk would ever end
         self._bytes_in_flight = 0
         self._parts_in_flight = 0
         self._failures = 0  # batches that the disk did not take, since it last took one
@@ -116,7 +119,7 @@ class AntiEntropy:
         if walking.first is None:
             walking.first = part.vector
         walking.after = part.upto
-        self.board.set_timer("walk", self.board.settings.walk_timeout_ms)
+        self._set_walk_timer()
         if part.upto is None:
             walking.last = part
             self._end_walk()
@@ -157,8 +160,9 @@ class AntiEntropy:
         """Start the walk over, with another peer if there is one."""
         assert self._walking is not None, "the timer is dropped with the walk"
         if not self._walking.is_asking:
-            self.board.set_timer("walk", self.board.settings.walk_timeout_ms)  # our own disk is what is slow
+            self._set_walk_timer()  # our own disk is what is slow
             return
+        self._walk_patience = min(2 * self._walk_patience, _WALK_PATIENCE_MAX)
         self._abandon_walk("the peer was silent")
 
     def on_rest_over(self) -> None:
@@ -247,8 +251,11 @@ class AntiEntropy:
         self._walks += 1
         self._walking = _Walking(self._walks, peer)
         self.board.notice("walk_started", peer=peer.hex())
-        self.board.set_timer("walk", self.board.settings.walk_timeout_ms)
+        self._set_walk_timer()
         self._ask_for_part()
+
+    def _set_walk_timer(self) -> None:
+        self.board.set_timer("walk", self._walk_patience * self.board.settings.walk_timeout_ms)
 
     def _ask_for_part(self) -> None:
         walking = self._walking
@@ -265,6 +272,7 @@ class AntiEntropy:
             return
         self._walking = None
         self.board.drop_timer("walk")
+        self._walk_patience = 1
         self.board.notice("walk_received", peer=walking.peer.hex())
         self._persist(WalkBatch(walking.last, walking.first), _rows_bytes(walking.last.rows))
 

@@ -110,6 +110,7 @@ def summarize(txn: ReadTransaction) -> StoreSummary:
         garbage=_garbage(txn),
         pending=pending_of(txn),
         staged=tuple(txn.staged()),
+        restored=txn.restored,
     )
 
 
@@ -233,7 +234,12 @@ class _Application:
         part, vector = batch.part, self.txn.vector
         # Until the vector covers what the peer covered when it read this part, rows may stand above the vector, and others
         # may be gone that it still covers.
-        self.txn.set_above(self.txn.above.join(part.vector))
+        above = self.txn.above.join(part.vector)
+        for _, _, row in part.rows:
+            version = row_version(row)
+            if not above.covers(version):  # above the vector there, too
+                above = above.raised(version)
+        self.txn.set_above(above)
         if not self._remove_what_is_gone(batch):
             return  # the next slice stores the rest
         for namespace, key, row in part.rows:
@@ -292,6 +298,8 @@ class _Application:
             self.txn.set_complete(batch.complete)
         if batch.clock_offset_ms is not None:
             self.txn.set_clock_offset_ms(batch.clock_offset_ms)
+        if batch.restored is not None:
+            self.txn.set_restored(batch.restored)
 
     def sweep(self, namespace: NamespaceId, rows_max: int) -> None:
         if not self.rows.is_dead(namespace):

@@ -90,6 +90,7 @@ class Settle:
     members: tuple[Member, ...] | None = None
     complete: bool | None = None
     clock_offset_ms: int | None = None
+    restored: bool | None = None
 
     may_use_reserve = True
 
@@ -186,6 +187,7 @@ class StoreSummary:
     garbage: Garbage
     pending: Pending
     staged: tuple[ChunkId, ...]  # for writes of an earlier life, which have ended with it; as many as one life may have
+    restored: bool = False  # made of a backup, and not caught up with anybody since
 
 
 class BatchResult(NamedTuple):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from kvp2p.core.batches import Batch, BatchResult, StoreSummary
+from kvp2p.core.batches import Batch, BatchResult, Settle, StoreSummary
 from kvp2p.core.clock import LeaderClock
 from kvp2p.core.events import Effect, Notice, Persist, Send, SetTimer
 from kvp2p.core.messages import Designation, Digest, Member, Message
@@ -75,6 +75,7 @@ class Board:
         self.clock = LeaderClock(store.clock_offset_ms, now)
         self.leads = False
         self.pending = store.pending
+        self.restored = store.restored
         self.whole = Whole(store.vector, store.floor, store.pending)
         self.candidates = store.candidates
         self.issuers = {row.issuer: row for row in store.issuers}
@@ -179,6 +180,15 @@ class Board:
         # What is in flight behind it may be a gap now and will not be applied: all of that is to be asked for again [I3].
         self.accepted = self.vector
         waiting.failed(reason)
+
+    def forget_restored(self) -> None:
+        """Write down that this store is more than what a backup had, until the disk takes it."""
+
+        def failed(_: str) -> None:
+            self.set_timer("restored", self.settings.digest_idle_ms)
+
+        self.restored = False
+        self.persist(Settle(restored=False), failed=failed)
 
     def batches_in_flight(self) -> int:
         """Return how many batches have not ended yet."""

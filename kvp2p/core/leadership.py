@@ -2,7 +2,7 @@
 
 Decides: when a designated node starts to lead, when it steps down, and what a promotion takes.
 Keeps true: I2: a node that starts to lead draws a new issuer and first hears a complete peer's vector, term and clock; with none
-reachable for `first_contact_ms` its own store counts. A leader behind such a digest that it saw catches up before it leads. Of
+reachable for `first_contact_ms` its own store counts, unless it was made of a backup: then a peer or an operator's word is needed. A leader behind such a digest that it saw catches up before it leads. Of
 two designations that meet, the lower steps down; a promotion takes 1 + the greatest term heard of. Whoever leads has first made durable
 that its issuer is open (and, when promoted, its designation), and that those of its earlier lives are closed; until then nothing is told.
 I9: nobody begins a log that would make the vector too long to be read again, and a node that goes on crashing begins one in 10 s.
@@ -104,6 +104,13 @@ class Leadership:
         if self.writer is None and self._deposed is not None and self._deposed.may_add:
             return self._deposed
         return self.writer
+
+    @property
+    def waiting(self) -> str:
+        """Say what a restored node waits for, as the end of a sentence; "" for any other."""
+        if self.role is not Role.HEARING or self._has_heard or not self.board.restored:
+            return ""
+        return ", waiting for a peer that has the cluster's data, since its data directory was made by restore"
 
     def start(self) -> None:
         """Take up leadership again if the store says that it was given to this node."""
@@ -212,10 +219,19 @@ class Leadership:
         return True
 
     def on_nobody_heard(self) -> None:
-        """No complete peer was reachable in time: the own store counts [I2]."""
-        if self.role is Role.HEARING and not self._has_heard:
+        """No complete peer was reachable in time: the own store counts, unless it is that of a backup [I2]."""
+        if self.role is not Role.HEARING or self._has_heard:
+            return
+        if not self.board.restored:
             self._has_heard = True
             self.on_vector()
+            return
+        self.board.notice("leader_waits_restored", "warning")
+        if self._promotion is not None:
+            self._give_up_promotion(
+                "the data directory was made by restore, and no peer that has the cluster's data was reachable: others may "
+                "have newer writes. Override it if there are none"
+            )
 
     def on_retry(self, what: str) -> None:
         """Do now what had to wait, or found the disk full: the first group of a leader, a closed issuer, a designation heard of."""
@@ -247,7 +263,7 @@ class Leadership:
         self._target = EMPTY_VECTOR
         self._shown_by = {}
         is_override = self._promotion is not None and self._promotion.override
-        if self.members.is_alone() or is_override:
+        if is_override or (self.members.is_alone() and not self.board.restored):
             self._has_heard = True
         for peer, digest in self.board.digests():
             if digest.complete:
@@ -272,16 +288,18 @@ class Leadership:
         issuer = Issuer(board.random.randbytes(ISSUER_BYTES))  # never used before: one issuer, one log [I2]
         for seen in (board.vector, board.accepted, board.above, self._target):
             self._clock.observe(seen.latest_stamp())
-        if self._promotion is None:
+        # A restored disk may have forgotten a fence. What it issues at a term of its own is above whatever the old one has passed [I8].
+        if self._promotion is None and not board.restored:
             assert board.designation is not None, "without a promotion only the designated node leads"
             self._take_over(LeaderWriter(board, self._clock, board.designation, issuer), ())
             return
         heard = [digest.designation.term for _, digest in board.digests() if digest.designation is not None]
         own = board.designation.term if board.designation is not None else 0
         term = 1 + max([own, *heard])
-        if term > TERM_MAX:
+        if term > TERM_MAX and self._promotion is not None:
             self._give_up_promotion(f"term {TERM_MAX} was given already, and there is none after it")
             return
+        term = min(term, TERM_MAX)
         designation = Designation(term, issuer, board.me.node)
         leader = system_rows.encode_leader(designation.node, designation.term)
         rows = (Put(SYSTEM_NAMESPACE, system_rows.LEADER_KEY, leader),)
@@ -338,6 +356,8 @@ class Leadership:
         self.board.clock_ms()  # from here on it is the cluster's
         self._closer = IssuerCloser(self.board, writer)
         self.board.notice("leading", term=writer.designation.term, issuer=writer.issuer.hex())
+        if self.board.restored:
+            self.board.forget_restored()
         issuers = len(self.board.vector)
         if issuers >= ISSUERS_WARNED_OF:
             self.board.notice("many_issuers", "warning", issuers=issuers, issuers_max=VECTOR_ISSUERS_MAX)

@@ -57,6 +57,10 @@ class Readiness:
         self._compare_hashes(peer, digest)
         if self.board.leads:
             self._tell_skew(self.board.peers_skew_ms() or 0)
+        # One that is to lead keeps it in mind until it does: it then begins a term.
+        is_follower = not self.board.is_leader(self.board.me.node)
+        if self.board.restored and is_follower and digest.complete and self.board.vector.covers_vector(digest.vector):
+            self.board.forget_restored()
         if self.board.full_reason:
             self.on_disk_full()
         if self.board.is_leader(peer):

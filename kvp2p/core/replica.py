@@ -242,9 +242,8 @@ class ReplicaMachine:
         elif self.leadership.writer is not None:
             self._lead(self.leadership.writer, None, event.request, event.operations, event.deadline_ns, bytes_used)
         elif self.board.is_leader(self.board.me.node):
-            not_yet = refused(
-                "no_leader", f"this node is the leader and is still {self.leadership.role}; nothing was applied"
-            )
+            why = f"still {self.leadership.role}{self.leadership.waiting}"
+            not_yet = refused("no_leader", f"this node is the leader and is {why}; nothing was applied")
             self.board.emit(Reply(event.request, not_yet))
         else:
             self.forwarder.submit(event, bytes_used)
@@ -359,6 +358,8 @@ class ReplicaMachine:
                 self.leadership.on_retry(name)
             case "contact":
                 self.readiness.on_nobody_heard()
+            case "restored":
+                self.board.forget_restored()
             case _:
                 assert isinstance(key, bytes)
                 self._sweep((NamespaceId(key),))

@@ -114,7 +114,8 @@ class LeaderWriter:
         self, make: Callable[[Stamp], PurgeBatch], done: Callable[[BatchResult], None], failed: Callable[[str], None]
     ) -> None:
         """Persist a Purge at the next stamp [I8]."""
-        self._persist_batch(make(self.clock.tick(self.board.now.wall_ms)), done, failed)
+        self.issued = self.clock.tick(self.board.now.wall_ms)
+        self._persist_batch(make(self.issued), done, failed)
 
     @property
     def is_closed(self) -> bool:

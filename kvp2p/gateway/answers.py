@@ -46,7 +46,7 @@ CODES: Final[dict[str, Meaning]] = {
     "bad_namespace": Meaning(400),
     "bad_request": Meaning(400),
     "malformed_request": Meaning(400),
-    "expiry_not_supported": Meaning(400),
+    "bad_expiry": Meaning(400),
     "namespace_limit": Meaning(400),
     "unauthorized": Meaning(401),
     "forbidden": Meaning(403),
@@ -116,13 +116,17 @@ def refresh_heads() -> None:
 refresh_heads()
 
 
-def value_answer(row: bytes, value_at: int, metadata: bytes | None, expires_at: int) -> bytes:
-    """Answer a value with what is not in every row: metadata (ASCII JSON) and expiry."""
+def value_answer(
+    version: bytes, metadata: bytes | None, expires_at: int, value: bytes | memoryview, value_bytes: int
+) -> bytes:
+    """Answer a value with what is not in every row: metadata (ASCII JSON) and expiry.
+
+    `version` is 40 hex digits. `value` may be less than `value_bytes`: the others follow.
+    """
     lines = b"" if metadata is None else b"KV-Metadata: %b\r\n" % metadata
     if expires_at:
         lines += b"KV-Expires-At: %d\r\n" % expires_at
-    version = hexlify(row[12:32])
-    return _VALUE_WITH % (HEADS[200], len(row) - value_at, version, version, lines, memoryview(row)[value_at:])
+    return _VALUE_WITH % (HEADS[200], value_bytes, version, version, lines, value)
 
 
 def not_modified_answer(version: bytes) -> bytes:

@@ -5,7 +5,8 @@ Keeps true: answers leave in the order of the requests. A read starts when every
     ended, so a pipeline reads its own writes; consecutive writes of keys are under way together, in order. I9: what is
     received and not answered, and what is answered and not sent, is bounded; beyond that the connection is not read.
     I10: a write under way when its client leaves goes on, and its outcome is dropped here alone.
-In and out: a non-blocking socket. One task receives; a second one exists only while the peer does not take what we send.
+In and out: a non-blocking socket. One task receives; a second one (`outgoing.py`) exists only while the peer does not take what we send,
+    or a large value is streamed.
 Source: RFC 9112 (2022) section 9.3.2 (pipelining), 9.6 (closing so that the last answer is not lost).
 
 No cancel scope and no timer per request: `deadline` is a number that the server's sweep compares with the clock.
@@ -27,6 +28,7 @@ from kvp2p.gateway.answers import CONTINUE, answer_status, refusal_answer, with_
 from kvp2p.gateway.exchange import METHODS_OF_WRITES, Exchange
 from kvp2p.gateway.fields import Fields
 from kvp2p.gateway.intake import Intake, Phase
+from kvp2p.gateway.outgoing import Outgoing
 from kvp2p.limits import (
     HTTP_LINGER_SECONDS,
     HTTP_PENDING_BODY_BYTES_MAX,
@@ -55,23 +57,20 @@ class Connection:
         self._pending_bytes = 0
         self._held_bytes = 0  # of bodies: of the pending that have not started, and of the one that is being received
         self._started = 0  # of the pending, from the left
-        self._out: list[bytes] = []
-        self._out_bytes = 0  # in `_out`, and given to `_push`
+        self._out = Outgoing(gateway, sock, self._resume_sent, self.abort)
         self._plain_answers = 0  # GETs that the hot path answered in this read
         self._head_timed = -1
         self._owes_continue = False
-        self._is_pushing = False
         self._is_ending = False  # nothing more is answered
         self._is_shut = False
         self._progress: trio.Event | None = None
         self._deadline = monotonic() + gateway.settings.idle_timeout_seconds
-        self._send_deadline = math.inf
         self.is_closed = False
 
     @property
     def deadline(self) -> float:
         """Monotonic seconds at which waiting for the peer ends."""
-        return min(self._deadline, self._send_deadline)
+        return min(self._deadline, self._out.deadline)
 
     # --- the receiving task
 
@@ -93,7 +92,7 @@ class Connection:
                 while self._is_full() and not self.is_closed:
                     await self._next_progress()
             # The peer has said all it has to say; it may still be listening.
-            while (self._pending or self._out_bytes) and not self.is_closed:
+            while (self._pending or self._out.waiting_bytes) and not self.is_closed:
                 await self._next_progress()
         except (trio.ClosedResourceError, OSError):
             return  # the sweep closed it, or the peer is gone
@@ -108,7 +107,7 @@ class Connection:
 
     def _is_full(self) -> bool:
         return (
-            self._out_bytes >= HTTP_RESPONSE_BUFFER_BYTES_MAX
+            self._out.waiting_bytes >= HTTP_RESPONSE_BUFFER_BYTES_MAX
             or len(self._pending) >= HTTP_PENDING_REQUESTS_MAX
             or self._pending_bytes >= HTTP_PENDING_BODY_BYTES_MAX
         )
@@ -136,21 +135,27 @@ class Connection:
         settings, intake = self._gateway.settings, self._intake
         if self._is_shut or self.is_closed:
             return
-        if intake.phase is Phase.HEAD:
+        if self._is_full():
+            # It is not read on, so the peer is not late: it may be taking answers. How fast it takes them is timed in `_push`.
+            self._deadline = math.inf
+            self._head_timed = -1
+        elif intake.phase is Phase.HEAD:
             if self._head_timed != intake.heads_begun:  # more bytes of the same head give it no more time
                 self._head_timed = intake.heads_begun
                 self._deadline = now + settings.head_timeout_seconds
         elif intake.phase is Phase.BODY:
             self._deadline = now + settings.body_timeout_seconds
         else:
-            # Waiting for the node is bounded by the node port.
-            self._deadline = math.inf if self._pending else now + settings.idle_timeout_seconds
+            # Waiting for the node is bounded by the node port, waiting for the peer to read by `Outgoing.deadline`.
+            is_busy = self._pending or self._out.waiting_bytes
+            self._deadline = math.inf if is_busy else now + settings.idle_timeout_seconds
 
     # --- from the intake
 
     def take_plain_get(self, target: bytes, fields: Fields) -> bool:
         """Answer a GET at once when it is its turn and it needs nothing but its row."""
-        if self._pending or self._out_bytes >= HTTP_RESPONSE_BUFFER_BYTES_MAX or self._gateway.is_draining:
+        out = self._out
+        if self._pending or out.waiting_bytes >= HTTP_RESPONSE_BUFFER_BYTES_MAX or self._gateway.is_draining:
             return False
         try:
             answer = self._reads.plain_value(target, fields.authorization)
@@ -158,8 +163,8 @@ class Connection:
             return False  # the longer way tells it
         if answer is None:
             return False
-        self._out.append(answer)
-        self._out_bytes += len(answer)
+        out.parts.append(answer)
+        out.waiting_bytes += len(answer)
         self._plain_answers += 1
         return True
 
@@ -190,10 +195,9 @@ class Connection:
             self._continue()
 
     def _continue(self) -> None:
-        if self._owes_continue:
+        if self._owes_continue and not self._out.is_streaming:
             self._owes_continue = False
-            self._out.append(CONTINUE)
-            self._out_bytes += len(CONTINUE)
+            self._out.add(CONTINUE)
 
     def _take_rejection(self, rejection: RequestError) -> None:
         exchange = Exchange(b"", b"", None, monotonic())
@@ -231,7 +235,7 @@ class Connection:
         self._flush()
         while (
             self._pending
-            and not (self._is_pushing or self._is_ending or self.is_closed)
+            and not (self._out.is_pushing or self._is_ending or self.is_closed)
             and (not self._started or self._pending[0].answer is not None)
         ):
             # The limit of unsent answers stopped it, and they have been sent.
@@ -241,7 +245,7 @@ class Connection:
     def _advance(self) -> None:
         """Answer from the left what can be answered, start what may start."""
         pending = self._pending
-        while pending and self._out_bytes < HTTP_RESPONSE_BUFFER_BYTES_MAX and not self._is_ending:
+        while pending and self._out.waiting_bytes < HTTP_RESPONSE_BUFFER_BYTES_MAX and not self._is_ending:
             head = pending[0]
             if head.answer is None and not self._started:
                 self._start(head)
@@ -287,9 +291,10 @@ class Connection:
         if exchange.closes:
             answer = with_close(answer)
             self._is_ending = True
-            self._pending.clear()
-        self._out.append(answer)
-        self._out_bytes += len(answer)
+            self._drop_pending()
+        self._out.add(answer)
+        if exchange.stream is not None:
+            self._out.add_stream(exchange.stream)
         counters = self._gateway.counters
         counters.count(method, answer_status(answer))
         latencies = counters.writes if method in METHODS_OF_WRITES else counters.reads
@@ -298,48 +303,13 @@ class Connection:
     # --- sending
 
     def _flush(self) -> None:
-        """Send all that is ready in one call; what the peer does not take now is left to a task."""
-        if self._is_pushing or self.is_closed:
-            return
-        out = self._out
-        if out:
-            data = out[0] if len(out) == 1 else b"".join(out)
-            out.clear()
-            sent = self._send(data)
-            if sent < len(data) and not self.is_closed:
-                self._is_pushing = True
-                self._gateway.nursery.start_soon(self._push, memoryview(data)[sent:])
-                return
-        if self._is_ending and not self._is_shut:
+        """Send all that is ready, and end when that was the last."""
+        self._out.flush()
+        if self._is_ending and not (self._is_shut or self._out.is_pushing or self.is_closed):
             self._shut()
 
-    def _send(self, data: bytes | memoryview) -> int:
-        try:
-            sent = self._socket.send(data)
-        except BlockingIOError:
-            return 0
-        except OSError:
-            self.abort()
-            return 0
-        self._out_bytes -= sent
-        self._gateway.counters.bytes_sent += sent
-        return sent
-
-    async def _push(self, rest: memoryview) -> None:
-        """Send the rest, and all that became ready meanwhile, as the peer takes it."""
-        patience = self._gateway.settings.body_timeout_seconds
-        try:
-            while rest and not self.is_closed:
-                self._send_deadline = monotonic() + patience
-                await trio.lowlevel.wait_writable(self._socket)
-                rest = rest[self._send(rest) :]
-                if not rest and self._out:
-                    rest = memoryview(b"".join(self._out))
-                    self._out.clear()
-        except trio.ClosedResourceError:
-            return
-        self._send_deadline = math.inf
-        self._is_pushing = False
+    def _resume_sent(self) -> None:
+        """Go on after a task has sent what was waiting."""
         try:
             self.resume()
         finally:
@@ -359,7 +329,7 @@ class Connection:
     def expire(self) -> None:
         """End a connection whose deadline has passed."""
         is_waiting_for_request = self._intake.phase is not Phase.BETWEEN and not self._pending
-        if self._is_shut or self._is_pushing or not is_waiting_for_request:
+        if self._is_shut or self._out.is_pushing or not is_waiting_for_request:
             self.abort()
             return
         self._take_rejection(RequestError("request_timeout", "the request did not arrive in time"))
@@ -370,7 +340,7 @@ class Connection:
         if self._pending:
             if self._intake.phase is Phase.BETWEEN:
                 self._pending[-1].closes = True
-        elif self._intake.phase is Phase.BETWEEN and not self._out_bytes:
+        elif self._intake.phase is Phase.BETWEEN and not self._out.waiting_bytes:
             self.abort()
         elif self._intake.phase is Phase.BETWEEN:
             self._is_ending = True
@@ -383,6 +353,11 @@ class Connection:
         trio.lowlevel.notify_closing(self._socket)
         self._socket.close()
         self.release(self._held_bytes)
-        self._pending.clear()
-        self._out.clear()
+        self._drop_pending()
+        self._out.close()
         self._note_progress()
+
+    def _drop_pending(self) -> None:
+        for exchange in self._pending:
+            exchange.abandon()
+        self._pending.clear()

@@ -67,6 +67,7 @@ class Counters:
         self.connections_refused = 0
         self.connections_open = 0
         self.connections_timed_out = 0
+        self.streams_cut = 0
         self.bytes_received = 0
         self.bytes_sent = 0
         self.reads = Histogram("kvp2p_gateway_read_microseconds")
@@ -88,6 +89,7 @@ class Counters:
         for name in ("accepted", "refused", "timed_out"):
             result[f"kvp2p_gateway_connections_{name}_total"] = getattr(self, f"connections_{name}")
         result["kvp2p_gateway_connections_open"] = self.connections_open
+        result["kvp2p_gateway_streams_cut_total"] = self.streams_cut
         result["kvp2p_gateway_received_bytes_total"] = self.bytes_received
         result["kvp2p_gateway_sent_bytes_total"] = self.bytes_sent
         return {**result, **self.reads.samples(), **self.writes.samples()}

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from kvp2p.errors import RequestError
 from kvp2p.gateway.fields import Fields
+from kvp2p.gateway.streams import ValueStream
 from kvp2p.gateway.target import Target, parse_target
 
 METHODS_OF_WRITES = frozenset({b"PUT", b"DELETE"})
@@ -28,12 +29,14 @@ class Exchange:
         "body_bytes",
         "closes",
         "fields",
+        "is_abandoned",
         "is_key_write",
         "is_started",
         "method",
         "on_end",
         "received_at",
         "refusal",
+        "stream",
         "target",
     )
 
@@ -57,12 +60,26 @@ class Exchange:
         self.is_key_write = method in METHODS_OF_WRITES and bool(self.target.key)
         self.is_started = False
         self.closes = False
+        self.is_abandoned = False
         self.answer: bytes | None = None
+        self.stream: ValueStream | None = None  # of what follows the answer
         self.on_end: Callable[[], None] | None = None
 
-    def end(self, answer: bytes) -> None:
+    def end(self, answer: bytes | ValueStream) -> None:
         """Give the answer; tells the connection, if it no longer waits in the same call."""
         assert self.answer is None
-        self.answer = answer
+        if isinstance(answer, ValueStream):
+            self.answer = answer.head
+            self.stream = answer
+            if self.is_abandoned:
+                answer.close()
+        else:
+            self.answer = answer
         if self.on_end is not None:
             self.on_end()
+
+    def abandon(self) -> None:
+        """Take note that nobody will send the answer."""
+        self.is_abandoned = True
+        if self.stream is not None:
+            self.stream.close()

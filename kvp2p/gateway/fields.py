@@ -16,7 +16,14 @@ from typing import Final, NoReturn
 
 from kvp2p.errors import RequestError
 from kvp2p.ids import Version
-from kvp2p.limits import HTTP_HEADER_BYTES_MAX, HTTP_HEADERS_MAX, METADATA_BYTES_MAX
+from kvp2p.limits import (
+    EXPIRES_AT_MAX,
+    EXPIRES_IN_MAX,
+    HTTP_HEADER_BYTES_MAX,
+    HTTP_HEADERS_MAX,
+    METADATA_BYTES_MAX,
+    TTL_SECONDS_MIN,
+)
 
 Pairs = list[tuple[bytes, bytes]]
 
@@ -32,6 +39,7 @@ _LISTS: Final = frozenset({b"connection", b"if-none-match", b"if-match"})
 # A request with one of these is not answered by the hot path.
 _SPECIAL: Final = _KNOWN - {b"host", b"authorization", b"content-length", b"connection"}
 
+_SECONDS_DIGITS_MAX: Final = 32  # of a number that is looked at: any that is in bounds, and leading zeros
 _VERSION: Final = re.compile(rb"[0-9a-f]{40}")
 _ENTITY_TAG: Final = re.compile(rb'(?:W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
 
@@ -139,14 +147,30 @@ class Fields:
             if name in self.values:
                 raise RequestError("bad_condition", f"{name.decode('ascii')} {why}")
 
-    def refuse_expiry(self) -> None:
-        """Refuse what this version of kvp2p would silently not do."""
-        for name in (b"kv-expires-in", b"kv-expires-at"):
-            if name in self.values:
-                raise RequestError(
-                    "expiry_not_supported",
-                    f"{name.decode('ascii')}: this version of kvp2p does not let entries expire yet; nothing was stored",
-                )
+    def expiry(self) -> tuple[int, int]:
+        """Return KV-Expires-At, in unix seconds, and KV-Expires-In, in seconds; 0 for what was not sent, or does not count.
+
+        KV-Expires-In counts when both are sent. Raises RequestError `bad_expiry`; whether a moment is near enough to be refused is for
+        the leader's clock to say.
+        """
+        expires_in = self._seconds(b"kv-expires-in", TTL_SECONDS_MIN, EXPIRES_IN_MAX)
+        expires_at = self._seconds(b"kv-expires-at", 1, EXPIRES_AT_MAX)
+        return 0 if expires_in else expires_at, expires_in
+
+    def _seconds(self, name: bytes, least: int, most: int) -> int:
+        text = self.values.get(name)
+        if text is None:
+            return 0
+        seconds = int(text) if text.isdigit() and len(text) <= _SECONDS_DIGITS_MAX else -1
+        if not least <= seconds <= most:
+            shown = text[:40].decode("ascii", "backslashreplace")
+            what = "seconds from now" if name == b"kv-expires-in" else "unix seconds"
+            raise RequestError(
+                "bad_expiry",
+                f"{name.decode('ascii')} must be {what}, a whole number from {least} to {most} in decimal digits, not {shown!r}",
+                most if seconds > most else least,
+            )
+        return seconds
 
     def metadata(self) -> bytes | None:
         """Return KV-Metadata as compact UTF-8 JSON; JSON null is no metadata.

@@ -17,6 +17,7 @@ import trio
 
 from kvp2p.config import SOCKET_FILE, NodeConfig
 from kvp2p.gateway.server import Gateway
+from kvp2p.gateway.streams import streams_max
 from kvp2p.limits import HTTP_BACKLOG_MAX
 from kvp2p.runtime.child import ChildLife
 from kvp2p.runtime.listening import open_listener
@@ -42,7 +43,16 @@ async def _serve(config: NodeConfig, life: ChildLife, index: int, replica: Repli
     async with life.supervised() as drain, trio.open_nursery() as nursery:
         listener = open_listener(config.host, config.data_port, backlog=HTTP_BACKLOG_MAX, is_shared=True)
         await nursery.start(node.run)
-        gateway = Gateway(nursery, [listener], replica, node, config.http, config.api_url, config.ready_lag_ms_max)
+        gateway = Gateway(
+            nursery,
+            [listener],
+            replica,
+            node,
+            config.http,
+            config.api_url,
+            config.ready_lag_ms_max,
+            streams_max(config.gateways),
+        )
         gateway.start()
         _LOG.info("serving", index=index, url=config.data_url)
         life.announce_ready()

@@ -1,20 +1,19 @@
 """Reads: values, listings of keys and of namespaces, from this machine's disk.
 
-Decides: the answers to GET of the native API.
+Decides: the answers to GET of the native API, and which values are streamed: those of more than one chunk.
 Keeps true: a read never leaves this process, unless it names a version (KV-Min-Version) that this node does not cover yet.
-    I9: one listing looks at a bounded number of rows (`Replica.list`).
-In and out: a view and the request's fields in, whole answers out; RequestError for what is refused.
+    I9: one listing looks at a bounded number of rows (`Replica.list`); an answer that is not streamed has one chunk at most.
+In and out: a view and the request's fields in, answers out; RequestError for what is refused.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from binascii import hexlify
 from collections.abc import Callable
 from typing import Final
 
-from kvp2p.core.entry import FLAG_METADATA, ROW_HEAD_BYTES, Kind
+from kvp2p.core.entry import FLAG_METADATA, ROW_HEAD_BYTES, Kind, is_chunked
 from kvp2p.core.system_rows import Permission
 from kvp2p.errors import RequestError
 from kvp2p.gateway.access import Access
@@ -28,11 +27,13 @@ from kvp2p.gateway.answers import (
     version_lines,
 )
 from kvp2p.gateway.fields import Fields, ascii_metadata
+from kvp2p.gateway.streams import Streams, ValueStream
 from kvp2p.gateway.target import Target, decode_key, parse_query, refuse_query
 from kvp2p.gateway.views import Views
 from kvp2p.ids import Version
 from kvp2p.limits import KEY_BYTES_MAX, LIST_KEYS_MAX
-from kvp2p.store.reader import ListedKey, is_hidden
+from kvp2p.store.chunked import chunks_of, read_chunk
+from kvp2p.store.reader import ListedKey, View, is_hidden
 
 # The first 12 bytes of a row that has neither metadata nor expiry: kind, flags, metadata length, expires_at.
 _PLAIN_VALUE: Final = bytes([Kind.VALUE]) + bytes(11)
@@ -44,11 +45,12 @@ _KEY_NOT_FOUND: Final = "there is no value under this key"
 class Reads:
     """The answers to reads."""
 
-    def __init__(self, views: Views, access: Access, wall_s: Callable[[], float] = time.time) -> None:
+    def __init__(self, views: Views, access: Access, streams: Streams, now: Callable[[], float]) -> None:
         self._views = views
         self._access = access
         self._readable = access.readable
-        self._wall_s = wall_s
+        self._streams = streams
+        self._now = now  # unix seconds by which rows expire
 
     def plain_value(self, target: bytes, authorization: bytes) -> bytes | None:
         """Answer a GET of a value that needs nothing but the row; None for every other case. Raises StoreError.
@@ -76,7 +78,13 @@ class Reads:
         version = hexlify(row[12:32])
         return VALUE % (HEADS[200], len(row) - ROW_HEAD_BYTES, version, version, memoryview(row)[ROW_HEAD_BYTES:])
 
-    def value(self, target: Target, fields: Fields) -> bytes:
+    def value_head(self, target: Target, fields: Fields) -> bytes:
+        """Answer HEAD of a key; a value in its row may follow the head."""
+        answer = self.value(target, fields, wants_body=False)
+        assert isinstance(answer, bytes)
+        return answer
+
+    def value(self, target: Target, fields: Fields, *, wants_body: bool = True) -> bytes | ValueStream:
         """Answer GET of a key."""
         view = self._views.current()
         token = self._access.token(view, fields.authorization)
@@ -85,8 +93,8 @@ class Reads:
         namespace = self._access.namespace(view, token, target.namespace, Permission.READ).namespace
         self._access.allow_reading(fields.authorization, b"/v1/" + target.namespace, namespace)
         expected = fields.if_match()
-        row = view.raw_row(namespace, key)
-        if row is None or is_hidden(row, self._wall_s):
+        row = view.shown_row(namespace, key)
+        if row is None or is_hidden(row, self._now):
             code = "key_not_found" if expected is None else "precondition_failed"
             return error_answer(code, _KEY_NOT_FOUND)
         stands = Version(row[12:32])
@@ -94,9 +102,24 @@ class Reads:
             return error_answer("precondition_failed", "another version stands there", lines=version_lines(stands))
         if fields.if_none_match(hexlify(stands)):
             return not_modified_answer(hexlify(stands))
+        return self._found(view, row, wants_body=wants_body)
+
+    def _found(self, view: View, row: bytes, *, wants_body: bool) -> bytes | ValueStream:
         value_at = ROW_HEAD_BYTES + int.from_bytes(row[2:4], "big")
+        version = hexlify(row[12:32])
         metadata = ascii_metadata(row[ROW_HEAD_BYTES:value_at]) if row[1] & FLAG_METADATA else None
-        return value_answer(row, value_at, metadata, int.from_bytes(row[4:12], "big"))
+        expires_at = int.from_bytes(row[4:12], "big")
+        if not is_chunked(row):
+            value = memoryview(row)[value_at:]
+            return value_answer(version, metadata, expires_at, value, len(value))
+        chunks = chunks_of(row)
+        if not wants_body or len(chunks.ids) == 1:
+            content = read_chunk(view.transaction, chunks, 0) if wants_body else b""
+            return value_answer(version, metadata, expires_at, content, chunks.value_bytes)
+        stream = self._streams.open(view, row)
+        self._views.hand_over()
+        stream.head = value_answer(version, metadata, expires_at, b"", chunks.value_bytes)
+        return stream
 
     def keys(self, target: Target, fields: Fields) -> bytes:
         """Answer GET of a namespace: a page of its keys in byte order."""
@@ -128,8 +151,8 @@ class Reads:
         return json_answer(json.dumps({"namespaces": listed}, separators=(",", ":")).encode("ascii"))
 
     def covers(self, version: Version) -> bool:
-        """Tell whether this node's store has everything up to a version."""
-        return self._views.current().vector.covers(version)
+        """Tell whether this node's store has everything up to a version, values in chunks whole [I3]."""
+        return self._views.current().shows(version)
 
 
 def _listed(one: ListedKey) -> bytes:

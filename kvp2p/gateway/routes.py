@@ -24,6 +24,7 @@ from kvp2p.gateway.answers import error_answer, json_answer, refusal_answer
 from kvp2p.gateway.exchange import Exchange
 from kvp2p.gateway.fields import Fields
 from kvp2p.gateway.reads import Reads
+from kvp2p.gateway.streams import ValueStream
 from kvp2p.gateway.target import Route, Target
 from kvp2p.gateway.views import Views
 from kvp2p.gateway.writes import Writes, outcome_answer, without_value
@@ -60,6 +61,7 @@ class Routes:
 
     def start(self, exchange: Exchange) -> None:
         """Answer an exchange, or send what will answer it. The caller releases the view afterwards."""
+        answer: bytes | ValueStream | None
         try:
             answer = self._answer(exchange)
         except RequestError as refusal:
@@ -70,7 +72,7 @@ class Routes:
         if answer is not None:
             exchange.end(answer)
 
-    def _answer(self, exchange: Exchange) -> bytes | None:
+    def _answer(self, exchange: Exchange) -> bytes | ValueStream | None:
         """Return the answer, None when it comes later."""
         fields, target = exchange.fields, exchange.target
         assert fields is not None
@@ -95,16 +97,22 @@ class Routes:
         self._submit(exchange, operation)
         return None
 
-    def _read(self, exchange: Exchange, fields: Fields, target: Target) -> bytes | None:
+    def _read(self, exchange: Exchange, fields: Fields, target: Target) -> bytes | ValueStream | None:
         if target.route is Route.HEALTH:
             return self._health()
         if target.route is Route.READINESS:
             return self._readiness()
-        read = {Route.KEY: self.reads.value, Route.NAMESPACE: self.reads.keys}.get(target.route, self.reads.namespaces)
+        read: Callable[[Target, Fields], bytes | ValueStream]
+        if target.route is Route.KEY:
+            read = self.reads.value if exchange.method == b"GET" else self.reads.value_head
+        else:
+            read = self.reads.keys if target.route is Route.NAMESPACE else self.reads.namespaces
         version = fields.min_version()
         if version is None or self.reads.covers(version):
             return read(target, fields)
-        read(target, fields)  # whoever may not read must not make this node wait
+        present = read(target, fields)  # whoever may not read must not make this node wait
+        if isinstance(present, ValueStream):
+            present.close()
         self.nursery.start_soon(self._read_covered, exchange, version, read, target, fields)
         return None
 
@@ -112,10 +120,11 @@ class Routes:
         self,
         exchange: Exchange,
         version: Version,
-        read: Callable[[Target, Fields], bytes],
+        read: Callable[[Target, Fields], bytes | ValueStream],
         target: Target,
         fields: Fields,
     ) -> None:
+        answer: bytes | ValueStream
         try:
             outcome = await self.node.await_version(version, self.min_version_wait_ms)
             # The node's word counts for its own store, and this is the same file: the view opened now covers it.

@@ -24,13 +24,15 @@ from kvp2p.config import HttpSettings
 from kvp2p.gateway.access import Access
 from kvp2p.gateway.answers import error_answer, refresh_heads, with_close
 from kvp2p.gateway.bodies import Bodies
+from kvp2p.gateway.clock import LeaderClock
 from kvp2p.gateway.connection import Connection
 from kvp2p.gateway.counters import Counters
 from kvp2p.gateway.reads import Reads
 from kvp2p.gateway.routes import Routes
+from kvp2p.gateway.streams import Streams
 from kvp2p.gateway.views import Views
 from kvp2p.gateway.writes import Writes
-from kvp2p.limits import HTTP_ACCEPTS_MAX
+from kvp2p.limits import HTTP_ACCEPTS_MAX, HTTP_STREAMS_MAX
 from kvp2p.runtime.node_port import NodePort
 from kvp2p.store.reader import Replica
 
@@ -53,6 +55,7 @@ class Gateway:
         settings: HttpSettings,
         api_url: str,
         ready_lag_ms_max: int | None = None,
+        streams_max: int = HTTP_STREAMS_MAX,
     ) -> None:
         self.nursery = nursery
         self.settings = settings
@@ -61,7 +64,9 @@ class Gateway:
         self.bodies = Bodies()
         self.access = Access()
         self.views = Views(replica, self.access)
-        self.reads = Reads(self.views, self.access)
+        self.clock = LeaderClock(node)
+        replica.hide_by(self.clock.now)
+        self.reads = Reads(self.views, self.access, Streams(streams_max), self.clock.now)
         self.writes = Writes(self.views, self.access)
         self.routes = Routes(
             self.reads,

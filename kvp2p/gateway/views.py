@@ -3,7 +3,8 @@
 Decides: how long a read transaction lives, and that access is checked against the very state that is read.
 Keeps true: what one answer says comes from one transaction. A request that arrives later, or behind a write that has ended,
     gets a newer view: a view is opened after the bytes of its requests were received.
-In and out: `current` opens a view when there is none; `release` ends it. Never held over an await: an old view pins pages.
+In and out: `current` opens a view when there is none; `release` ends it. Never held over an await, because an old view pins pages; only a
+    value that is streamed takes its view with it (`hand_over`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ class Views:
             self.view = view
             self._access.refresh(view)
         return self.view
+
+    def hand_over(self) -> None:
+        """Let somebody else end the open view: a large value that is read on from it. The next request gets another."""
+        self.view = None
 
     def release(self) -> None:
         """End the view, if one is open."""

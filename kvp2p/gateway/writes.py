@@ -59,10 +59,10 @@ class Writes:
             raise RequestError("not_ready", "the token was not known when the request began; send it again")
         if fields.is_plain:
             return Put(namespace, key, value)
-        fields.refuse_expiry()
+        expires_at, expires_in = fields.expiry()
         metadata = fields.metadata()
         condition, version = _condition(fields)
-        return Put(namespace, key, value, metadata, 0, condition, version)
+        return Put(namespace, key, value, metadata, expires_at, condition, version, expires_in)
 
     def delete(self, target: Target, fields: Fields) -> Operation:
         """Return what DELETE of a key asks for."""

@@ -30,6 +30,7 @@ from kvp2p.net.link import Encoder, Link
 from kvp2p.net.notices import Notices
 from kvp2p.net.registry import Registry, Session
 from kvp2p.net.settings import MeshSettings
+from kvp2p.net.traffic import MeshTraffic
 from kvp2p.net.transport import CODE_NORMAL, Transport, upgrade_client, upgrade_server
 
 # How long the end that decides holds a peer's dial back for its own that is under way; guess: a handshake takes two round trips.
@@ -82,6 +83,7 @@ class Mesh:
         self._unproven = 0
         self._encoder = Encoder()
         self._notices = Notices()
+        self.traffic = MeshTraffic()
         self._nursery: trio.Nursery | None = None
 
     # --- for the host
@@ -296,6 +298,7 @@ class Mesh:
         session = opening.session
         if session is None:
             return
+        self.traffic.begin(session.link)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(session.link.run)
@@ -309,6 +312,7 @@ class Mesh:
         finally:
             session.finished.set()
             self._registry.remove(session)
+            self.traffic.end(session.link)
 
     async def _serve(self, session: Session) -> None:
         peer, link = session.peer.node, session.link

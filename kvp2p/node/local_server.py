@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 import trio
 
-from kvp2p.core.operations import Outcome
+from kvp2p.core.operations import Ending, Outcome, refused
 from kvp2p.errors import RemoteProtocolError
 from kvp2p.limits import LOCAL_ANSWERS_MAX, LOCAL_UPLOADS_MAX, WRITE_TIMEOUT_MS_MAX
 from kvp2p.node.status import Counters
@@ -35,6 +35,7 @@ from kvp2p.wire.local_messages import (
     QueryAnswer,
     Readiness,
     Report,
+    SetClock,
     StageChunk,
     SubmitWrite,
 )
@@ -154,10 +155,22 @@ class LocalServer:
                 if make is None:
                     raise RemoteProtocolError(f"there is no document {what!r}")
                 connection.queue(QueryAnswer(request, json.dumps(make()).encode()))
+            case SetClock(request=request, offset_ms=offset_ms):
+                connection.queue(LocalOutcome(request, self._shift_clock(offset_ms)))
             case Hello(role=role, process_id=process_id):
                 log.debug("process_connected", role=role, pid=process_id)
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} is not for the node to receive")
+
+    def _shift_clock(self, offset_ms: int) -> Outcome:
+        clock = self._driver.clock
+        if not clock.is_adjustable:
+            return refused(
+                "clock_fixed", "the clock of a node that was not started with --clock-offset-ms stays as it is"
+            )
+        clock.shift(offset_ms)
+        log.warning("clock_shifted", offset_ms=offset_ms)
+        return Outcome(Ending.ACKED)
 
     def _upload(self, connection: _Connection, upload: int) -> int:
         """Return the driver's number for an upload of a process; its first chunk begins it."""

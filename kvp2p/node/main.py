@@ -9,7 +9,6 @@ In and out: `run` returns when it was asked to drain and has.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,10 @@ from kvp2p.errors import StoreFormatError
 from kvp2p.net.mesh import Mesh
 from kvp2p.node.local_server import LocalServer
 from kvp2p.node.spans import Spans
-from kvp2p.node.status import Counters, own_counters, readiness, status_document
+from kvp2p.node.status import Counters, mesh_counters, own_counters, readiness, status_document
 from kvp2p.runtime.child import ChildLife
 from kvp2p.runtime.driver import ReplicaDriver
+from kvp2p.runtime.wall_clock import WallClock
 from kvp2p.store.lmdb_store import LmdbStore
 
 _READER_CHECK_S = 10.0  # DESIGN §6: a reader killed inside a transaction pins pages until then
@@ -42,6 +42,7 @@ def run(config: NodeConfig, life: ChildLife) -> None:
     """Run the node until SIGTERM. The working directory is the node's."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     key = read_cluster_key(Path(KEY_FILE))
+    clock = WallClock(config.clock_offset_ms)
     with LmdbStore.open(STORE_DIRECTORY, map_bytes=config.store.map_bytes) as store:
         store.reader_check()
         with store.read() as txn:
@@ -55,25 +56,33 @@ def run(config: NodeConfig, life: ChildLife) -> None:
         me = Member(
             identity.node,
             # Past every earlier life, even one that a restored disk has forgotten.
-            max(stored.get(identity.node, 0) + 1, time.time_ns() // 1_000_000),
+            max(stored.get(identity.node, 0) + 1, clock.now_ms()),
             identity.name,
             config.mesh_url,
             config.data_url,
             config.api_url,
         )
-        trio.run(_serve, config, life, store, identity, key, me)
+        trio.run(_serve, config, life, store, identity, key, me, clock)
 
 
 async def _serve(
-    config: NodeConfig, life: ChildLife, store: LmdbStore, identity: Identity, key: ClusterKey, me: Member
+    config: NodeConfig,
+    life: ChildLife,
+    store: LmdbStore,
+    identity: Identity,
+    key: ClusterKey,
+    me: Member,
+    clock: WallClock,
 ) -> None:
-    driver = ReplicaDriver(store, config.replica, me, config.join)
+    if clock.is_adjustable:
+        log.warning("clock_is_adjustable", offset_ms=clock.offset_ms, check="--clock-offset-ms is for tests only")
+    driver = ReplicaDriver(store, config.replica, me, config.join, clock)
     mesh = Mesh(cluster=key.cluster, node=identity.node, key=key.key, host=driver, settings=config.mesh)
     driver.dialler = mesh
     counters, spans = Counters(), Spans(driver)
     documents: dict[str, Callable[[], dict[str, Any]]] = {
         "status": lambda: status_document(driver, identity, config.ready_lag_ms_max, mesh.refused_dial),
-        "metrics": lambda: _sum(counters.sums(), own_counters(driver)),
+        "metrics": lambda: _sum(counters.sums(), own_counters(driver) | mesh_counters(mesh.traffic.sums())),
         "spans": spans.take,
     }
     server = LocalServer(driver, counters, documents, on_process_gone=lambda: _check_readers(store))

@@ -7,13 +7,17 @@ In and out: the machine's facts and other processes' Reports in, JSON values out
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import kvp2p
 from kvp2p.core.leadership import Role
+from kvp2p.core.messages import Lane
 from kvp2p.core.port import Identity
 from kvp2p.core.vector import VersionVector
 from kvp2p.limits import VECTOR_ISSUERS_MAX
+from kvp2p.net.link import Traffic
 from kvp2p.runtime.driver import ReplicaDriver
 
 _LACKS_SHOWN_MAX = 16  # guess: as many as a person reads; a node that catches up lacks one or two
@@ -103,6 +107,7 @@ def status_document(
         "version": kvp2p.__version__,
         "leader": machine.leadership.role is Role.LEADING,
         "role": str(machine.leadership.role),
+        "waiting": machine.leadership.waiting.lstrip(", "),
         "lacks": [
             {
                 "issuer": one.issuer.hex(),
@@ -119,8 +124,10 @@ def status_document(
         "disk_full": board.full_reason,
         "pending_values": len(board.pending.versions),
         "complete": board.complete,
+        "restored": board.restored,
         "lag_ms": machine.readiness.lag_ms(),
         "skew_ms": machine.readiness.skew_ms,
+        "clock_offset_ms": driver.clock.offset_ms if driver.clock.is_adjustable else None,
         "state_hash": f"{board.state_hash:032x}",
         "vector": show_vector(board.vector),
         "issuers": len(board.vector),
@@ -159,4 +166,13 @@ def own_counters(driver: ReplicaDriver) -> dict[str, int]:
         "kvp2p_node_chunks_pulled_total": large_values.pulls.pulled,
         "kvp2p_node_chunk_bytes_received_total": large_values.pulls.received_bytes,
         "kvp2p_node_chunks_refused_total": large_values.pulls.refused,
+    }
+
+
+def mesh_counters(traffic: Mapping[Lane, Traffic]) -> dict[str, int]:
+    """Return what the node's links have carried, by lane; bytes are those of payloads, without the heads of websocket and TCP."""
+    return {
+        f'kvp2p_node_mesh_{name}_total{{lane="{lane.name.lower()}"}}': count
+        for lane, carried in traffic.items()
+        for name, count in asdict(carried).items()
     }

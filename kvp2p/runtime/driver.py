@@ -56,6 +56,7 @@ from kvp2p.errors import LinkClosed
 from kvp2p.ids import NodeId, Now, Version
 from kvp2p.limits import INBOX_EVENTS_MAX, SERVES_PER_PEER_MAX
 from kvp2p.runtime.store_writer import Ending, StoreWriter
+from kvp2p.runtime.wall_clock import WallClock
 from kvp2p.store.lmdb_store import LmdbStore
 
 MS = 1_000_000
@@ -88,8 +89,16 @@ class Dialler(Protocol):
 class ReplicaDriver:
     """Runs the machine of one node. Lives inside `run`."""
 
-    def __init__(self, store: LmdbStore, settings: ReplicaSettings, me: Member, seeds: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        store: LmdbStore,
+        settings: ReplicaSettings,
+        me: Member,
+        seeds: tuple[str, ...],
+        clock: WallClock | None = None,
+    ) -> None:
         self.store = store
+        self.clock = clock or WallClock()
         self.machine = ReplicaMachine(settings, random.SystemRandom())
         self.writer = StoreWriter(store, self._on_ending)
         self.dialler: Dialler | None = None  # set by the node before `run`
@@ -173,7 +182,7 @@ class ReplicaDriver:
 
     def now(self) -> Now:
         """Read both clocks."""
-        return Now(time.monotonic_ns(), time.time_ns() // MS)
+        return Now(time.monotonic_ns(), self.clock.now_ms())
 
     def _expect(self, tell: Tell) -> int:
         request, self._next_request = self._next_request, self._next_request + 1

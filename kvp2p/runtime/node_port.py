@@ -1,10 +1,11 @@
-"""A process's side of the unix socket to its node: writes, waits, questions and counters go out, answers come back.
+"""A process's side of the unix socket to its node: writes, chunks, waits, questions and counters go out, answers come back.
 
 Decides: when bytes leave, and what a lost connection means for each request.
 Keeps true: [I10] a write is sent once, on one connection; none is ever sent again. It ends `refused` when it had not left,
-    `unknown` when it had and the connection ended or no answer came in time. [I9] bytes queued, requests in flight.
-In and out: `submit` and its hot-path twin `submit_nowait`, `await_version`, `query`, `report`; one task, `run`, in the
-    caller's nursery. One trio thread.
+    `unknown` when it had and the connection ended or no answer came in time. [I9] bytes queued, requests in flight. Chunks of large
+    values leave one at a time, when nothing else is waiting, so that a small write waits for one of them at most.
+In and out: `submit` and its hot-path twin `submit_nowait`, `await_version`, `query`, `report`; `open_upload`, `stage_nowait` and
+    `end_upload` for the chunks that a write will name; one task, `run`, in the caller's nursery. One trio thread.
 
 A gateway serves reads without its node, so `run` is started at once and connects when it can.
 """
@@ -22,7 +23,8 @@ from itertools import chain
 import structlog
 import trio
 
-from kvp2p.core.operations import Ending, Operation, Outcome, operation_bytes, refused, unknown
+from kvp2p.core.entry import ChunkId
+from kvp2p.core.operations import Ending, Operation, Outcome, operation_bytes
 from kvp2p.errors import NodeUnavailable, RemoteProtocolError
 from kvp2p.ids import Version
 from kvp2p.limits import (
@@ -31,9 +33,12 @@ from kvp2p.limits import (
     LOCAL_QUEUE_BYTES_MAX,
     LOCAL_SEND_BYTES_MAX,
     LOCAL_WAITS_MAX,
+    STAGE_TIMEOUT_MS,
     WRITE_BYTES_MAX,
 )
+from kvp2p.runtime.chunk_lane import UPLOAD_LOST, ChunkLane
 from kvp2p.runtime.local_stream import LocalStream
+from kvp2p.runtime.requests import MS, Ended, Request, WriteCallback
 from kvp2p.wire.local import LocalDecoder, encode_local
 from kvp2p.wire.local_messages import (
     AwaitVersion,
@@ -44,10 +49,10 @@ from kvp2p.wire.local_messages import (
     QueryAnswer,
     Readiness,
     Report,
+    StageChunk,
     SubmitWrite,
 )
 
-MS = 1_000_000
 BACK_OFF_MIN_S = 0.02
 BACK_OFF_MAX_S = 1.0
 QUERY_TIMEOUT_MS = 5_000
@@ -59,64 +64,9 @@ SWEEP_INTERVAL_MS = 100  # how late an overdue request may be noticed; guess
 # once. Guess: a few times what a gateway takes for a write.
 SHARING_NS = MS // 2
 TOO_LATE = "the node did not take the request in time, nothing was sent"
+NOT_RUNNING = "the node process of this machine is not running, nothing was sent; retry"
 
-WriteCallback = Callable[[Outcome], None]
-
-_NOT_YET = unknown("the request is under way")
 _LOG = structlog.get_logger("kvp2p.node_port")
-
-
-class _Request:
-    """One request on its way to its answer. Deadlines as CLOCK_MONOTONIC tells them: the node reads the same clock."""
-
-    __slots__ = ("answer_by_ns", "body", "callback", "deadline_ns", "estimated_bytes", "kind", "message", "number")
-
-    def __init__(
-        self,
-        message: SubmitWrite | AwaitVersion | Query,
-        deadline_ns: int,
-        grace_ms: int,
-        estimated_bytes: int,
-        callback: WriteCallback,
-    ) -> None:
-        self.number = message.request
-        self.kind = type(message)
-        self.message: LocalMessage | None = message  # None once it has left: its values are not kept until the answer
-        self.deadline_ns = deadline_ns
-        self.answer_by_ns = deadline_ns + grace_ms * MS
-        self.estimated_bytes = estimated_bytes
-        self.callback = callback
-        self.body: bytes | None = None  # of the answer to a Query
-
-    @property
-    def is_sent(self) -> bool:
-        """Whether it has left, so that the node may act on it."""
-        return self.message is None
-
-    def end_unsent(self, code: str, message: str) -> None:
-        """The node will never see this request."""
-        self.callback(refused(code, message))
-
-    def end_unanswered(self, message: str) -> None:
-        """The node may have seen this request."""
-        # Waiting and asking change nothing, so there is nothing unknown about them.
-        self.callback(unknown(message) if self.kind is SubmitWrite else refused("node_unavailable", message))
-
-
-class _Ended:
-    """A callback that can be waited for."""
-
-    def __init__(self) -> None:
-        self.outcome = _NOT_YET
-        self._event = trio.Event()
-
-    def __call__(self, outcome: Outcome) -> None:
-        self.outcome = outcome
-        self._event.set()
-
-    async def wait(self) -> None:
-        """Return when the request has ended; `outcome` says how."""
-        await self._event.wait()
 
 
 class NodePort:
@@ -125,10 +75,11 @@ class NodePort:
     def __init__(self, path: str, role: str) -> None:
         self._path = path
         self._role = role
-        self._queue: deque[_Request] = deque()
+        self._queue: deque[Request] = deque()
         self._queue_bytes = 0
-        self._requests: dict[int, _Request] = {}  # writes and questions, queued or sent, not ended
-        self._waits: dict[int, _Request] = {}  # the same for versions: many waiting readers take no room from writes
+        self._requests: dict[int, Request] = {}  # writes and questions, queued or sent, not ended
+        self._waits: dict[int, Request] = {}  # the same for versions: many waiting readers take no room from writes
+        self._lane = ChunkLane()
         self._next_number = 0
         self._notes: dict[type[LocalMessage], LocalMessage] = {}  # to be sent before the queue; the newest of each kind
         self._reported: tuple[tuple[str, int], ...] | None = None  # what the node knows, or is about to
@@ -172,33 +123,67 @@ class NodePort:
         while not self.connected:
             await self._connection_changed.wait()
 
-    def submit_nowait(self, operations: Sequence[Operation], deadline_ms: int, callback: WriteCallback) -> None:
+    def submit_nowait(
+        self,
+        operations: Sequence[Operation],
+        deadline_ms: int,
+        callback: WriteCallback,
+        *,
+        upload: int | None = None,
+        large_ms: int = 0,
+    ) -> None:
         """Send a write; `callback(outcome)` is called exactly once, and must not raise.
 
         It is called by a task of this port, followed by `on_ended`, or before this returns when the write is refused here:
-        with code `node_unavailable` (not connected), `overloaded` (a limit is reached) or `bad_request` (too large).
+        with code `node_unavailable` (not connected, or not any more to the node that has the chunks of `upload`), `overloaded` (a
+        limit is reached) or `bad_request` (too large). `large_ms` is how much longer deadline and hold are for the sake of its size.
         """
-        self._enqueue(self._write(operations, deadline_ms, callback))
+        request = self._write(operations, deadline_ms, callback, large_ms)
+        if upload is not None and not self._lane.is_open(upload):
+            request.end_unsent("node_unavailable", UPLOAD_LOST)
+        else:
+            self._enqueue(request)
+
+    def open_upload(self) -> int:
+        """Begin with the chunks of a write. The node keeps them until `end_upload`, or until this connection ends."""
+        number = self._number()
+        if self._stream is not None:
+            self._lane.open(number)
+        return number
+
+    def stage_nowait(self, upload: int, chunk: ChunkId, content: bytes, callback: WriteCallback) -> None:
+        """Store a chunk at the node; `callback(outcome)` as for a write: acked when it is durable there, else refused, never unknown."""
+        message = StageChunk(self._number(), upload, chunk, content)
+        deadline_ns = time.monotonic_ns() + STAGE_TIMEOUT_MS * MS
+        request = Request(message, deadline_ns, WAIT_GRACE_MS, len(content), callback)
+        if self._lane.push(request, upload) and self._stream is not None:
+            self._note_due(request)
+            self._stream.flush()
+
+    def end_upload(self, upload: int) -> None:
+        """Tell the node to keep the chunks no longer. No callback of them is called from here on; what has not left never leaves."""
+        if self._lane.end(upload) and self._stream is not None:
+            self._stream.flush_soon()
 
     async def submit(self, operations: Sequence[Operation], deadline_ms: int) -> Outcome:
         """Send a write and return how it ended. When cancelled before it has left, it never leaves."""
-        ended = _Ended()
+        ended = Ended()
         await self._end_of(self._write(operations, deadline_ms, ended), ended)
         return ended.outcome
 
     async def await_version(self, version: Version, timeout_ms: int) -> Outcome:
         """Wait until the node covers `version`; acked, or refused: `not_caught_up`, `node_unavailable`, `overloaded`."""
         deadline_ns = time.monotonic_ns() + timeout_ms * MS
-        ended = _Ended()
+        ended = Ended()
         message = AwaitVersion(self._number(), version, deadline_ns)
-        await self._end_of(_Request(message, deadline_ns, WAIT_GRACE_MS, 64, ended), ended)
+        await self._end_of(Request(message, deadline_ns, WAIT_GRACE_MS, 64, ended), ended)
         return ended.outcome
 
     async def query(self, what: str) -> bytes:
         """Ask the node for a JSON document (`status`, `metrics`). Raises NodeUnavailable."""
         deadline_ns = time.monotonic_ns() + QUERY_TIMEOUT_MS * MS
-        ended = _Ended()
-        question = _Request(Query(self._number(), what), deadline_ns, 0, 64, ended)
+        ended = Ended()
+        question = Request(Query(self._number(), what), deadline_ns, 0, 64, ended)
         await self._end_of(question, ended)
         if question.body is None:
             raise NodeUnavailable(f"{ended.outcome.message} ({ended.outcome.code})")
@@ -218,17 +203,18 @@ class NodePort:
         self._next_number += 1
         return self._next_number
 
-    def _write(self, operations: Sequence[Operation], deadline_ms: int, callback: WriteCallback) -> _Request:
-        deadline_ns = time.monotonic_ns() + deadline_ms * MS
+    def _write(
+        self, operations: Sequence[Operation], deadline_ms: int, callback: WriteCallback, large_ms: int = 0
+    ) -> Request:
+        deadline_ns = time.monotonic_ns() + (deadline_ms + large_ms) * MS
         message = SubmitWrite(self._number(), deadline_ns, tuple(operations))
-        return _Request(message, deadline_ns, ANSWER_GRACE_MS, sum(map(operation_bytes, operations)), callback)
+        grace_ms = ANSWER_GRACE_MS + large_ms
+        return Request(message, deadline_ns, grace_ms, sum(map(operation_bytes, operations)), callback)
 
-    def _enqueue(self, request: _Request) -> None:
+    def _enqueue(self, request: Request) -> None:
         stream = self._stream
         if stream is None:
-            request.end_unsent(
-                "node_unavailable", "the node process of this machine is not running, nothing was sent; retry"
-            )
+            request.end_unsent("node_unavailable", NOT_RUNNING)
             return
         is_wait = request.kind is AwaitVersion
         table, table_max = (self._waits, LOCAL_WAITS_MAX) if is_wait else (self._requests, FORWARDS_IN_FLIGHT_MAX)
@@ -243,9 +229,7 @@ class NodePort:
             table[request.number] = request
             self._queue.append(request)
             self._queue_bytes += request.estimated_bytes
-            if request.deadline_ns < self._sweep_at_ns:
-                self._sweep_at_ns = request.deadline_ns
-                self._sweep_moved.unpark()
+            self._note_due(request)
             now_ns = time.monotonic_ns()
             if now_ns - self._enqueued_ns > SHARING_NS:
                 stream.flush()
@@ -253,7 +237,12 @@ class NodePort:
                 stream.flush_soon()
             self._enqueued_ns = now_ns
 
-    async def _end_of(self, request: _Request, ended: _Ended) -> None:
+    def _note_due(self, request: Request) -> None:
+        if request.deadline_ns < self._sweep_at_ns:
+            self._sweep_at_ns = request.deadline_ns
+            self._sweep_moved.unpark()
+
+    async def _end_of(self, request: Request, ended: Ended) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()  # before anything has left
         self._enqueue(request)
         try:
@@ -261,9 +250,12 @@ class NodePort:
         finally:
             self._abandon(request)
 
-    def _abandon(self, request: _Request) -> None:
+    def _abandon(self, request: Request) -> None:
         # `_take` passes over what is not in the table, so an abandoned write that has not left never leaves.
-        (self._waits if request.kind is AwaitVersion else self._requests).pop(request.number, None)
+        if request.kind is StageChunk:
+            self._lane.pop(request.number)
+        else:
+            (self._waits if request.kind is AwaitVersion else self._requests).pop(request.number, None)
 
     async def _sweep(self) -> None:
         """End what has waited too long. Sleeps until something may have."""
@@ -276,9 +268,9 @@ class NodePort:
 
     def _end_overdue(self, now_ns: int) -> None:
         """End what is unsent after its deadline as refused, what was sent as unknown after the grace [I10]."""
-        overdue: list[_Request] = []
+        overdue: list[Request] = []
         next_ns: float = math.inf
-        for request in chain(self._requests.values(), self._waits.values()):
+        for request in chain(self._requests.values(), self._waits.values(), self._lane.waiting):
             due_ns = request.answer_by_ns if request.is_sent else request.deadline_ns
             if due_ns < now_ns:
                 overdue.append(request)
@@ -295,7 +287,7 @@ class NodePort:
         self.on_ended()
 
     def _end_all(self, reason: str) -> None:
-        requests = [*self._requests.values(), *self._waits.values()]
+        requests = [*self._requests.values(), *self._waits.values(), *self._lane.clear()]
         self._requests.clear()
         self._waits.clear()
         self._queue.clear()
@@ -353,11 +345,13 @@ class NodePort:
             for message in decoder.feed(data):
                 self._accept(message)
             self.on_ended()
+            if self._lane.has_next:
+                stream.flush()  # the answers have made room for more chunks
 
     def _accept(self, message: LocalMessage) -> None:
         match message:
             case LocalOutcome(number, outcome):
-                request = self._requests.pop(number, None) or self._waits.pop(number, None)
+                request = self._requests.pop(number, None) or self._waits.pop(number, None) or self._lane.pop(number)
                 if request is not None:  # else it was abandoned, or ended by the sweep
                     if request.kind is Query:
                         raise RemoteProtocolError("an outcome answers a query")
@@ -370,7 +364,7 @@ class NodePort:
                     request.body = body
                     request.callback(Outcome(Ending.ACKED))
             case Readiness():
-                if message != self.readiness:
+                if (message.ready, message.reason) != (self.readiness.ready, self.readiness.reason):
                     _LOG.info("readiness_changed", ready=message.ready, reason=message.reason)
                 self.readiness = message
             case _:
@@ -378,10 +372,11 @@ class NodePort:
 
     def _take(self) -> bytes:
         """Encode what is to leave next. From here on it counts as sent, whatever becomes of the bytes."""
-        if not (self._queue or self._notes):
+        if not (self._queue or self._notes or self._lane.has_next):
             return b""
         messages = list(self._notes.values())
         self._notes.clear()
+        messages += self._lane.take_ended()
         queue = self._queue
         now_ns = time.monotonic_ns()
         taken_bytes = 0
@@ -394,4 +389,7 @@ class NodePort:
                 messages.append(request.message)
                 request.message = None
                 taken_bytes += request.estimated_bytes
+        if not messages:
+            # One at a time, and with nothing behind it: what comes meanwhile waits for no more than that.
+            messages += self._lane.take_chunk(now_ns)
         return encode_local(messages)

@@ -39,12 +39,11 @@ class _Acked:
     version: str
     write: int
     is_delete: bool
-    expires_in_s: int
+    expires_ms: int | None  # by the leader's clock; None for never
 
     def has_expired(self, clock_ms: int) -> bool:
-        """Tell whether nothing need be left of it. The leader's clock is nowhere behind the stamps that it issues."""
-        issued_ms = int(self.version[8:20], 16)
-        return self.expires_in_s > 0 and issued_ms + self.expires_in_s * 1_000 <= clock_ms
+        """Tell whether nothing need be left of it."""
+        return self.expires_ms is not None and self.expires_ms <= clock_ms
 
 
 Checker = Callable[[Sequence[Record]], Iterator[Violation]]
@@ -290,6 +289,7 @@ def check_no_alarm(history: Sequence[Record]) -> Iterator[Violation]:
 
 def _greatest_acked(history: Sequence[Record]) -> dict[Key, _Acked]:
     invoked = {record.write: record for record in history if isinstance(record, Invoked)}
+    clocks = {(one.issuer, one.stamp): one.clock_ms for one in history if isinstance(one, Issued)}
     greatest: dict[Key, _Acked] = {}
     for record in history:
         if not isinstance(record, Ended) or record.ending != "acked":
@@ -299,8 +299,12 @@ def _greatest_acked(history: Sequence[Record]) -> dict[Key, _Acked]:
                 key = (operation.namespace, operation.key)
                 before = greatest.get(key)
                 if before is None or before.version < version:
-                    is_delete = operation.kind == "delete"
-                    greatest[key] = _Acked(version, record.write, is_delete, operation.expires_in_s)
+                    expires_ms = None
+                    if operation.expires_in_s:
+                        expires_ms = (
+                            clocks.get((version[24:], int(version[8:24], 16)), 0) + operation.expires_in_s * 1_000
+                        )
+                    greatest[key] = _Acked(version, record.write, operation.kind == "delete", expires_ms)
     return greatest
 
 

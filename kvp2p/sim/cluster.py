@@ -225,6 +225,7 @@ class Cluster:
         """Return what a gateway of that node goes by: what its node believes, or while that is down what the store says."""
         if host.machine is not None and not host.is_paused:
             host.machine.board.now = host.now()
+            self.on_handled(host)  # a leader whose clock was just set
             return host.machine.board.clock_ms()
         with host.disk.store.read() as txn:
             return host.now().wall_ms + txn.clock_offset_ms
@@ -350,7 +351,8 @@ class Cluster:
                 continue
             for index, operation in enumerate(write.operations):
                 stamp = write.first_stamp + index
-                issued = Issued(self.schedule.now_ns, host.name, batch.issuer.hex(), stamp, asked_of(operation))
+                where = (host.name, batch.issuer.hex(), stamp)
+                issued = Issued(self.schedule.now_ns, *where, asked_of(operation), batch.wall_ms)
                 self.history.append(issued)
 
     def on_handled(self, host: Host) -> None:

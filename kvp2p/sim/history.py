@@ -100,13 +100,14 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A leader's disk made an operation durable at a position."""
+    """A leader's disk made an operation durable at a position. `clock_ms` is the leader's clock: by it the value expires."""
 
     at_ns: int
     node: str
     issuer: str
     stamp: int
     operation: Asked
+    clock_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

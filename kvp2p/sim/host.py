@@ -54,7 +54,8 @@ class MachineFailed(Exception):
 class Machine(Protocol):
     """What a host drives; `board` is for those who look on."""
 
-    board: Board
+    @property
+    def board(self) -> Board: ...
 
     def handle(self, event: Event, now: Now) -> list[Effect]: ...
 

@@ -21,7 +21,7 @@ from kvp2p.core.settings import ReplicaSettings
 from kvp2p.ids import NamespaceId
 from kvp2p.sim.checkers import Violation, check
 from kvp2p.sim.cluster import Cluster, ClusterPlan
-from kvp2p.sim.faults import KINDS, FaultPlan, Nemesis
+from kvp2p.sim.faults import BY_HAND_PURGE_AFTER_MS, KINDS, FaultPlan, Nemesis
 from kvp2p.sim.history import Record
 from kvp2p.sim.host import Host, MachineFailed
 from kvp2p.sim.network import NetworkProfile
@@ -30,7 +30,7 @@ from kvp2p.sim.seeds import Seeds
 from kvp2p.sim.workload import Workload, WorkloadPlan
 
 ACKED_MIN = 200
-SAFETY_S_MAX = 900.0  # a run that has not shown enough by then fails
+SAFETY_S_MAX = 2_000.0  # a run that has not shown enough by then fails
 BOOT_S_MAX = 30.0
 CONVERGE_S_MAX = 60.0  # after all is mended: link timeouts, back-off and a walk fit in; guess
 PROBE_S_MAX = 30.0
@@ -89,7 +89,7 @@ def draw_plan(seeds: Seeds) -> RunPlan:
             sync_ms=random.choice((0.3, 2.0, 10.0, 60.0)),
             clock_offsets_ms=tuple(random.randint(-offsets_ms_max, offsets_ms_max) for _ in range(nodes)),
             network=_draw_network(random),
-            settings=_draw_settings(random, 14_400_000 if "restore" in enabled else random.choice((500, 5_000))),
+            settings=_draw_settings(random, random.choice((500, 5_000, BY_HAND_PURGE_AFTER_MS))),
         ),
         workload=WorkloadPlan(
             sessions=random.choice((3, 5, 8)),

@@ -70,8 +70,9 @@ def show_batch(batch: batches.Batch) -> str:
             return f"FrameBatch {show_message(frame)}"
         case batches.WalkBatch(part=part, end=end):
             return f"WalkBatch {show_message(part)}{' end ' + repr(end) if end is not None else ''}"
-        case batches.Settle(designation=designation, complete=complete):
-            return f"Settle {show_designation(designation)} complete {complete}"
+        case batches.Settle(designation=designation, complete=complete, restored=restored):
+            mark = "" if restored is None else f" restored {restored}"
+            return f"Settle {show_designation(designation)} complete {complete}{mark}"
         case _:
             return type(batch).__name__
 

@@ -108,6 +108,12 @@ class Environment:
     tables: dict[str, Any] = field(default_factory=dict)  # table name → LMDB's handle, which has no public type
     users: int = 1
 
+    def bytes_in_use(self, transaction: lmdb.Transaction[Any]) -> int:
+        """Return what the pages take that a transaction's trees have: the file without the pages that are free."""
+        trees = [transaction.stat(), *(transaction.stat(table) for table in self.tables.values())]
+        pages = sum(tree["branch_pages"] + tree["leaf_pages"] + tree["overflow_pages"] for tree in trees)
+        return pages * trees[0]["psize"]
+
     def release(self) -> None:
         """Close the file when nobody in this process uses it any more."""
         with _lock:
@@ -165,6 +171,8 @@ def open_environment(directory: Path, map_bytes: int, *, readonly: bool) -> Envi
                 raise StoreError(f"this process reads {directory} already: open it for writing first")
             shared.users += 1
             return shared
+        if (directory / DATA_FILE).stat().st_size == 0:
+            raise _not_complete(directory)
         handle = _open_file(directory, map_bytes, readonly=readonly)
         environment = Environment(directory, file, handle, readonly)
         try:
@@ -176,6 +184,10 @@ def open_environment(directory: Path, map_bytes: int, *, readonly: bool) -> Envi
             raise
         _open[file] = environment
         return environment
+
+
+def _not_complete(directory: Path) -> StoreError:
+    return StoreError(f"the store in {directory} is not complete: `kvp2p init` is still at it, or was interrupted")
 
 
 def _open_file(directory: Path, map_bytes: int, *, readonly: bool) -> lmdb.Environment:
@@ -199,7 +211,7 @@ def _open_tables(environment: Environment) -> None:
     handle, where = environment.handle, str(environment.directory)
     try:
         if not handle.stat()["entries"]:
-            raise StoreError(f"the store in {where} is not complete: `kvp2p init` is still at it, or was interrupted")
+            raise _not_complete(environment.directory)
         try:
             table = handle.open_db(META.encode(), create=False)
         except (lmdb.NotFoundError, lmdb.IncompatibleError) as error:

@@ -36,7 +36,8 @@ from kvp2p.store.environment import (
     open_environment,
     translate,
 )
-from kvp2p.store.layout import Carried, LayoutReader, LayoutWriter, found_store
+from kvp2p.store.layout import LayoutReader
+from kvp2p.store.layout_writer import Carried, LayoutWriter, found_store
 from kvp2p.store.lmdb_tables import LmdbTables
 from kvp2p.store.meta import Decoded
 from kvp2p.store.tables import TABLE_NAMES
@@ -185,11 +186,10 @@ class LmdbStore:
             return True
         try:
             with self._handle.begin() as transaction:
-                trees = [transaction.stat(), *(transaction.stat(table) for table in self._environment.tables.values())]
+                bytes_in_use = self._environment.bytes_in_use(transaction)
         except lmdb.Error as error:
             raise self.translated(error) from error
-        pages = sum(tree["branch_pages"] + tree["leaf_pages"] + tree["overflow_pages"] for tree in trees)
-        return free + self.used_bytes() - pages * trees[0]["psize"] < STORE_RESERVE_BYTES
+        return free + self.used_bytes() - bytes_in_use < STORE_RESERVE_BYTES
 
     def reader_check(self) -> int:
         """Free the slots of reader processes that are gone; returns how many there were."""

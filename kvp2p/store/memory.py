@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from kvp2p.core.messages import Designation
 from kvp2p.core.port import Identity
 from kvp2p.errors import LocalProtocolError
-from kvp2p.store.layout import Carried, LayoutReader, LayoutWriter, found_store
+from kvp2p.store.layout import LayoutReader
+from kvp2p.store.layout_writer import Carried, LayoutWriter, found_store
 from kvp2p.store.meta import Decoded
 from kvp2p.store.tables import TABLE_KEY_BYTES_MAX, TABLE_NAMES
 

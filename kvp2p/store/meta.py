@@ -1,6 +1,6 @@
 """The facts a store keeps about itself, and how each is written in the `meta` table.
 
-Decides: the bytes of format, identity, vector, floor, above, complete, clock offset, designation and members.
+Decides: the bytes of format, identity, vector, floor, above, complete, restored, clock offset, designation and members.
 Keeps true: what is written is read back equal, and a value that this code did not write is refused, not guessed at.
 In and out: typed values in, bytes out, and back. JSON is compact with sorted keys; integers are big-endian.
 """
@@ -115,11 +115,11 @@ def _decode_members(raw: bytes) -> tuple[Member, ...]:
     return tuple(Member(**{**fields, "node": NodeId(bytes.fromhex(fields["node"]))}) for fields in json.loads(raw))
 
 
-def _encode_complete(complete: bool) -> bytes:
-    return b"\x01" if complete else b"\x00"
+def _encode_flag(flag: bool) -> bytes:
+    return b"\x01" if flag else b"\x00"
 
 
-def _decode_complete(raw: bytes) -> bool:
+def _decode_flag(raw: bytes) -> bool:
     return raw == b"\x01"
 
 
@@ -133,13 +133,14 @@ IDENTITY: Final[Field[Identity | None]] = Field(
 VECTOR: Final = _vector_field(b"vector")
 FLOOR: Final = _vector_field(b"floor")
 ABOVE: Final = _vector_field(b"above")
-COMPLETE: Final[Field[bool]] = Field(b"complete", _encode_complete, _decode_complete, False)
+COMPLETE: Final[Field[bool]] = Field(b"complete", _encode_flag, _decode_flag, False)
 CLOCK_OFFSET: Final[Field[int]] = Field(
     b"clock_offset_ms",
     lambda offset_ms: offset_ms.to_bytes(8, "big", signed=True),
     lambda raw: int.from_bytes(raw, "big", signed=True),
     0,
 )
+RESTORED: Final[Field[bool]] = Field(b"restored", _encode_flag, _decode_flag, False)
 DESIGNATION: Final[Field[Designation | None]] = Field(b"designation", _encode_designation, _decode_designation, None)
 MEMBERS: Final[Field[tuple[Member, ...]]] = Field(b"members", _encode_members, _decode_members, ())
 

@@ -3,10 +3,14 @@
 Decides: what a reader sees: which rows are hidden, and how a namespace is named.
 Keeps true
 * I7: tombstones, rows that have expired and rows of deleted namespaces are hidden, by rule and at once.
+* I3: a row that lacks chunks is not shown; what stood there before is, with its own version and metadata, until the new value is whole.
 * A read never waits: not for the node, not for the mesh, not for a writer.
 * C8: a key that is there throughout appears exactly once in a walk by cursors.
 * I9: a page looks at a bounded number of rows, so tombstones cannot make a list slow; it may be short, or empty, with a cursor.
 In and out: names and keys in, copies out; nothing returned points into the file.
+
+By which clock rows expire is told by who makes the reader: a gateway has the leader's from its node. A program that reads the file has
+its own wall clock (`Replica._now`).
 
 A read is one LMDB transaction. What it needs to know of the namespaces is kept from read to read: LMDB's transaction number
 tells that nothing was written since, the state hash of the system namespace that no system row was.
@@ -23,21 +27,32 @@ from typing import Any, Final, NamedTuple, Self
 
 import lmdb
 
-from kvp2p.core.entry import FLAG_METADATA, ROW_HEAD_BYTES, Kind, is_tombstone, is_value, row_digest_holds
+from kvp2p.core.chunk_rows import shown_row
+from kvp2p.core.entry import (
+    FLAG_METADATA,
+    ROW_HEAD_BYTES,
+    Kind,
+    is_chunked,
+    is_tombstone,
+    is_value,
+    row_digest_holds,
+    row_version,
+)
 from kvp2p.core.port import ReadTransaction
 from kvp2p.core.system_rows import NAMESPACE_PREFIX, Namespace, decode_namespace, namespace_key
 from kvp2p.core.vector import VersionVector
-from kvp2p.errors import RequestError, StoreCorrupt, StoreFormatError
+from kvp2p.errors import RequestError, StoreCorrupt
 from kvp2p.ids import SYSTEM_NAMESPACE, AccountId, NamespaceId, Version
 from kvp2p.limits import KEY_BYTES_MAX, LIST_KEYS_MAX, LIST_ROWS_SCANNED_MAX
 from kvp2p.store import meta
+from kvp2p.store.chunked import OpenValue, whole_value
 from kvp2p.store.cursor import decode_cursor, encode_cursor
 from kvp2p.store.environment import DATA_FILE
 from kvp2p.store.layout import LONG_KEY_BYTES_MIN, LayoutReader, tail_key
 from kvp2p.store.lmdb_store import LmdbStore
 from kvp2p.store.lmdb_tables import LmdbTables
 from kvp2p.store.meta import cached_field
-from kvp2p.store.tables import HASHES, META, ROWS, TAILS
+from kvp2p.store.tables import HASHES, META, PENDING, ROWS, TAILS
 
 STORE_DIRECTORY: Final = "store"  # inside a node's data directory
 
@@ -147,28 +162,43 @@ class View:
         return LayoutReader(LmdbTables(self._transaction, self._replica.tables), self._replica.store.decoded)
 
     def raw_row(self, namespace: NamespaceId, key: bytes) -> bytes | None:
-        """Return a row as stored, hidden or not: ask `is_hidden`."""
+        """Return a row as stored, hidden or not, whole or not: ask `is_hidden`; `shown_row` returns what readers see."""
         if len(key) < LONG_KEY_BYTES_MIN:
             return self._transaction.get(namespace + key, None, self._replica.tables[ROWS])
         return self._transaction.get(tail_key(namespace + key), None, self._replica.tables[TAILS])
+
+    def shown_row(self, namespace: NamespaceId, key: bytes) -> bytes | None:
+        """Return the row that readers see: not the stored one while that lacks chunks [I3]. It may be hidden all the same."""
+        return shown_row(self.transaction, namespace, key)
+
+    def shows(self, version: Version) -> bool:
+        """Tell whether this store has everything up to a version, and has it whole."""
+        if not self.vector.covers(version):
+            return False
+        first = next(LmdbTables(self._transaction, self._replica.tables).scan(PENDING), None)
+        return first is None or first[0] > version
+
+    def open_value(self, row: bytes) -> OpenValue:
+        """Read the value of a chunked row of this view chunk by chunk. The view belongs to it from now on, and ends with it."""
+        return OpenValue(self.transaction, row, lambda: self.__exit__(None, None, None))
 
 
 class Replica:
     """A reader of the node whose data directory this is; the node need not run.
 
-    `path` is the data directory or the store inside it. `now` gives unix seconds. Titles are looked up in `account` (None: the
+    `path` is the data directory or the store inside it. `now` gives the unix seconds by which rows expire. Titles are looked up in `account` (None: the
     cluster's first). Raises StoreError, or StoreFormatError, when there is no store that can be read.
     May be used from several threads. Close it, or use it as a context manager.
     """
 
     def __init__(
-        self, path: Path | str, *, now: Callable[[], float] = time.time, account: AccountId | None = None
+        self, path: Path | str, *, now: Callable[[], float] | None = None, account: AccountId | None = None
     ) -> None:
         directory = Path(path)
         if not (directory / DATA_FILE).exists() and (directory / STORE_DIRECTORY).exists():
             directory /= STORE_DIRECTORY
         self.store = LmdbStore.open(directory, readonly=True)
-        self._now = now
+        self._given_now = now
         self._account = account
         self.tables: dict[str, Any] = self.store.environment.tables
         self._rows = self.tables[ROWS]
@@ -195,6 +225,14 @@ class Replica:
     def view(self) -> View:
         """Open a read transaction: `with replica.view() as view`."""
         return View(self)
+
+    def hide_by(self, now: Callable[[], float]) -> None:
+        """Let rows expire by another clock from here on."""
+        self._given_now = now
+
+    def _now(self) -> float:
+        """Return the unix seconds by which rows are hidden; asked for rows that expire only."""
+        return time.time() if self._given_now is None else self._given_now()
 
     # --- single keys
 
@@ -233,21 +271,22 @@ class Replica:
         return None if found is None else (found.value, found.metadata)
 
     def find(self, namespace: str | bytes, key: str | bytes, *, verify: bool = False) -> Found | None:
-        """Return all there is to a key. `verify` checks the row's digest: StoreCorrupt when the file is damaged there."""
+        """Return all there is to a key. `verify` checks the row's digest: StoreCorrupt when the file is damaged there.
+
+        Chunks of large values are always checked.
+        """
         raw_key = _key_bytes(key)
         try:
             transaction = self.begin(self._rows)
             try:
                 row = self._row(transaction, namespace, raw_key)
+                if row is not None and is_chunked(row):
+                    return self._shown_in(transaction, row, verify=verify)
             finally:
                 transaction.abort()
         except lmdb.Error as error:
             raise self.store.translated(error) from error
-        if row is None:
-            return None
-        if verify and not row_digest_holds(row):
-            raise StoreCorrupt(f"the row of key {key!r} in namespace {namespace!r} does not match its digest")
-        return self._shown(row)
+        return None if row is None else self._shown(row, verify=verify)
 
     def _row(self, transaction: lmdb.Transaction[bytes], namespace: str | bytes, key: bytes) -> bytes | None:
         if not 1 <= len(key) <= KEY_BYTES_MAX:
@@ -259,13 +298,25 @@ class Replica:
             return transaction.get(full_key, None, self._rows)
         return transaction.get(tail_key(full_key), None, self.tables[TAILS])
 
-    def _shown(self, row: bytes) -> Found | None:
+    def _shown_in(self, transaction: lmdb.Transaction[bytes], row: bytes, *, verify: bool) -> Found | None:
+        """Return what is seen of a chunked row, from the transaction that it was read in."""
+        reader = LayoutReader(LmdbTables(transaction, self.tables), self.store.decoded)
+        pending = reader.pending(row_version(row))
+        if pending is not None:
+            row = pending.shown
+        return self._shown(row, reader, verify=verify) if row else None
+
+    def _shown(self, row: bytes, reader: ReadTransaction | None = None, *, verify: bool) -> Found | None:
+        if verify and not row_digest_holds(row):
+            raise StoreCorrupt(f"the row of version {row_version(row).hex()} does not match its digest")
         if is_hidden(row, self._now):
             return None
-        if not is_value(row):
-            raise StoreFormatError("the value is stored in chunks, which this version of kvp2p does not read")
-        value_at = ROW_HEAD_BYTES + int.from_bytes(row[2:4], "big")
-        return Found(row[value_at:], _metadata(row), int.from_bytes(row[4:12], "big"), Version(row[12:32]))
+        if is_chunked(row):
+            assert reader is not None, "chunks are read where their row was"
+            value = whole_value(reader, row)
+        else:
+            value = row[ROW_HEAD_BYTES + int.from_bytes(row[2:4], "big") :]
+        return Found(value, _metadata(row), int.from_bytes(row[4:12], "big"), row_version(row))
 
     # --- lists
 
@@ -301,7 +352,10 @@ class Replica:
                 if scanned >= LIST_ROWS_SCANNED_MAX:
                     return Page(tuple(keys), list_complete=False, cursor=encode_cursor(namespace, last))
                 head = bytes(row[:ROW_HEAD_BYTES])  # copied once: each look into a memoryview makes another
-                if not is_hidden(head, self._now):
+                if is_chunked(head) and (pending := transaction.pending(row_version(head))) is not None:
+                    row = pending.shown  # noqa: PLW2901  what is seen in its place
+                    head = bytes(row[:ROW_HEAD_BYTES])
+                if head and not is_hidden(head, self._now):
                     if len(keys) == limit:
                         return Page(tuple(keys), list_complete=False, cursor=encode_cursor(namespace, last))
                     expires_at = int.from_bytes(head[4:12], "big")

@@ -17,7 +17,8 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,21 +98,33 @@ def _create(
     for key, value in given.items():
         put_setting(document, key, value, f"node {name}")
     config = build_config(directory, document, f"node {name}")
-    _require_unused(directory)
     identity = Identity(cluster_key.cluster, cluster_key.account, NodeId(secrets.token_bytes(ID_BYTES)), name)
-    new = directory.with_name(f".{directory.name}.new-{secrets.token_hex(4)}")
-    try:
-        new.mkdir(parents=True, mode=0o700)
+    with making(directory) as new:
         _write_settings(new / CONFIG_FILE, name, given)
         write_cluster_key(new / KEY_FILE, cluster_key)
         _create_store(new / STORE_DIRECTORY, identity, config, admin_token)
+    return Created(directory, identity.cluster, identity.account, identity.node, directory / KEY_FILE, admin_token)
+
+
+@contextmanager
+def making(directory: Path) -> Iterator[Path]:
+    """Give a new directory beside the place of a data directory; it is moved there, durably, when the block ends well.
+
+    Raises ConfigError when there is something in the place already, or when no directory can be made; nothing is left then.
+    """
+    directory = directory.absolute()
+    _require_unused(directory)
+    new = directory.with_name(f".{directory.name}.new-{secrets.token_hex(4)}")
+    try:
+        new.mkdir(parents=True, mode=0o700)
+        yield new
+        sync_directory(new)
         new.rename(directory)
-        _sync_directory(directory.parent)
+        sync_directory(directory.parent)
     except OSError as error:
         raise ConfigError(f"{directory} cannot be made: {error}") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    return Created(directory, identity.cluster, identity.account, identity.node, directory / KEY_FILE, admin_token)
 
 
 def _require_unused(directory: Path) -> None:
@@ -147,7 +160,7 @@ def _create_store(path: Path, identity: Identity, config: NodeConfig, admin_toke
             with store.write() as txn:
                 result = apply_batch(txn, _first_group(identity, admin_token))
             assert all(outcome.ending is Ending.ACKED for outcome in result.outcomes)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def _first_group(identity: Identity, admin_token: str) -> WriteGroup:
@@ -178,7 +191,8 @@ def _first_group(identity: Identity, admin_token: str) -> WriteGroup:
     return WriteGroup(FIRST_TERM, issuer, (write,), wall_ms, Designation(FIRST_TERM, issuer, identity.node))
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Let the names in a directory be durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -14,6 +14,7 @@ Decides: the framing, and for each message the number that names it and its fiel
     8  Readiness     ready, reason, clock_ahead_ms
     9  StageChunk    request, upload, chunk 32, content
    10  EndUpload     upload
+    20 SetClock      request, behind, milliseconds
 
 Keeps true: I9, a chunk is at most LOCAL_MESSAGE_BYTES_MAX, and so is what a decoder holds back beside what it was just fed.
 In and out: bytes from a stream, in any pieces; RemoteProtocolError ends the connection. Both ends are of one installation, so there is
@@ -29,6 +30,7 @@ from kvp2p.core.entry import CHUNK_ID_BYTES, ChunkId
 from kvp2p.errors import LocalProtocolError, RemoteProtocolError
 from kvp2p.limits import (
     CHUNK_BYTES,
+    CLOCK_OFFSET_MS_MAX,
     EXPLANATION_CHARS_MAX,
     LOCAL_COUNTER_NAME_CHARS_MAX,
     LOCAL_COUNTERS_MAX,
@@ -47,6 +49,7 @@ from kvp2p.wire.local_messages import (
     QueryAnswer,
     Readiness,
     Report,
+    SetClock,
     StageChunk,
     SubmitWrite,
 )
@@ -151,6 +154,8 @@ def _to_raw(message: LocalMessage) -> CborValue:
             return [9, request, upload, chunk, content]
         case EndUpload(upload):
             return [10, upload]
+        case SetClock(request, offset_ms):
+            return [20, request, offset_ms < 0, abs(offset_ms)]
         case _:
             assert_never(message)
 
@@ -228,6 +233,14 @@ def _decode_end_upload(value: CborValue) -> EndUpload:
     return EndUpload(number(record(value, "an EndUpload", ("10", "upload"))[1], "upload"))
 
 
+def _decode_set_clock(value: CborValue) -> SetClock:
+    _, request, behind, milliseconds = record(value, "a SetClock", ("20", "request", "behind", "milliseconds"))
+    is_behind = flag(behind, "behind")
+    # There is one zero.
+    offset_ms = number(milliseconds, "milliseconds", CLOCK_OFFSET_MS_MAX, least=int(is_behind))
+    return SetClock(number(request, "request"), -offset_ms if is_behind else offset_ms)
+
+
 _DECODERS: dict[int, Callable[[CborValue], LocalMessage]] = {
     1: _decode_hello,
     2: _decode_submit_write,
@@ -239,4 +252,5 @@ _DECODERS: dict[int, Callable[[CborValue], LocalMessage]] = {
     8: _decode_readiness,
     9: _decode_stage_chunk,
     10: _decode_end_upload,
+    20: _decode_set_clock,  # 20 and above: for tests
 }

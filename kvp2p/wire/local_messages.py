@@ -106,6 +106,16 @@ class Readiness:
     clock_ahead_ms: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class SetClock:
+    """Shift the node's wall clock, in a test: its offset to the system's clock from now on. Answered by LocalOutcome: acked, or
+    refused with code `clock_fixed` by a node that was not started for it.
+    """
+
+    request: int
+    offset_ms: int  # negative: behind
+
+
 LocalMessage = (
     Hello
     | SubmitWrite
@@ -117,4 +127,5 @@ LocalMessage = (
     | LocalOutcome
     | QueryAnswer
     | Readiness
+    | SetClock
 )

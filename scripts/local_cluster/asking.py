@@ -78,6 +78,8 @@ def describe(state: State, node: Node, *, fully: bool) -> dict[str, Any]:
         document |= {"alive": is_alive, "ready": answers and is_ready(node)}
         document |= {name: says.get(name) for name in STATUS_FIELDS}
         document["pids"] = read_pids(node) if answers else None
+        if node.clock_offset_ms is not None:
+            document["clock_offset_ms"] = node.clock_offset_ms
     return document
 
 
@@ -136,4 +138,6 @@ def print_node(node: dict[str, Any], *, as_json: bool) -> None:
         condition = "ready" if node["ready"] else "not ready" if node["alive"] else "not running"
         lag = "-" if node["lag_ms"] is None else f"{node['lag_ms']} ms"
         line += f"  {condition:<11}  lag {lag:<8}  H {(node['state_hash'] or '-')[:12]}"
+        if node.get("clock_offset_ms"):
+            line += f"  clock {node['clock_offset_ms']:+} ms"
     print(line.rstrip())

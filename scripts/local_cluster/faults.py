@@ -89,24 +89,33 @@ def end_proxy(state: State) -> None:
 
 def ask(directory: Path, request: dict[str, Any]) -> list[dict[str, Any]]:
     """Ask the proxy for something and return the links that have faults after it. Raises CannotError."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(ASK_SECONDS)
-            # The path of a unix socket may have 107 bytes, and that of a directory has as many as its user likes.
-            connection.connect(f"/proc/self/fd/{descriptor}/{SOCKET_FILE}")
+        with connect_below(directory, SOCKET_FILE) as connection:
             connection.sendall(json.dumps(request).encode() + b"\n")
             answer = json.loads(b"".join(iter(lambda: connection.recv(65_536), b"")))
     except (OSError, ValueError) as error:
         raise CannotError(
             f"the fault proxy of {directory} does not answer ({error}); `start --dir {directory}` starts it again"
         ) from error
-    finally:
-        os.close(descriptor)
     if "error" in answer:
         raise CannotError(f"the fault proxy refuses: {answer['error']}")
     faults: list[dict[str, Any]] = answer["faults"]
     return faults
+
+
+def connect_below(directory: Path, name: str) -> socket.socket:
+    """Connect to a unix socket in a directory. Its path may have 107 bytes, that of a directory as many as its user likes."""
+    connection = socket.socket(socket.AF_UNIX)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        connection.settimeout(ASK_SECONDS)
+        connection.connect(f"/proc/self/fd/{descriptor}/{name}")
+    except OSError:
+        connection.close()
+        raise
+    finally:
+        os.close(descriptor)
+    return connection
 
 
 # --- the commands

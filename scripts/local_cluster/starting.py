@@ -140,7 +140,8 @@ def _new_node(directory: Path, number: int, ports: Sequence[int]) -> Node:
     if not more:
         return node
     # All of 127.0.0.0/8 is this machine's own (Linux): an address for each node, by which the proxy knows it.
-    return node._replace(proxy_port=more[0], address=f"127.0.{1 + number // 250}.{1 + number % 250}")
+    address = f"127.0.{1 + number // 250}.{1 + number % 250}"
+    return node._replace(proxy_port=more[0], address=address, clock_offset_ms=0)
 
 
 def _settings_of(node: Node, gateways: int) -> dict[str, object]:
@@ -179,11 +180,13 @@ def launch(directory: Path, name: str) -> Launch:
     """Start a node's supervisor in a session of its own, with no tie to this program, and write down who it is."""
     node = read_state(directory).node(name)
     require_data(node)
+    # The clock of a machine stays as wrong as it is when a process is started again.
+    clock = [] if node.clock_offset_ms is None else ["--clock-offset-ms", str(node.clock_offset_ms)]
     with node.log.open("ab") as log:
         log_from = log.tell()
         process = subprocess.Popen(
             # -P: the working directory, a node's data, is no place to import from.
-            [sys.executable, "-P", "-m", "kvp2p.supervisor", node.data_dir],
+            [sys.executable, "-P", "-m", "kvp2p.supervisor", node.data_dir, *clock],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

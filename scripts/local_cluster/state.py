@@ -34,8 +34,8 @@ def is_alive(pid: int | None, started: int | None) -> bool:
 
 
 class Node(NamedTuple):
-    """A node as written down. `started` tells its supervisor from a later process of the same id. `proxy_port` and `address`
-    are for a cluster with faults: what other nodes dial in place of `mesh_port`, and where this one dials from.
+    """A node as written down. `started` tells its supervisor from a later process of the same id. The last three are for a cluster
+    with faults: what other nodes dial in place of `mesh_port`, where this one dials from, and how wrong its clock is.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Node(NamedTuple):
     started: int | None = None
     proxy_port: int | None = None
     address: str | None = None
+    clock_offset_ms: int | None = None
 
     @property
     def directory(self) -> Path:

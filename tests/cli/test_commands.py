@@ -375,6 +375,12 @@ def test_status_shows_what_a_leader_that_is_catching_up_waits_for(kvp2p: Run, no
         assert word in result.err
 
 
+def test_status_says_what_a_restored_leader_waits_for(kvp2p: Run, node: Node) -> None:
+    node.members = [{"name": "n1", "api_url": node.url, "data_url": node.url, "node_id": "1" * 32}]
+    node.says = {"leader": False, "role": "hearing", "waiting": "waiting for a peer"}
+    assert "n1 is to lead, but is waiting for a peer." in kvp2p("status").err
+
+
 def test_status_says_which_disk_is_full(kvp2p: Run, node: Node) -> None:
     node.members = [{"name": "n1", "api_url": node.url, "data_url": node.url, "node_id": "1" * 32}]
     assert "cannot store" not in kvp2p("status").err
@@ -383,7 +389,20 @@ def test_status_says_which_disk_is_full(kvp2p: Run, node: Node) -> None:
 
 
 def test_every_command_has_help_with_an_example(kvp2p: Run) -> None:
-    commands = ["init", "serve", "config", "get", "put", "delete", "list", "import", "export", "status"]
+    commands = [
+        "init",
+        "serve",
+        "config",
+        "get",
+        "put",
+        "delete",
+        "list",
+        "import",
+        "export",
+        "status",
+        "backup",
+        "restore",
+    ]
     groups = [(group, command) for group in ("namespace", "token") for command in ("create", "list")]
     for words in [*((one,) for one in commands), *groups, ("namespace", "delete"), ("token", "revoke")]:
         result = kvp2p(*words, "--help")

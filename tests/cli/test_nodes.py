@@ -73,6 +73,15 @@ def test_config_prints_every_setting_as_toml_or_json(kvp2p: Run, tmp_path: Path)
     assert kvp2p("config", "--dir", directory, "--json").document["data_port"] == 8787
 
 
+def test_clock_offset_is_not_for_people_and_still_checked(kvp2p: Run, tmp_path: Path) -> None:
+    assert b"clock" not in kvp2p("serve", "--help").out
+    directory = str(tmp_path / "n1")
+    kvp2p("init", "--dir", directory, "--name", "n1")
+    result = kvp2p("serve", "--dir", directory, "--clock-offset-ms", "-99999999999")
+    assert result.status == 2
+    assert "with --clock-offset-ms: clock_offset_ms must be from -31622400000 to 31622400000" in result.err
+
+
 def test_serve_and_config_without_a_node_say_how_to_make_one(kvp2p: Run, tmp_path: Path) -> None:
     for command in ("serve", "config"):
         result = kvp2p(command, "--dir", str(tmp_path / "nothing"))

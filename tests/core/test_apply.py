@@ -422,6 +422,14 @@ def test_the_vector_rises_at_a_walks_end_to_that_of_its_first_part() -> None:
     assert apply(store, FrameBatch(frame_of(5, 8))).above == EMPTY_VECTOR
 
 
+def test_what_stands_above_the_vector_of_the_peer_that_is_walked_stands_above_this_one_too() -> None:
+    """It has the newer row of a key whose log it has in part only: with the same vector H is another one elsewhere."""
+    store = new_store(complete=False)
+    walked = part(((SYSTEM_NAMESPACE, b"a", value_row(9)),), vector(x=5))
+    assert apply(store, WalkBatch(walked, vector(x=5))).above == vector(x=9)
+    assert apply(store, FrameBatch(frame_of(5, 9))).above == EMPTY_VECTOR
+
+
 def test_a_walk_brings_back_nothing_that_was_known_and_keeps_the_log_that_is_there() -> None:
     store = new_store()
     with store.write() as txn:

@@ -16,18 +16,31 @@ import trio
 
 from kvp2p.config import HttpSettings
 from kvp2p.core.apply import apply_batch
-from kvp2p.core.batches import StampedWrite, WriteGroup
+from kvp2p.core.batches import ChunkBatch, StampedWrite, WriteGroup
+from kvp2p.core.entry import ChunkId, ChunkList, chunk_id, encode_chunk_list
 from kvp2p.core.operations import CreateNamespace, Delete, Ending, Operation, Outcome, Put
 from kvp2p.core.port import Identity
 from kvp2p.core.system_rows import Permission, Token, encode_token, hash_token, token_key
 from kvp2p.gateway.server import Gateway
 from kvp2p.ids import SYSTEM_NAMESPACE, AccountId, ClusterId, Issuer, NamespaceId, NodeId, Stamp, Version
+from kvp2p.limits import CHUNK_BYTES
 from kvp2p.runtime.listening import open_listener
 from kvp2p.runtime.node_port import NodePort
 from kvp2p.store.lmdb_store import LmdbStore
 from kvp2p.store.reader import Replica
+from kvp2p.store.tables import CHUNKS
 from kvp2p.wire.local import LocalDecoder, encode_local
-from kvp2p.wire.local_messages import AwaitVersion, Hello, LocalMessage, LocalOutcome, Readiness, Report, SubmitWrite
+from kvp2p.wire.local_messages import (
+    AwaitVersion,
+    EndUpload,
+    Hello,
+    LocalMessage,
+    LocalOutcome,
+    Readiness,
+    Report,
+    StageChunk,
+    SubmitWrite,
+)
 
 ACCOUNT = AccountId(b"a" * 16)
 NAMESPACE = NamespaceId(b"n" * 16)
@@ -45,18 +58,44 @@ class Writer:
     def __init__(self, store: LmdbStore) -> None:
         self.store = store
         self.stamp = 1 << 16
+        self.wall_ms = 1
 
     def write(self, *operations: Operation) -> Outcome:
         write = StampedWrite(Stamp(self.stamp), operations)
         self.stamp += len(operations)
         with self.store.write() as txn:
-            return apply_batch(txn, WriteGroup(1, ISSUER, (write,), wall_ms=1)).outcomes[0]
+            return apply_batch(txn, WriteGroup(1, ISSUER, (write,), self.wall_ms)).outcomes[0]
 
     def put(self, key: bytes, value: bytes, metadata: bytes | None = None, expires_at: int = 0) -> str:
         """Store a value behind the gateway's back; returns its version in hex."""
         version = self.write(Put(NAMESPACE, key, value, metadata, expires_at)).version
         assert version is not None
         return version.hex()
+
+    def stage(self, *chunks: tuple[ChunkId, bytes]) -> None:
+        with self.store.write() as txn:
+            result = apply_batch(txn, ChunkBatch(tuple(name for name, _ in chunks), chunks))
+        assert not result.chunks_refused
+
+    def release(self, *chunks: ChunkId) -> None:
+        with self.store.write() as txn:
+            apply_batch(txn, ChunkBatch(release=chunks))
+
+    def put_large(self, key: bytes, value: bytes, metadata: bytes | None = None, expires_at: int = 0) -> str:
+        """Store a value in chunks behind the gateway's back; returns its version in hex."""
+        contents = [value[at : at + CHUNK_BYTES] for at in range(0, len(value), CHUNK_BYTES)]
+        names = tuple(map(chunk_id, contents))
+        self.stage(*zip(names, contents, strict=True))
+        body = encode_chunk_list(ChunkList(len(value), CHUNK_BYTES, names))
+        version = self.write(Put(NAMESPACE, key, body, metadata, expires_at, is_chunked=True)).version
+        self.release(*names)
+        assert version is not None
+        return version.hex()
+
+    def chunks(self) -> set[ChunkId]:
+        """Return all chunks that the store has the content of."""
+        with self.store.read() as txn:
+            return {ChunkId(place[:-1]) for place, _ in txn._tables.scan(CHUNKS) if place[-1:] == b"c"}
 
     def add_token(
         self,
@@ -86,18 +125,22 @@ class Writer:
 
 
 class FakeNode:
-    """Serves `path`. `answer` replaces the outcome of the next writes; `gate` holds all outcomes until it is set."""
+    """Serves `path`. `answer` and `stage_answer` replace the outcomes of writes and chunks; `gate` holds all until it is set."""
 
     def __init__(self, path: str, writer: Writer) -> None:
         self.path = path
         self.writer = writer
         self.answer: Callable[[SubmitWrite], Outcome | None] | None = None
+        self.stage_answer: Callable[[StageChunk], Outcome | None] | None = None
         self.await_answer: Callable[[AwaitVersion], Outcome] = lambda _: Outcome(Ending.ACKED)
         self.gate = trio.Event()
         self.gate.set()
         self.readiness = Readiness(ready=True, reason="")
         self.submitted: list[SubmitWrite] = []
         self.awaited: list[AwaitVersion] = []
+        self.staged: list[StageChunk] = []
+        self.uploads: dict[int, list[ChunkId]] = {}  # that have not ended
+        self.ended_uploads: list[int] = []
         self.reports: list[Report] = []
         self.hello: Hello | None = None
         self._streams: list[trio.SocketStream] = []
@@ -146,6 +189,7 @@ class FakeNode:
             return
         finally:
             self._streams.remove(stream)
+            self.uploads.clear()  # those of a connection end with it; there is one at a time
 
     def _accept(self, message: LocalMessage) -> LocalMessage | None:
         match message:
@@ -159,6 +203,19 @@ class FakeNode:
                     return LocalOutcome(request, self.writer.write(*operations))
                 outcome = self.answer(message)
                 return None if outcome is None else LocalOutcome(request, outcome)
+            case StageChunk(request=request, upload=upload, chunk=chunk, content=content):
+                self.staged.append(message)
+                if self.stage_answer is not None:
+                    outcome = self.stage_answer(message)
+                    return None if outcome is None else LocalOutcome(request, outcome)
+                self.uploads.setdefault(upload, []).append(chunk)
+                self.writer.stage((chunk, content))
+                return LocalOutcome(request, Outcome(Ending.ACKED))
+            case EndUpload(upload=upload):
+                self.ended_uploads.append(upload)
+                ended = self.uploads.pop(upload, [])
+                kept = {chunk for chunks in self.uploads.values() for chunk in chunks}
+                self.writer.release(*[chunk for chunk in ended if chunk not in kept])
             case AwaitVersion(request=request):
                 self.awaited.append(message)
                 return LocalOutcome(request, self.await_answer(message))
@@ -192,7 +249,7 @@ class Wire:
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
-        self._buffer = b""
+        self._buffer = bytearray()
         self._heads: deque[bool] = deque()
 
     async def __aenter__(self) -> Self:
@@ -209,9 +266,9 @@ class Wire:
         return await self.reply(is_head=data.startswith(b"HEAD "))
 
     async def reply(self, *, is_head: bool = False) -> Reply:
-        while b"\r\n\r\n" not in self._buffer:
+        while (end := self._buffer.find(b"\r\n\r\n")) < 0:
             await self._more()
-        head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
+        head = self._take(end + 4)[:-4]
         start, *lines = head.decode("ascii").split("\r\n")
         version, status, reason = start.split(" ", 2)
         assert version == "HTTP/1.1"
@@ -222,12 +279,16 @@ class Wire:
         length = int(headers["content-length"])
         while len(self._buffer) < length:
             await self._more()
-        body, self._buffer = self._buffer[:length], self._buffer[length:]
-        return Reply(int(status), reason, headers, body)
+        return Reply(int(status), reason, headers, self._take(length))
+
+    def _take(self, count: int) -> bytes:
+        taken = bytes(memoryview(self._buffer)[:count])
+        del self._buffer[:count]
+        return taken
 
     async def is_closed(self) -> bool:
         """Wait for the end of the connection; tells whether nothing more came before it."""
-        rest = self._buffer
+        rest = bytes(self._buffer)
         try:
             while data := await self.stream.receive_some(65536):
                 rest += data
@@ -235,9 +296,9 @@ class Wire:
             return False
         return not rest
 
-    async def _more(self) -> None:
-        data = await self.stream.receive_some(65536)
-        assert data, f"the connection ended, after {self._buffer!r}"
+    async def _more(self, bytes_max: int = 65_536) -> None:
+        data = await self.stream.receive_some(bytes_max)
+        assert data, f"the connection ended, after {bytes(self._buffer[:1_000])!r}"
         self._buffer += data
 
 

@@ -214,7 +214,7 @@ async def test_listed_key_shows_version_metadata_and_expiration(short_tmp_path: 
     async with rig(short_tmp_path) as r:
         plain = r.writer.put(b"a", b"v")
         full = r.writer.put(b"b", b"v", '{"é":1}'.encode(), 99_999_999_999)
-        r.writer.put(b"c", b"v", expires_at=5)
+        r.writer.put(b"c", b"v", expires_at=100)
         reply = await r.ask("GET", "/v1/words")
         assert reply.headers["content-type"] == "application/json"
         assert reply.json == {

@@ -166,15 +166,6 @@ async def test_bad_metadata_is_refused(short_tmp_path: Path, sent: bytes | str, 
         assert not r.node.submitted
 
 
-@pytest.mark.parametrize("header", ["KV-Expires-In", "KV-Expires-At"])
-async def test_expiry_is_refused_by_name_until_it_is_kept(short_tmp_path: Path, header: str) -> None:
-    async with rig(short_tmp_path) as r:
-        reply = await r.ask("PUT", "/v1/words/k", b"v", headers={header: "4102444800"})
-        assert (reply.status, reply.code) == (400, "expiry_not_supported")
-        assert header.lower() in reply.error["message"]
-        assert not r.node.submitted
-
-
 async def test_value_up_to_the_limit_is_stored_and_one_above_is_413(short_tmp_path: Path) -> None:
     async with rig(short_tmp_path) as r, await r.connect() as wire:
         value = bytes(range(256)) * (VALUE_BYTES_MAX // 256)

@@ -10,7 +10,7 @@ import structlog
 import trio
 import trio.testing
 
-from kvp2p.core.messages import Forward, Message
+from kvp2p.core.messages import Forward, Lane, Message
 from kvp2p.core.operations import Put
 from kvp2p.ids import ClusterId, NamespaceId, NodeId
 from kvp2p.limits import DATA_CREDIT_BYTES_MAX, DATA_QUEUE_BYTES_MAX
@@ -95,6 +95,25 @@ async def test_a_lost_link_is_dialled_again() -> None:
             await b.host.until_up(A)
         await a.host.until_up(B)
         assert a.host.reasons == ["the peer closed it: test"] * 3
+
+
+async def test_what_ended_links_have_carried_stays_in_the_sums() -> None:
+    a, b = Node("a"), Node("b")
+    async with running(a, b):
+        a.mesh.connect(B, b.url)
+        for round_number in range(1, 4):
+            await b.host.until_up(A)
+            await a.host.until_up(B)
+            assert a.mesh.try_send(B, big(round_number))
+            await b.host.until_messages(round_number)
+            await until(lambda count=round_number: a.mesh.traffic.sums()[Lane.DATA].sent_messages == count)  # type: ignore[misc]
+            sent, received = (node.mesh.traffic.sums()[Lane.DATA] for node in (a, b))
+            assert received.received_messages == round_number
+            assert sent.sent_bytes == received.received_bytes > round_number * 190_000
+            b.mesh.disconnect(A, "test")
+            await b.host.until_down(A)
+            assert b.mesh.traffic.sums()[Lane.DATA] == received
+        assert a.mesh.traffic.sums()[Lane.CONTROL].sent_messages >= 3  # pings
 
 
 async def test_stop_dialling_leaves_the_link_and_does_not_dial_again() -> None:

@@ -28,7 +28,7 @@ from kvp2p.errors import LinkClosed
 from kvp2p.ids import AccountId, ClusterId, Issuer, NamespaceId, NodeId
 from kvp2p.limits import CHUNK_BYTES
 from kvp2p.runtime.driver import ReplicaDriver
-from kvp2p.store.layout import LayoutWriter
+from kvp2p.store.layout_writer import LayoutWriter
 from kvp2p.store.lmdb_store import LmdbStore
 
 ACCOUNT = AccountId(b"a" * 16)

@@ -2,6 +2,7 @@
 
 import json
 import stat
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,16 +14,19 @@ import pytest
 import trio
 import trio.testing
 
+from kvp2p.api.metrics import families
 from kvp2p.core.entry import Kind, encode_row
-from kvp2p.core.messages import ChunkPart, Digest, Frame
+from kvp2p.core.messages import ChunkPart, Digest, Frame, Lane
 from kvp2p.core.operations import Ending, Outcome, Put
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.ids import Issuer, NodeId, Stamp, Version, make_version, version_issuer, version_stamp, version_term
 from kvp2p.limits import CHUNK_BYTES, VECTOR_ISSUERS_MAX
+from kvp2p.net.link import Traffic
 from kvp2p.node import local_server
 from kvp2p.node.local_server import LocalServer
-from kvp2p.node.status import Counters, own_counters, readiness, status_document
+from kvp2p.node.status import Counters, mesh_counters, own_counters, readiness, status_document
 from kvp2p.runtime.driver import ReplicaDriver
+from kvp2p.runtime.wall_clock import WallClock
 from kvp2p.wire.local import LocalDecoder, encode_local
 from kvp2p.wire.local_messages import (
     AwaitVersion,
@@ -34,6 +38,7 @@ from kvp2p.wire.local_messages import (
     QueryAnswer,
     Readiness,
     Report,
+    SetClock,
     StageChunk,
     SubmitWrite,
 )
@@ -79,7 +84,7 @@ class LocalProcess:
             self._received += self._decoder.feed(bytes(data))
         return self._received.pop(0)
 
-    async def outcome(self, message: SubmitWrite | AwaitVersion | StageChunk) -> Outcome:
+    async def outcome(self, message: SubmitWrite | AwaitVersion | StageChunk | SetClock) -> Outcome:
         await self.send(message)
         answer = await self.receive()
         assert isinstance(answer, LocalOutcome)
@@ -121,9 +126,9 @@ def store(tmp_path: Path) -> Iterator[GatedStore]:
 
 
 @asynccontextmanager
-async def serving(store: GatedStore, path: Path) -> AsyncIterator[Rig]:
+async def serving(store: GatedStore, path: Path, clock: WallClock | None = None) -> AsyncIterator[Rig]:
     """Run a node that leads alone and has a namespace."""
-    driver = ReplicaDriver(store, QUICK, member_of(NODE), ())
+    driver = ReplicaDriver(store, QUICK, member_of(NODE), (), clock)
     driver.dialler = FakeDialler()
     counters = Counters()
     gone: list[None] = []
@@ -190,6 +195,36 @@ async def test_a_write_that_comes_after_its_deadline_is_refused_and_not_applied(
     assert far.ending is Ending.ACKED
     assert not has_key(store, b"abandoned")
     assert has_key(store, b"k")
+
+
+async def test_clock_of_a_node_that_serves_people_is_not_shifted(store: GatedStore, short_tmp_path: Path) -> None:
+    async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as process:
+        outcome = await process.outcome(SetClock(1, 3_600_000))
+        assert (outcome.ending, outcome.code) == (Ending.REFUSED, "clock_fixed")
+        assert abs(rig.driver.now().wall_ms - time.time() * 1_000) < 60_000
+        assert (await process.query("status"))["clock_offset_ms"] is None
+
+
+async def test_clock_of_a_node_under_test_is_shifted_and_versions_keep_growing(
+    store: GatedStore, short_tmp_path: Path
+) -> None:
+    async with (
+        serving(store, short_tmp_path / "node.sock", WallClock(60_000)) as rig,
+        rig.process() as process,
+    ):
+        assert (await process.query("status"))["clock_offset_ms"] == 60_000
+        versions = []
+        for request, offset_ms in enumerate((0, 3_600_000, -3_600_000)):
+            outcome = await process.outcome(SetClock(request, offset_ms))
+            assert outcome.ending is Ending.ACKED
+            assert abs(rig.driver.now().wall_ms - time.time() * 1_000 - offset_ms) < 60_000
+            assert (await process.query("status"))["clock_offset_ms"] == offset_ms
+            versions.append((await process.outcome(SubmitWrite(request, in_ms(5_000), a_put(b"k")))).version or b"")
+        assert versions == sorted(set(versions))
+
+
+def test_clock_before_1970_reads_as_1970() -> None:
+    assert WallClock(-(10**15)).now_ms() == 0
 
 
 async def test_a_version_that_does_not_come_is_answered_in_time(store: GatedStore, short_tmp_path: Path) -> None:
@@ -271,6 +306,23 @@ async def test_status_tells_what_a_designated_node_waits_for(store: GatedStore) 
     assert status["lacks"] == [{"issuer": issuer.hex(), "held": f"{0:016x}", "wanted": f"{9:016x}", "from": peer.hex()}]
 
 
+async def test_status_tells_that_a_restored_leader_waits_for_a_peer(store: GatedStore) -> None:
+    with store.write() as txn:
+        txn.set_restored(True)
+    driver = ReplicaDriver(store, QUICK, member_of(NODE), ())
+    driver.dialler = FakeDialler()
+    peer = NodeId(b"p" * 16)
+    async with running(driver):
+        status = status_document(driver, identity_of(NODE), None)
+        assert (status["role"], status["restored"]) == ("hearing", True)
+        assert status["waiting"].startswith("waiting for a peer that has the cluster's data")
+        await driver.on_link_up(peer, FakeLink())
+        await driver.on_messages(peer, [Digest(EMPTY_VECTOR, bytes(16), True, EMPTY_VECTOR, None, None, True, 0)])
+        await until(lambda: status_document(driver, identity_of(NODE), None)["role"] == "leading")
+        status = status_document(driver, identity_of(NODE), None)
+    assert (status["restored"], status["waiting"]) == (False, "")
+
+
 async def test_metrics_are_the_sum_over_processes_and_keep_what_an_ended_one_counted(
     store: GatedStore, short_tmp_path: Path
 ) -> None:
@@ -288,6 +340,17 @@ async def test_metrics_are_the_sum_over_processes_and_keep_what_an_ended_one_cou
     assert both["kvp2p_node_syncs_total"] >= 1
     assert ended["requests_total"] == 17, "a counter never goes back"
     assert "connections" not in ended, "a gauge ends with its process"
+
+
+def test_what_links_carried_is_told_by_lane_as_counters() -> None:
+    carried = {lane: Traffic(received_bytes=number) for number, lane in enumerate(Lane, 1)}
+    samples = mesh_counters(carried)
+    assert samples['kvp2p_node_mesh_received_bytes_total{lane="data"}'] == 2
+    assert len(samples) == 5 * len(Lane)
+    assert {family.name for family in families(samples) if family.type == "counter"} == {
+        f"kvp2p_node_mesh_{name}"
+        for name in ("sent_messages", "sent_bytes", "received_messages", "received_bytes", "dropped_messages")
+    }
 
 
 async def test_readiness_is_told_at_connect_and_pushed_when_it_changes(store: GatedStore, short_tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ async def test_a_queue_that_is_full_refuses_as_overloaded(short_tmp_path: Path) 
     outcomes: list[Outcome] = []
     async with node.serving(), running_port(node.path) as port:
         await port.wait_connected()
-        value = b"x" * limits.VALUE_BYTES_MAX
+        value = b"x" * limits.ROW_VALUE_BYTES_MAX
         # Those that leave at once are not in the queue any more: what the kernel takes, and one that it takes in part.
         taken_max = math.ceil(limits.LOCAL_QUEUE_BYTES_MAX / len(value)) + 8
         for _ in range(taken_max):
@@ -314,7 +314,7 @@ async def test_a_write_that_the_node_does_not_take_is_refused_at_its_deadline_an
     async with running_port(path) as port:
         accepted, _ = await listener.accept()  # and reads nothing: the kernel's buffer fills, then the queue
         await port.wait_connected()
-        filler = a_put(b"filler", b"x" * limits.VALUE_BYTES_MAX)
+        filler = a_put(b"filler", b"x" * limits.ROW_VALUE_BYTES_MAX)
         for _ in range(16):
             port.submit_nowait(filler, 60_000, sent.append)
         outcome = await port.submit(a_put(b"late"), 200)
@@ -367,7 +367,7 @@ async def test_a_write_too_large_for_the_node_is_refused_here(short_tmp_path: Pa
     node = FakeNode(short_tmp_path / "node.sock", acknowledge)
     async with node.serving(), running_port(node.path) as port:
         await port.wait_connected()
-        outcome = await port.submit(2 * a_put(b"k", b"x" * limits.VALUE_BYTES_MAX), 5_000)
+        outcome = await port.submit(2 * a_put(b"k", b"x" * limits.ROW_VALUE_BYTES_MAX), 5_000)
         assert (outcome.ending, outcome.code) == (Ending.REFUSED, "bad_request")
         assert port.connected
 
@@ -446,7 +446,7 @@ async def test_a_write_cancelled_while_the_node_does_not_read_never_leaves(short
         accepted, _ = await listener.accept()  # and reads nothing: the kernel's buffer fills, then the queue
         await port.wait_connected()
         for _ in range(8):
-            port.submit_nowait(a_put(b"filler", b"x" * limits.VALUE_BYTES_MAX), 60_000, lambda _: None)
+            port.submit_nowait(a_put(b"filler", b"x" * limits.ROW_VALUE_BYTES_MAX), 60_000, lambda _: None)
         with trio.move_on_after(0.05) as scope:
             await port.submit(a_put(b"abandoned"), 60_000)
         assert scope.cancelled_caught

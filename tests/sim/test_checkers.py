@@ -17,6 +17,7 @@ from kvp2p.sim.checkers import (
     check_nothing_invented,
     check_outcomes_are_honest,
     check_positions_issued_once,
+    check_purged_to_the_last_row,
 )
 from kvp2p.sim.history import (
     Asked,
@@ -79,7 +80,7 @@ def position(stamp: int, key: str = KEY) -> StandingPosition:
 
 def state(node: str, *rows: StandingRow, log: tuple[StandingPosition, ...] = ()) -> StoreState:
     issuers = (StandingIssuer(ISSUER, "n1", None),)
-    return StoreState(node, True, ((ISSUER, 9),), NEVER, (), "ab" * 16, "ab" * 16, (), rows, log, issuers)
+    return StoreState(node, True, ((ISSUER, 9),), NEVER, (), "ab" * 16, "ab" * 16, (NAMESPACE,), rows, log, issuers)
 
 
 def closed_at(stamp: int | None, vector: int = 9) -> list[Record]:
@@ -96,6 +97,21 @@ def seen(content: str, stamp: int, node: str = "n1", disk: int = 0) -> Seen:
 def both(*rows: StandingRow) -> list[Record]:
     return [state("n1", *rows), state("n2", *rows)]
 
+
+STAMP = 1_000_000 << 16
+EXPIRES_MS = 1_060_000
+
+
+def purged(*rows: StandingRow) -> StoreState:
+    return replace(state("n1", *rows), is_purged=True, clock_ms=EXPIRES_MS)
+
+
+def mortal_row() -> StandingRow:
+    return replace(row(RED, STAMP), expires_at_s=900)
+
+
+MORTAL = replace(put(RED), expires_in_s=60)
+ONE_MORTAL: list[Record] = [invoked(1, MORTAL), Issued(1, "n1", ISSUER, STAMP, MORTAL, 1_000_000), acked(1, STAMP)]
 
 GOOD: list[Record] = [
     invoked(1, put(RED)),
@@ -132,7 +148,7 @@ BAD: list[tuple[Checker, str, list[Record]]] = [
         "H of n1 and n2 differ",
         [state("n1"), replace(state("n2"), state_hash="00" * 16, recount="00" * 16)],
     ),
-    (check_convergence, "deleted namespaces", [state("n1"), replace(state("n2"), deleted_namespaces=(NAMESPACE,))]),
+    (check_convergence, "namespaces that live", [state("n1"), replace(state("n2"), namespaces=())]),
     (check_convergence, "None at n2", [state("n1", row(RED, 1)), state("n2")]),
     (check_convergence, "differs", [state("n1", row(RED, 1)), state("n2", row(BLUE, 1))]),
     (check_convergence, "differs", [state("n1"), state("n2"), state("n3", row(RED, 1))]),
@@ -150,10 +166,20 @@ BAD: list[tuple[Checker, str, list[Record]]] = [
     (
         check_no_acknowledged_write_lost,  # nobody asked for the namespace to go
         "stands at None",
-        [*ONE_PUT, replace(state("n1"), deleted_namespaces=(NAMESPACE,))],
+        [*ONE_PUT, replace(state("n1"), namespaces=())],
     ),
     (check_no_resurrection, "is back at n1 with", [*PUT_AND_DELETE, *both(row(RED, 5))]),
     (check_no_resurrection, "is back at", [seen("", 2), seen(RED, 1)]),
+    (check_no_acknowledged_write_lost, "stands at None", [*ONE_MORTAL, replace(state("n1"), clock_ms=EXPIRES_MS - 1)]),
+    (
+        check_no_acknowledged_write_lost,  # an acknowledged write without an end came last
+        "stands at None",
+        [*ONE_MORTAL, invoked(2, put(BLUE)), acked(2, STAMP + 1), replace(state("n1"), clock_ms=EXPIRES_MS)],
+    ),
+    (check_purged_to_the_last_row, "tombstone of key", [purged(row("", 5))]),
+    (check_purged_to_the_last_row, "1 tombstones are left", [replace(purged(), graves=1)]),
+    (check_purged_to_the_last_row, "has expired and is left", [replace(purged(mortal_row()), expiring=1)]),
+    (check_purged_to_the_last_row, "1 rows stand in the index", [replace(purged(), expiring=1)]),
     (check_nothing_invented, "nobody wrote", [*ONE_PUT, *both(row(BLUE, 5))]),
     (check_nothing_invented, "nobody wrote", [seen(RED, 1)]),
     (check_nothing_invented, "nobody wrote", [invoked(1, put(RED, key="6b32")), seen(RED, 1)]),  # of another key
@@ -199,8 +225,15 @@ HARMLESS: list[list[Record]] = [
     [*PUT_AND_DELETE, *both()],
     [*PUT_AND_DELETE, *both(row("", 6))],
     [*PUT_AND_DELETE, invoked(3, put(BLUE)), acked(3, 7), seen("", 6), seen(BLUE, 7), *both(row(BLUE, 7))],
+    # What has expired may be gone, and so may what an unknown delete, or an unknown write that expires, may have put an end to.
+    [*ONE_MORTAL, replace(state("n1"), clock_ms=EXPIRES_MS)],
+    [*ONE_PUT, invoked(2, delete()), ended(2, "unknown"), *both()],
+    [*ONE_PUT, invoked(2, replace(put(BLUE), expires_in_s=60)), ended(2, "lost"), *both()],
+    # A store that was left alone long enough holds what lives; one that was not may hold more.
+    [*ONE_PUT, replace(purged(row(RED, 5)))],
+    [*PUT_AND_DELETE, replace(state("n1", row("", 6)), graves=1)],
     # The namespace's deletion takes its keys along.
-    [*PUT_AND_DROP, *(replace(one, deleted_namespaces=(NAMESPACE,)) for one in (state("n1"), state("n2")))],
+    [*PUT_AND_DROP, *(replace(one, namespaces=()) for one in (state("n1"), state("n2")))],
     # A replica that lags, or whose disk was put back to an older copy, may still show what is deleted elsewhere.
     [*PUT_AND_DELETE, seen("", 6), seen(RED, 5, node="n2"), *both(row("", 6))],
     [*PUT_AND_DELETE, seen("", 6), seen(RED, 5, disk=1), *both(row("", 6))],

@@ -218,6 +218,28 @@ def test_a_leader_whose_disk_was_put_back_does_not_issue_the_past() -> None:
     )
 
 
+def test_a_leader_that_was_restored_from_a_backup_does_not_lead_before_it_has_caught_up() -> None:
+    play = Play()
+    leader = play.node(1)
+    backup = leader.disk.store.snapshot()
+    with backup.write() as txn:
+        txn.set_restored(True)
+    assert play.put(leader, b"key", b"written after the backup") is Ending.ACKED
+    play.run(1)
+    play.cluster.crash(leader)
+    leader.disk.replace(backup)
+    cut = play.cluster.cut_off([leader])
+    leader.start()
+    play.run(20)
+    assert play.put(leader, b"key", b"by itself") is Ending.REFUSED
+    play.cluster.heal(cut)
+    play.until(lambda: play.has(leader, b"key"))
+    play.until(lambda: play.put(leader, b"key", b"newer") is Ending.ACKED)
+    with leader.disk.store.read() as reader:
+        assert not reader.restored
+    play.end()
+
+
 def test_a_promoted_node_whose_disk_forgot_it_leads_again() -> None:
     play = Play()
     new = play.node(2)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from kvp2p.core.board import Board
 from kvp2p.core.events import Effect, Event
 from kvp2p.ids import Now
 from kvp2p.sim import simulation as simulation_module
@@ -123,6 +124,10 @@ class _Failing:
         if not self._in_check:
             raise KeyError("a bug of ours")
         return self._machine.handle(event, now)
+
+    @property
+    def board(self) -> Board:
+        return self._machine.board
 
     def check(self) -> None:
         if self._in_check:

@@ -61,6 +61,8 @@ def test_facts_are_read_back_by_the_same_the_next_write_and_a_reader(store: Stor
         writer.set_floor(vector.raised(make_version(2**31, Stamp(1), Issuer(b"issuer-3"))))
         writer.set_above(EMPTY_VECTOR)
         writer.set_complete(False)
+        assert writer.restored is False
+        writer.set_restored(True)
         writer.set_designation(designation)
         writer.set_members(members)
         writer.set_totals(SECOND, NamespaceTotals(1, 2, 1))
@@ -73,6 +75,7 @@ def test_facts_are_read_back_by_the_same_the_next_write_and_a_reader(store: Stor
             assert dict(transaction.floor.items()).get(Issuer(b"issuer-3"), 0) == 1
             assert transaction.above == EMPTY_VECTOR
             assert transaction.complete is False
+            assert transaction.restored is True
             assert transaction.designation == designation
             assert transaction.members == members
             assert transaction.totals(FIRST) == totals

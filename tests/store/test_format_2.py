@@ -21,7 +21,7 @@ from kvp2p.core.purge import purge_at, purge_key
 from kvp2p.core.system_rows import Namespace, encode_namespace
 from kvp2p.core.vector import VersionVector
 from kvp2p.ids import SYSTEM_NAMESPACE, AccountId, ClusterId, Issuer, NamespaceId, NodeId, Stamp, Version, make_version
-from kvp2p.store.layout import LayoutWriter
+from kvp2p.store.layout_writer import LayoutWriter
 from kvp2p.store.lmdb_store import LmdbStore
 from kvp2p.store.tables import TABLE_NAMES
 

@@ -95,6 +95,13 @@ def test_creation_that_was_interrupted_can_be_done_again(tmp_path: Path, identit
         assert reader.identity == identity
 
 
+@pytest.mark.parametrize("readonly", [True, False])
+def test_file_that_is_still_empty_is_a_store_that_is_not_complete(tmp_path: Path, *, readonly: bool) -> None:
+    (tmp_path / "data.mdb").touch()
+    with pytest.raises(StoreError, match="not complete"):
+        LmdbStore.open(tmp_path, readonly=readonly)
+
+
 def test_directory_without_a_store_says_how_to_make_one(tmp_path: Path) -> None:
     for readonly in (True, False):
         with pytest.raises(StoreError, match="kvp2p init"):

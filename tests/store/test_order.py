@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from kvp2p.core.port import Identity
 from kvp2p.ids import AccountId, ClusterId, NamespaceId, NodeId
-from kvp2p.store.layout import LONG_KEY_BYTES_MIN, MARKER_BYTES, LayoutWriter, short_hash, tail_key
+from kvp2p.store.layout import LONG_KEY_BYTES_MIN, MARKER_BYTES, short_hash, tail_key
+from kvp2p.store.layout_writer import LayoutWriter
 from kvp2p.store.lmdb_store import LmdbStore
 from kvp2p.store.memory import MemoryStore
 from kvp2p.store.tables import EXPIRY, ROWS, TAILS

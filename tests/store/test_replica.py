@@ -17,7 +17,7 @@ from kvp2p.core.entry import row_digest_holds
 from kvp2p.core.operations import CreateNamespace, Delete, DeleteNamespace, Ending, Operation, Put
 from kvp2p.core.port import Identity
 from kvp2p.core.vector import VersionVector
-from kvp2p.errors import RequestError, StoreCorrupt, StoreError, StoreFormatError
+from kvp2p.errors import RequestError, StoreCorrupt, StoreError
 from kvp2p.ids import SYSTEM_NAMESPACE, AccountId, Issuer, NamespaceId, Stamp, make_version
 from kvp2p.store.lmdb_store import LmdbStore
 from kvp2p.store.reader import Page, is_hidden
@@ -394,16 +394,6 @@ def test_damaged_row_is_detected_when_asked(node: Node) -> None:
     node.put(b"sound")
     sound = node.replica.find("things", "sound", verify=True)
     assert sound is not None
-
-
-def test_value_in_chunks_is_not_taken_for_its_list_of_chunks(node: Node) -> None:
-    node.put(b"key")
-    with node.store.write() as writer:
-        row = writer.row(SPACE, b"key")
-        assert row is not None
-        writer.put_row(SPACE, b"key", b"\x02" + row[1:])
-    with pytest.raises(StoreFormatError, match="chunks"):
-        node.replica.get("things", "key")
 
 
 def test_path_may_be_the_data_directory_or_the_store_in_it(node: Node) -> None:

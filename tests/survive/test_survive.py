@@ -25,3 +25,25 @@ def test_no_acknowledged_write_is_lost_when_the_leader_is_killed_under_load(shor
     acked = [write for write in writes if write["outcome"] == "acked"]
     assert len(acked) == document["outcomes"]["acked"]
     assert document["keys_compared"] >= 3 * len({write["key"] for write in acked})
+
+
+@pytest.mark.slow
+def test_no_acknowledged_write_is_lost_when_the_mesh_is_cut_as_well(short_tmp_path: Path) -> None:
+    options = ["--nodes", "3", "--rate", "200", "--seconds", "7", "--kill-every-s", "4", "--seed", "7", "--partitions"]
+    done = subprocess.run(
+        [str(PROGRAM), *options, "--json", "--dir", str(short_tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.stdout, done.stderr
+    document = json.loads(done.stdout)
+    assert document["violations"] == []
+    assert done.returncode == 0
+    (cut,) = document["cuts"]
+    assert cut["groups"] == [["n3"], ["n1", "n2"]]
+    assert cut["heal_s"] > 7, "the last cut is healed when the load has ended"
+    assert document["equal_after_s"] <= 5
+    assert (document["lost"], document["invented"]) == (0, 0)
+    assert document["outcomes"]["unknown"] > 0  # what n3 had taken when it was cut off

@@ -50,6 +50,7 @@ from kvp2p.limits import (
     CHUNK_BYTES,
     CHUNK_PART_BYTES,
     CHUNK_PART_BYTES_MIN,
+    CLOCK_OFFSET_MS_MAX,
     EXPIRES_AT_MAX,
     PULL_BYTES_MAX,
     STAMP_MAX,
@@ -66,6 +67,7 @@ from kvp2p.wire.local_messages import (
     QueryAnswer,
     Readiness,
     Report,
+    SetClock,
     StageChunk,
     SubmitWrite,
 )
@@ -243,4 +245,5 @@ local_messages: st.SearchStrategy[LocalMessage] = st.one_of(
     st.builds(Readiness, st.booleans(), texts, counted_on),
     st.builds(StageChunk, u64, u64, chunk_ids, st.binary(min_size=1, max_size=300)),
     st.builds(EndUpload, u64),
+    st.builds(SetClock, u64, st.integers(-CLOCK_OFFSET_MS_MAX, CLOCK_OFFSET_MS_MAX)),
 )

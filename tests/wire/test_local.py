@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kvp2p.core.operations import DeleteNamespace
 from kvp2p.errors import LocalProtocolError, RemoteProtocolError
 from kvp2p.ids import NamespaceId
-from kvp2p.limits import LOCAL_MESSAGE_BYTES_MAX
+from kvp2p.limits import CLOCK_OFFSET_MS_MAX, LOCAL_MESSAGE_BYTES_MAX
 from kvp2p.wire.local import LocalDecoder, encode_local
 from kvp2p.wire.local_messages import Hello, LocalMessage, Query, QueryAnswer, Readiness, Report
 from tests.wire.strategies import local_messages
@@ -94,6 +94,9 @@ WRONG: dict[str, tuple[Any, str]] = {
     "chunk of nothing": ([[9, 1, 1, bytes(32), b""]], "content must be 1 to 262144"),
     "chunk of too much": ([[9, 1, 1, bytes(32), bytes(262_145)]], "content must be 1 to 262144"),
     "upload without a number": ([[10, None]], "upload must be"),
+    "offset without a sign": ([[20, 1, 0, 5]], "behind must be"),
+    "offset behind by nothing": ([[20, 1, True, 0]], "milliseconds must be a number from 1"),
+    "offset of more than a year": ([[20, 1, False, CLOCK_OFFSET_MS_MAX + 1]], "milliseconds must be a number from 0"),
 }
 
 

@@ -1,0 +1,123 @@
+"""`kvp2p backup`, `restore`, `scrub`: what an operator does with data directories, on the machine that has them.
+
+Decides: the flags, and what people are told afterwards.
+Keeps true: nothing that is there is overwritten unasked; work that may take long shows how far it is on a terminal.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvp2p.cli.output import say
+from kvp2p.cli.session import Json, print_json
+
+DataDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="Data directory of a node.", show_default=False)]
+
+
+def backup(
+    directory: DataDirectory,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write.", show_default=False)],
+    without_key: Annotated[bool, typer.Option("--without-key", help="Leave the cluster's key out of FILE.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write all that a node needs to be made again into one file. The node may run meanwhile.
+
+    FILE has the data as they were at one moment, the node's identity, kvp2p.toml and cluster.key.
+    It is secret: whoever has it can read every value and join the cluster. --without-key leaves the
+    key out, and restore then asks for it. FILE is a tar whose manifest.json has digests of the rest;
+    it is there only when it is whole and synced. While the copy is made, the node's own file grows
+    by what is written meanwhile.
+    Examples:
+      kvp2p backup ./n1 n1-monday.backup
+      kvp2p backup ./n1 /mnt/backups/n1 --overwrite
+    """
+    from kvp2p.supervisor.backup import make_backup
+
+    with byte_progress("copying") as on_progress:
+        made = make_backup(directory, file, has_key=not without_key, overwrites=overwrite, on_progress=on_progress)
+    if as_json:
+        print_json({"file": str(made.file), "bytes": made.file_bytes, **made.manifest})
+        return
+    say(f"{made.file}: {_size(made.file_bytes)} of node {made.manifest['name']} ({made.manifest['node_id']})")
+    if not without_key:
+        say("It is secret: it has the data and the key of the cluster.")
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File that `kvp2p backup` made.", show_default=False)],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Directory to make; new or empty.", show_default=False)
+    ],
+    lead_alone: Annotated[
+        bool,
+        typer.Option("--lead-alone", help="Let it lead without having heard a peer. May lose writes: see below."),
+    ] = False,
+    cluster_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--cluster-key-file", help="Copy of a member's cluster.key, if FILE has none.", show_default=False
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a data directory of a backup. It is the node that was backed up, with the same id.
+
+    That node must not run anywhere else: two with one id refuse each other.
+    If it is the leader, it first waits for a peer that has the cluster's data, however long, and
+    catches up with it; until then it is read and refuses writes. So nothing is lost that was
+    acknowledged after the backup and that any reachable peer has.
+    WARNING: --lead-alone gives that up. Use it only if all other nodes are gone for good, or there
+    never were any: what was written after the backup and stands on other nodes may then be lost
+    to newer writes of this one.
+    Examples:
+      kvp2p restore n1-monday.backup ./n1
+      kvp2p restore --lead-alone n1-monday.backup ./n1
+    """
+    from kvp2p.supervisor.restore import restore_backup
+
+    with byte_progress("restoring") as on_progress:
+        made = restore_backup(
+            file, directory, leads_alone=lead_alone, cluster_key_file=cluster_key_file, on_progress=on_progress
+        )
+    manifest = made.manifest
+    if as_json:
+        print_json({"directory": str(made.directory), "waits_for_a_peer": made.is_marked, **manifest})
+        return
+    say(f"{made.directory}: node {manifest['name']} ({manifest['node_id']}) as of {manifest['made_at']}")
+    if made.is_marked and not manifest["other_members"]:
+        say(
+            "Its cluster had no other node when the backup was made. If there is none now, it will wait for one in vain, and "
+            "refuse writes: remove the directory and restore with --lead-alone."
+        )
+    elif made.is_marked:
+        say("If it is the leader, it refuses writes until it has caught up with a peer.")
+    say(f"Next: kvp2p serve --dir {shlex.quote(str(directory))}")
+
+
+@contextmanager
+def byte_progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Show progress on stderr when that is a terminal; give a function to call with the bytes done and the bytes in all."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _size(count: int) -> str:
+    if count < 1 << 20:
+        return f"{count} bytes"
+    return f"{count / (1 << 20):.1f} MiB"

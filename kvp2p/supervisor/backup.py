@@ -1,0 +1,180 @@
+"""Backups: one file that has all a node needs to be made again, written while the node runs.
+
+Decides: what a backup file holds, and how it is laid out.
+Keeps true
+* The store in it is one committed state [I4]: everything that was acknowledged when the copy began is there.
+* FILE is whole or not there: it is written beside its place, synced and renamed. It never takes another file's place unasked.
+* Nobody but its owner may read it: it has the values, and unless told otherwise the cluster's key.
+In and out: a data directory in, a file out.
+
+The file is a tar without compression, of these members, in this order:
+
+    manifest.json   8192 bytes, padded with spaces: format, who made it and when, cluster, node, members, and of each file below
+                    length and digest (BLAKE2b, 32 bytes, hex). It is written last: a file that was cut off has none
+    kvp2p.toml      the settings
+    cluster.key     unless it was left out
+    store.mdb       the store, compacted. Not by the name it has in a directory: unpacking is not restoring, because a restored
+                    store is marked (see `restore.py`)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+import kvp2p
+from kvp2p.config import CONFIG_FILE, KEY_FILE, STORE_DIRECTORY, load_config
+from kvp2p.errors import ConfigError, StoreError
+from kvp2p.store.lmdb_store import LmdbStore
+from kvp2p.store.snapshot import Snapshot, open_snapshot
+from kvp2p.supervisor.directory import sync_directory
+
+BACKUP_FORMAT: Final = 1
+MANIFEST_FILE: Final = "manifest.json"
+STORE_FILE: Final = "store.mdb"
+MANIFEST_BYTES: Final = 8_192
+DIGEST_BYTES: Final = 32
+_SETTINGS_BYTES_MAX: Final = 1 << 20  # a settings or key file that is longer is none; guess
+
+OnProgress = Callable[[int, int], None]
+"""Called with the bytes that are done and how many there are in all, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A backup that was made."""
+
+    file: Path
+    file_bytes: int
+    manifest: dict[str, Any]
+
+
+def make_backup(
+    directory: Path,
+    file: Path,
+    *,
+    has_key: bool = True,
+    overwrites: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Made:
+    """Write a backup of the node in a data directory, running or not, into `file`.
+
+    Raises ConfigError when there is something at `file` (unless `overwrites`) or no node in the directory, StoreError when the
+    store cannot be read or the file cannot be written. Nothing is left of a backup that was not finished.
+    """
+    file = file.absolute()
+    if file.is_dir() or (file.exists() and not overwrites):
+        raise ConfigError(f"{file} is there already; name another file, or replace it with --overwrite")
+    load_config(directory / CONFIG_FILE)
+    with LmdbStore.open(directory / STORE_DIRECTORY, readonly=True) as store, open_snapshot(store) as snapshot:
+        try:
+            with _replacement(file) as stream:
+                manifest = _write(stream, directory, snapshot, has_key=has_key, on_progress=on_progress)
+                if file.exists() and not overwrites:
+                    raise ConfigError(f"{file} was made by somebody else meanwhile; name another file")
+        except OSError as error:
+            raise StoreError(f"{file} cannot be written: {error}. Nothing is left of it") from error
+    return Made(file, file.stat().st_size, manifest)
+
+
+def _write(
+    stream: IO[bytes], directory: Path, snapshot: Snapshot, *, has_key: bool, on_progress: OnProgress | None
+) -> dict[str, Any]:
+    reader = snapshot.reader
+    identity = reader.identity
+    manifest: dict[str, Any] = {
+        "backup_format": BACKUP_FORMAT,
+        "made_by": kvp2p.__version__,
+        "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "cluster_id": identity.cluster.hex(),
+        "node_id": identity.node.hex(),
+        "name": identity.name,
+        "state_hash": f"{reader.state_hash:032x}",
+        "other_members": len([member for member in reader.members if member.node != identity.node]),
+        "files": {},
+    }
+    _write_manifest(stream, {})  # its place
+    small = (CONFIG_FILE, KEY_FILE) if has_key else (CONFIG_FILE,)
+    for name in small:
+        _add(stream, manifest, name, [_small_file(directory / name)])
+    _add(stream, manifest, STORE_FILE, _with_progress(snapshot, on_progress))
+    stream.write(bytes(2 * tarfile.BLOCKSIZE))  # the end of a tar
+    stream.seek(0)
+    _write_manifest(stream, manifest)
+    return manifest
+
+
+def _with_progress(snapshot: Snapshot, on_progress: OnProgress | None) -> Iterator[bytes]:
+    done, total = 0, snapshot.bytes_in_use
+    for chunk in snapshot.chunks():
+        yield chunk
+        done += len(chunk)
+        if on_progress is not None:
+            on_progress(done, max(done, total))
+
+
+def _small_file(path: Path) -> bytes:
+    content = path.read_bytes()
+    if len(content) > _SETTINGS_BYTES_MAX:
+        raise ConfigError(f"{path} has {len(content)} bytes, which is too much for what it should hold")
+    return content
+
+
+def _add(stream: IO[bytes], manifest: dict[str, Any], name: str, chunks: Iterable[bytes]) -> None:
+    """Write a member, whose length is known when it is written: its head is filled in afterwards."""
+    head_at = stream.tell()
+    stream.write(bytes(tarfile.BLOCKSIZE))
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    length = 0
+    for chunk in chunks:
+        stream.write(chunk)
+        digest.update(chunk)
+        length += len(chunk)
+    stream.write(bytes(-length % tarfile.BLOCKSIZE))
+    end_at = stream.tell()
+    stream.seek(head_at)
+    stream.write(_head(name, length))
+    stream.seek(end_at)
+    manifest["files"][name] = {"bytes": length, "blake2b": digest.hexdigest()}
+
+
+def _write_manifest(stream: IO[bytes], manifest: dict[str, Any]) -> None:
+    text = json.dumps(manifest, indent=1).encode()
+    assert len(text) <= MANIFEST_BYTES, "a manifest has a handful of short fields"
+    stream.write(_head(MANIFEST_FILE, MANIFEST_BYTES))
+    stream.write(text.ljust(MANIFEST_BYTES))
+
+
+def _head(name: str, length: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = length
+    info.mode = 0o600
+    info.mtime = int(time.time())
+    head = info.tobuf(tarfile.GNU_FORMAT)  # which has room for lengths of over 8 GiB
+    assert len(head) == tarfile.BLOCKSIZE
+    return head
+
+
+@contextmanager
+def _replacement(file: Path) -> Iterator[io.BufferedRandom]:
+    """Open a file beside `file` that takes its place, durably, when the block ends well."""
+    beside = file.with_name(f".{file.name[:200]}.{os.getpid()}.part")
+    try:
+        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w+b") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(descriptor)
+        beside.replace(file)
+        sync_directory(file.parent)
+    finally:
+        beside.unlink(missing_ok=True)

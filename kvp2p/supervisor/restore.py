@@ -1,0 +1,159 @@
+"""Restoring: a data directory made of a backup file.
+
+Decides: when a backup file is taken for whole, and what is different in a directory that was made of one.
+Keeps true
+* Nothing is restored of a file that is not exactly what `backup.py` wrote: each member has its length and its digest.
+* A directory is whole or not there, as with `init`.
+* I2: the store is marked as restored, so that it does not lead by itself: others may have newer writes that were acknowledged. Whoever
+  asks for a directory without the mark vouches that nobody has.
+In and out: a backup file in, a data directory out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from kvp2p.cluster_key import ClusterKey, read_cluster_key, write_cluster_key
+from kvp2p.config import CONFIG_FILE, KEY_FILE, STORE_DIRECTORY, load_config
+from kvp2p.errors import ConfigError, StoreCorrupt, StoreFormatError
+from kvp2p.store.environment import DATA_FILE
+from kvp2p.store.lmdb_store import LmdbStore
+from kvp2p.supervisor.backup import (
+    BACKUP_FORMAT,
+    DIGEST_BYTES,
+    MANIFEST_BYTES,
+    MANIFEST_FILE,
+    STORE_FILE,
+    OnProgress,
+)
+from kvp2p.supervisor.directory import making, sync_directory
+
+_CHUNK_BYTES = 1 << 20
+_PLACES = {CONFIG_FILE: CONFIG_FILE, KEY_FILE: KEY_FILE, STORE_FILE: f"{STORE_DIRECTORY}/{DATA_FILE}"}
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A data directory that was made. `is_marked`: it will not lead before it has heard a peer."""
+
+    directory: Path
+    manifest: dict[str, Any]
+    is_marked: bool
+
+
+def restore_backup(
+    file: Path,
+    directory: Path,
+    *,
+    leads_alone: bool = False,
+    cluster_key_file: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> Restored:
+    """Make a data directory of a backup file.
+
+    `cluster_key_file` is for a backup that was made without the cluster's key. Raises ConfigError when there is something in the
+    directory already or the key is missing or another cluster's, StoreFormatError for a file that is no backup or one of a newer
+    format, StoreCorrupt when it is damaged or was cut off. Nothing is left of a directory that was not finished.
+    """
+    with _open(file) as archive:
+        manifest = _read_manifest(archive, file)
+        if KEY_FILE not in manifest["files"] and cluster_key_file is None:
+            raise ConfigError(
+                f"{file} was made without {KEY_FILE}; give a copy of any member's with --cluster-key-file"
+            )
+        with making(directory) as new:
+            (new / STORE_DIRECTORY).mkdir(mode=0o700)
+            _unpack(archive, file, manifest, new, on_progress)
+            if cluster_key_file is not None:
+                key = read_cluster_key(cluster_key_file)
+                (new / KEY_FILE).unlink(missing_ok=True)
+                write_cluster_key(new / KEY_FILE, key)
+            _mark(new, read_cluster_key(new / KEY_FILE), is_restored=not leads_alone)
+    return Restored(directory.absolute(), manifest, not leads_alone)
+
+
+def _open(file: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(file, "r:")
+    except tarfile.TarError as error:
+        raise StoreFormatError(f"{file} is no backup of kvp2p: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _read_manifest(archive: tarfile.TarFile, file: Path) -> dict[str, Any]:
+    try:
+        member, content = _next_file(archive)
+        if member != MANIFEST_FILE:
+            raise ValueError(f"its first member is {member!r}")
+        manifest: dict[str, Any] = json.loads(content.read(MANIFEST_BYTES))
+        made, made_by, files = int(manifest["backup_format"]), str(manifest["made_by"]), dict(manifest["files"])
+    except (tarfile.TarError, ValueError, KeyError, TypeError) as error:
+        raise StoreFormatError(f"{file} is no backup of kvp2p, or one that was not finished: {error!r}") from error
+    if made != BACKUP_FORMAT:
+        raise StoreFormatError(
+            f"{file} is a backup of format {made}, made by kvp2p {made_by}; this one reads format {BACKUP_FORMAT}. "
+            f"Restore it with kvp2p {made_by} or newer"
+        )
+    if not {CONFIG_FILE, STORE_FILE} <= set(files) <= set(_PLACES):
+        raise StoreFormatError(f"{file} lists files that make no data directory: {', '.join(sorted(files))}")
+    return manifest
+
+
+def _next_file(archive: tarfile.TarFile) -> tuple[str, IO[bytes]]:
+    """Return the next member; raises TarError when there is none or it is no plain file."""
+    member = archive.next()
+    content = archive.extractfile(member) if member is not None and member.isreg() else None
+    if member is None or content is None:
+        raise tarfile.ReadError("a member is missing")
+    return member.name, content
+
+
+def _unpack(
+    archive: tarfile.TarFile, file: Path, manifest: dict[str, Any], new: Path, on_progress: OnProgress | None
+) -> None:
+    left = dict(manifest["files"])
+    total = sum(one["bytes"] for one in left.values())
+    done = 0
+    while left:
+        try:
+            name, content = _next_file(archive)
+            expected = left.pop(name)
+            digest, length = hashlib.blake2b(digest_size=DIGEST_BYTES), 0
+            descriptor = os.open(new / _PLACES[name], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as target:
+                while chunk := content.read(_CHUNK_BYTES):
+                    target.write(chunk)
+                    digest.update(chunk)
+                    length += len(chunk)
+                    if on_progress is not None:
+                        on_progress(done + length, total)
+                target.flush()
+                os.fsync(descriptor)
+            done += length
+        except (tarfile.TarError, KeyError) as error:
+            missing = ", ".join(sorted(left))
+            raise StoreCorrupt(f"{file} is damaged or was cut off: {missing} cannot be read of it ({error})") from error
+        if {"bytes": length, "blake2b": digest.hexdigest()} != expected:
+            raise StoreCorrupt(f"{file} is damaged: {name} does not match its digest. Use another backup")
+
+
+def _mark(new: Path, key: ClusterKey, *, is_restored: bool) -> None:
+    config = load_config(new / CONFIG_FILE)
+    with (
+        LmdbStore.open(new / STORE_DIRECTORY, map_bytes=config.store.map_bytes) as store,
+        store.write(into_reserve=True) as writer,
+    ):
+        cluster = writer.identity.cluster
+        if cluster != key.cluster:
+            raise ConfigError(
+                f"the backup is of cluster {cluster.hex()}, the key of {key.cluster.hex()}; give the {KEY_FILE} of the former"
+            )
+        writer.set_restored(is_restored)
+    sync_directory(new / STORE_DIRECTORY)

@@ -1,0 +1,101 @@
+"""Every bad peer of the table, at the mesh port of a real node: how its link ends, what the log says, and that nothing has changed."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import replace
+
+import pytest
+import trio
+
+from tests.bad_input.cluster import Cluster
+from tests.bad_input.mesh_plays import CHANGING, PLAYS, SLOW
+from tests.bad_input.mesh_table import MESH_GROUPS
+from tests.bad_input.rows import PlayRow
+from tests.gateway.rig import until
+
+pytestmark = pytest.mark.slow
+
+ROWS = [pytest.param(row, id=f"{group}: {row.what}") for group, rows in MESH_GROUPS.items() for row in rows]
+GROWN_MIB_MAX = 32.0  # guess: a peer's credit, and what it asks for
+# What no input may cause: a bug of ours that was met, a process that has died, stores that differ.
+FAULTS = (
+    "connection_failed",
+    "read_failed",
+    "store_failed",
+    "child_died",
+    "child_ended",
+    "child_cannot_run",
+    "diverged",
+)
+
+
+@pytest.fixture(scope="module")
+def began(bad_input_cluster: Cluster) -> float:
+    """Give the moment at which these tests began."""
+    return time.monotonic()
+
+
+@pytest.fixture(scope="module")
+def slow_endings(bad_input_cluster: Cluster, began: float) -> dict[str, str]:
+    """Act out at the same time what takes as long as a node's patience."""
+    endings: dict[str, str] = {}
+
+    async def act(name: str) -> None:
+        endings[name] = await PLAYS[name](bad_input_cluster)
+
+    async def act_all() -> None:
+        async with trio.open_nursery() as nursery:
+            for name in sorted(SLOW):
+                nursery.start_soon(act, name)
+
+    trio.run(act_all)
+    return endings
+
+
+def pattern(shown: str) -> re.Pattern[str]:
+    """Return what a text of the table stands for: an ellipsis is anything."""
+    return re.compile(re.escape(shown).replace("…", ".*"), re.DOTALL)
+
+
+async def assert_logged(cluster: Cluster, line: str) -> None:
+    """Wait for a line in a node's log. It may be an older one: what strangers can cause is told once in 10 s."""
+    name, _, told = line.rpartition(": ") if line.startswith("n2: ") else ("n1", "", line)
+    wanted = pattern(told)
+    with trio.move_on_after(3):
+        await until(lambda: any(wanted.match(one) for one in cluster.log_lines(name)))
+        return
+    raise AssertionError(f"{name} has not logged {told!r}; it has {set(cluster.log_lines(name))}")
+
+
+@pytest.mark.deadline_s(60)
+@pytest.mark.parametrize("row", ROWS)
+async def test_bad_peer_ends_as_the_table_says_and_changes_nothing(
+    cluster: Cluster, began: float, slow_endings: dict[str, str], row: PlayRow
+) -> None:
+    before = cluster.look_everywhere()
+    ending = slow_endings[row.play] if row.play in SLOW else await PLAYS[row.play](cluster)
+    assert pattern(row.ends).fullmatch(ending), ending
+    if row.log:
+        await assert_logged(cluster, row.log)
+    after = cluster.look_everywhere()
+    if row.play not in CHANGING:
+        for name, state in before.items():
+            assert replace(after[name], vector={}) == replace(state, vector={})
+            assert after[name].vector.keys() == state.vector.keys()
+
+
+async def test_nodes_are_equal_linked_and_none_has_died(cluster: Cluster, began: float) -> None:
+    with trio.fail_after(10):
+        await until(cluster.equal_hashes)
+    for name, status in cluster.statuses().items():
+        assert (status["ready"], status["diverged"]) == (True, False), name
+        assert {"n1", "n2"} <= {one["name"] for one in status["members"] if one["linked"]}
+        lines = cluster.log_lines(name)
+        assert any(line.startswith("link_up") for line in lines), "its log is read"
+        assert not [line for line in lines if line.startswith(FAULTS)]
+
+
+def test_honest_clients_noticed_no_bad_peer(cluster: Cluster, began: float) -> None:
+    cluster.assert_unharmed(cluster.figures(began, time.monotonic()), grown_mib_max=GROWN_MIB_MAX)
