@@ -217,7 +217,8 @@ async def test_damaged_chunk_is_never_sent(
                 received += data
         except trio.BrokenResourceError:
             pass
-        assert received.partition(b"\r\n\r\n")[2] == value[: chunk * CHUNK_BYTES]
+        # A prefix: what was on its way when the connection was reset may be missing, too.
+        assert value[: chunk * CHUNK_BYTES].startswith(received.partition(b"\r\n\r\n")[2])
         assert streaming(r) == 0
         assert (await r.ask("GET", "/healthz")).status == 200
     assert chunk_id(content).hex() in capsys.readouterr().out
