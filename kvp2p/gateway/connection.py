@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import math
 import socket
+import struct
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from kvp2p.gateway.server import Gateway
 
 _LOG = structlog.get_logger("kvp2p.gateway")
+_RESET: Final = struct.pack("ii", 1, 0)  # on, and no time: what is not sent is dropped
 
 
 class Connection:
@@ -141,8 +143,10 @@ class Connection:
         if self._is_shut or self.is_closed:
             return
         if self._is_full():
-            # It is not read on, so the peer is not late: it may be taking answers. How fast it takes them is timed in `_push`.
-            self._deadline = math.inf
+            # It is not read on, so the peer is not late: it may be taking answers, or we do not take its value. How fast it takes answers is
+            # timed in `Outgoing`, how fast the node takes values in the node port.
+            upload = None if self._receiving is None else self._receiving.upload
+            self._deadline = math.inf if upload is None else upload.room_deadline
             self._head_timed = -1
         elif intake.phase is Phase.HEAD:
             if self._head_timed != intake.heads_begun:  # more bytes of the same head give it no more time
@@ -150,9 +154,6 @@ class Connection:
                 self._deadline = now + settings.head_timeout_seconds
         elif intake.phase is Phase.BODY:
             self._deadline = now + settings.body_timeout_seconds
-            if self._receiving is not None and (upload := _upload(self._receiving)).is_full:
-                # We do not read it, so it is not the peer who is silent. The node port bounds how long the node takes.
-                self._deadline = upload.room_deadline if upload.is_waiting_for_room else math.inf
         else:
             # Waiting for the node is bounded by the node port, waiting for the peer to read by `Outgoing.deadline`.
             is_busy = self._pending or self._out.waiting_bytes
@@ -390,7 +391,7 @@ class Connection:
     def expire(self) -> None:
         """End a connection whose deadline has passed, or a large value that has waited too long for others."""
         upload = None if self._receiving is None else self._receiving.upload
-        if upload is not None and upload.is_waiting_for_room and upload.room_deadline <= monotonic():
+        if upload is not None and upload.room_deadline <= monotonic():
             upload.fail(OVERLOADED)
             self.resume()
             return
@@ -419,6 +420,9 @@ class Connection:
             return
         self.is_closed = True
         trio.lowlevel.notify_closing(self._socket)
+        if self._out.waiting_bytes:
+            # The peer does not take it. Without a reset the kernel would keep its part, some megabytes, for minutes.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._socket.close()
         self.release(self._held_bytes)
         self._drop_pending()

@@ -10,6 +10,7 @@ In and out: parts of a body in (`feed`, `finish`), chunks to the node out; `fail
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from time import monotonic
 from typing import Final
@@ -74,7 +75,7 @@ class Upload:
         self.failure: Outcome | None = None
         self.is_finished = False
         self.is_submitted = False
-        self.room_deadline = 0.0  # while it waits for a room
+        self.room_deadline = math.inf  # monotonic seconds, while it waits for a room
 
     @property
     def is_full(self) -> bool:
@@ -82,11 +83,6 @@ class Upload:
         if self._is_closed:
             return False  # what still comes is dropped
         return not self._has_room or len(self._buffer) >= CHUNK_BYTES
-
-    @property
-    def is_waiting_for_room(self) -> bool:
-        """Whether it waits for others, until `room_deadline`."""
-        return self._is_waiting
 
     @property
     def is_ready(self) -> bool:
@@ -131,6 +127,7 @@ class Upload:
 
     def _take_first_room(self) -> None:
         self._is_waiting = False
+        self.room_deadline = math.inf
         self._enter()
         self._on_room()
 
@@ -209,6 +206,7 @@ class Upload:
         self._is_closed = True
         if self._is_waiting:
             self._is_waiting = False
+            self.room_deadline = math.inf
             self._bodies.stop_waiting(self._take_first_room)
         if self._number is not None:
             self._node.end_upload(self._number)

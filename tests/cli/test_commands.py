@@ -140,6 +140,11 @@ def test_missing_keys_namespaces_and_tokens_end_with_1(kvp2p: Run) -> None:
         ["put", "settings", "k", "v", "--file", "f"],
         ["put", "settings", "k", "v", "--if-absent", "--if-match", "0" * 40],
         ["put", "settings", "k", "v", "--if-match", "XYZ"],
+        ["put", "settings", "k", "v", "--expires-in", "59"],
+        ["put", "settings", "k", "v", "--expires-in", "soon"],
+        ["put", "settings", "k", "v", "--expires-at", "0"],
+        ["put", "settings", "k", "v", "--expires-at", str(2**63)],
+        ["put", "settings", "k", "v", "--expires-in", "60", "--expires-at", "4000000000"],
         ["put", "settings", "k", "v", "--metadata", "{"],
         ["put", "settings", "k", "--file", "/nowhere/at/all"],
         ["list", "settings", "--limit", "1001"],
@@ -425,7 +430,6 @@ def test_help_says_what_permissions_allow_and_what_is_not_there_yet(kvp2p: Run) 
     assert "does not include read" in told
     assert "restricted to namespaces cannot administer the cluster" in told
     assert "yet" in kvp2p("--help").out.decode()
-    assert "refuses entries" in kvp2p("import", "--help").out.decode()
 
 
 def test_version_is_printed_without_a_node(kvp2p: Run, node: Node) -> None:
