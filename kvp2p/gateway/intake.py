@@ -119,6 +119,9 @@ class Intake:
 
     def feed(self, data: bytes) -> None:
         """Read on. Stops for good when `is_last` or `rejection` is set."""
+        if self.phase is Phase.BODY and self._body_bytes + len(data) <= self._fields.content_length:
+            self._feed(data)  # nothing but a part of this body: looking into it took most of a large value's time here
+            return
         head_before = self.heads_begun if self.phase is Phase.HEAD else -1
         if self.phase is Phase.HEAD or self._is_chunked_body() or _CHUNKED.search(data):
             self._feed_sliced(data)

@@ -173,6 +173,15 @@ async def test_long_chunk_extension_is_refused(short_tmp_path: Path, whole: bool
         await refused(wire, 400, "malformed_request")
 
 
+async def test_long_chunk_extension_right_behind_the_rest_of_another_body_is_refused(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path) as r, await r.connect() as wire:
+        await wire.send(PUT_HEAD + b"Content-Length: 10\r\n\r\nhello")
+        await works(r)  # so that the rest comes with a read of its own
+        await wire.send(b"again" + CHUNKED + b"5;" + b"e" * 10_000 + b"\r\nhello\r\n0\r\n\r\n")
+        assert (await wire.reply()).status == 200
+        await refused(wire, 400, "malformed_request")
+
+
 async def test_chunk_extension_that_drips_in_is_counted_all_the_same(short_tmp_path: Path) -> None:
     async with rig(short_tmp_path) as r, await r.connect() as wire:
         await wire.send(CHUNKED + b"5;")
