@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kvp2p.limits import HTTP_HEADER_BYTES_MAX, HTTP_HEADERS_MAX, HTTP_URL_BYTES_MAX, VALUE_BYTES_MAX
+from kvp2p.limits import HTTP_HEADER_BYTES_MAX, HTTP_HEADERS_MAX, HTTP_URL_BYTES_MAX
 from tests.gateway.rig import ADMIN, Rig, Wire, request, rig
 
 AUTH = b"Host: kv\r\nAuthorization: Bearer " + ADMIN.encode() + b"\r\n"
