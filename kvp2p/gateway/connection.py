@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import socket
+import struct
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -418,6 +419,10 @@ class Connection:
             return
         self.is_closed = True
         trio.lowlevel.notify_closing(self._socket)
+        if self._out.waiting_bytes:
+            # Cut by a reset: a peer that reads nothing would not hear of an orderly end behind what the kernel still has for it, and the
+            # kernel would keep that for minutes.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._socket.close()
         self.release(self._held_bytes)
         self._drop_pending()

@@ -124,7 +124,7 @@ async def test_stream_keeps_one_chunk_in_memory_however_slow_its_reader_is(short
 
 
 async def test_reader_that_never_reads_is_cut_and_gives_its_place_back(short_tmp_path: Path) -> None:
-    impatient = HttpSettings(body_timeout_seconds=0.5, idle_timeout_seconds=0.2)
+    impatient = HttpSettings(body_timeout_seconds=1.5, idle_timeout_seconds=0.2)
     async with rig(short_tmp_path, impatient) as r, await r.connect() as wire:
         r.writer.put_large(b"k", os.urandom(20 * MIB))
         await wire.send(GET)
@@ -159,7 +159,7 @@ async def test_value_that_takes_too_long_is_cut_however_steadily_it_is_read(
 
 
 async def test_reader_that_is_slow_and_steady_is_not_idle(short_tmp_path: Path) -> None:
-    settings = HttpSettings(body_timeout_seconds=0.4, idle_timeout_seconds=0.2)
+    settings = HttpSettings(body_timeout_seconds=10, idle_timeout_seconds=0.2)
     async with rig(short_tmp_path, settings) as r, await r.connect() as wire:
         value = os.urandom(12 * MIB)
         r.writer.put_large(b"k", value)
@@ -217,7 +217,8 @@ async def test_damaged_chunk_is_never_sent(
                 received += data
         except trio.BrokenResourceError:
             pass
-        assert received.partition(b"\r\n\r\n")[2] == value[: chunk * CHUNK_BYTES]
+        # The reset may have overtaken the end of what was good.
+        assert value[: chunk * CHUNK_BYTES].startswith(received.partition(b"\r\n\r\n")[2])
         assert streaming(r) == 0
         assert (await r.ask("GET", "/healthz")).status == 200
     assert chunk_id(content).hex() in capsys.readouterr().out
