@@ -119,17 +119,17 @@ def scrub(
         int, typer.Option("--mib-per-second", min=0, help="How fast to read; 0 for as fast as can be.")
     ] = 16,
     consistent: Annotated[
-        bool, typer.Option("--consistent", help="Read all in one transaction, and compare all totals.")
+        bool, typer.Option("--consistent", help="Read all in one transaction, and compare all totals and counts.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Read a node's whole store and look for damage: rows, indexes, log, totals. The node may run.
+    """Read a node's whole store and look for damage: rows, chunks, indexes, log, totals. The node may run.
 
-    Each row is compared with its digest, each index with the rows, the totals and the state hash of
-    each namespace with the sum of its rows. It reads in short transactions. What a running node
-    writes meanwhile is not taken for damage; the totals of a namespace that is written to are not
-    compared then. --consistent compares those, too, in one long transaction: until it ends, the
-    file of a node that is written to grows.
+    Each row and chunk is compared with its digest, each index with the rows, the totals and the state
+    hash of each namespace with the sum of its rows. It reads in short transactions. What a running
+    node writes meanwhile is not taken for damage; the totals of a namespace that is written to, and
+    how many rows name each chunk, are not compared then. --consistent compares those, too, in one
+    long transaction: until it ends, the file of a node that is written to grows.
     Damage is printed with namespace and key, and the exit code is 1. Nothing is changed: damage is
     not handed to the node for repair yet. Restore a backup, or let a new node take its place.
     Examples:

@@ -131,7 +131,7 @@ def _garbage(txn: ReadTransaction) -> Garbage:
     grave = next(txn.graves(), None)
     expiring = next(txn.expiring(), None)
     first_expiry_s = 0 if expiring is None else int.from_bytes(expiring[0][:8], "big")
-    return Garbage(None if grave is None else grave[0], first_expiry_s, txn.log_positions)
+    return Garbage(None if grave is None else grave[0], first_expiry_s, txn.log_positions, txn.tombstones)
 
 
 def _candidates(txn: ReadTransaction) -> tuple[bytes, ...]:

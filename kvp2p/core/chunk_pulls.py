@@ -210,9 +210,11 @@ class ChunkPulls:
             self._on_answered(chunk)
 
     def on_peer_down(self, peer: NodeId) -> None:
-        """Ask others for what this peer was asked for; the writes that came over its link are gone already."""
+        """Forget the writes that came over the peer's link, and ask others for what it was asked for."""
+        self._wants.pop(peer, None)
         for chunk in self._asked.pop(peer, {}):
             self._on_answered(chunk)
+        self.on_pending()
 
     def _on_answered(self, chunk: ChunkId) -> None:
         """Go on with a chunk, from where it is, at another peer, if nobody has still to answer for it."""

@@ -17,7 +17,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
-from kvp2p.core.entry import ChunkId, chunk_id, is_chunked, is_tombstone, row_chunks, row_version
+from kvp2p.core.entry import ChunkId, chunk_id, is_chunked, row_chunks, row_version
 from kvp2p.core.messages import RowKey
 from kvp2p.core.port import ChunkState, Hidden, PendingRow, ReadTransaction, WriteTransaction
 from kvp2p.ids import Issuer, NamespaceId, Stamp, Version, make_version, version_issuer
@@ -128,8 +128,8 @@ class ChunkRows:
             self._drop_references(self._let_go(row)[0])
 
     def _let_go(self, row: bytes | None) -> tuple[bytes, tuple[Hidden, ...], bool]:
-        """Return what readers saw where `row` stands (with its references; empty for nothing), and what was hidden from them."""
-        if row is None or is_tombstone(row):
+        """Return what readers saw where `row` stands (with its references; empty for no row), and what was hidden from them."""
+        if row is None:
             return b"", (), False
         pending = self._txn.pending(row_version(row)) if is_chunked(row) else None
         if pending is None:

@@ -43,8 +43,8 @@ class LargeValues:
 
     def on_peer_down(self, peer: NodeId) -> None:
         """Drop the writes of a link that has closed, and ask others for what its peer was asked for."""
-        self.writes.on_peer_down(peer)
         self.pulls.on_peer_down(peer)
+        self.writes.on_peer_down(peer)
 
     def on_timer(self, name: str, key: object) -> None:
         """Do what one of TIMERS was set for."""

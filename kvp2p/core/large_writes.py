@@ -93,6 +93,7 @@ class LargeWrites:
     def on_peer_down(self, peer: NodeId) -> None:
         """Drop what came over a link that has closed: its sender has told `unknown` [I10]."""
         for write in [write for write in self._waiting.values() if write.peer == peer]:
+            write.missing.clear()  # the pulls have forgotten what came from there
             self._end(write, None)
 
     def on_timer(self) -> None:

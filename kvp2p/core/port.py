@@ -44,7 +44,7 @@ class Hidden(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PendingRow:
-    """A stored row that lacks chunks. `shown` is the row that readers see until it has them, empty when they see none [I3].
+    """A stored row that lacks chunks. `shown` is the row that readers see until it has them (a tombstone, too), empty for none [I3].
 
     It stands for its own position, and for those of the same key that it came in place of: `hidden` has one range for each issuer of these. A walk
     brings rows without positions: with `is_walked` it may hide any position that this log cannot serve (`ReadTransaction.floor`).

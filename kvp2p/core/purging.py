@@ -38,17 +38,37 @@ _NO_ISSUER = Issuer(bytes(ISSUER_BYTES))
 
 
 class Purger:
-    """Purges while this node leads, and trims its log in any role. `blocked_by` is the candidate that keeps it from purging, if one does."""
+    """Purges while this node leads, and trims its log in any role. `purges` counts the Purges that it has issued in this life."""
 
     def __init__(self, board: Board, leadership: Leadership) -> None:
         self.board = board
         self.leadership = leadership
-        self.blocked_by: NodeId | None = None
+        self.purges = 0
         self._is_busy = False
 
     def start(self) -> None:
         """Begin to look now and then."""
         self.board.set_timer("purge", self.board.settings.purge_interval_ms)
+
+    @property
+    def blocked_by(self) -> NodeId | None:
+        """Return the candidate that keeps this leader from purging, None while none does or this node does not lead."""
+        if self.leadership.writer is None:
+            return None
+        return next((candidate for candidate in self._candidates() if self.hindrance(candidate)), None)
+
+    def hindrance(self, candidate: NodeId) -> str:
+        """Tell why what a candidate holds cannot be counted on now, "" when it can."""
+        board, digest = self.board, self._digest_of(candidate)
+        if digest is None:
+            return "it is not reachable"
+        if not digest.complete:
+            return "it has not received everything yet"
+        if digest.designation != board.designation or digest.leads is not None:
+            return "it has not taken in who leads"
+        if digest.vector.fence != board.vector.fence:
+            return "it has not applied the last purge"
+        return "" if digest.clock_ms else "it does not know the leader's clock"
 
     def on_timer(self) -> None:
         """Purge and trim what is due."""
@@ -104,6 +124,7 @@ class Purger:
         def done(result: BatchResult) -> None:
             self._is_busy = False
             if result.frame is not None:
+                self.purges += 1
                 self.board.notice("purged", "debug", rows=result.rows_changed, fence=result.vector.fence.hex())
                 self._purge()  # if there is more
 
@@ -133,18 +154,11 @@ class Purger:
         clock_ms = board.clock_ms()
         for candidate in self._candidates():
             digest = self._digest_of(candidate)
-            if digest is None or not self._may_count(digest):
-                self.blocked_by = candidate
+            if digest is None or self.hindrance(candidate):
                 return None
             floor = floor.minimum(digest.vector if digest.whole is None else digest.whole)
             clock_ms = min(clock_ms, digest.clock_ms)
-        self.blocked_by = None
         return floor, clock_ms
-
-    def _may_count(self, digest: Digest) -> bool:
-        board = self.board
-        has_seen = digest.designation == board.designation and digest.leads is None
-        return has_seen and digest.complete and digest.vector.fence == board.vector.fence and digest.clock_ms > 0
 
     def _candidates(self) -> list[NodeId]:
         """Return the other candidates."""

@@ -20,7 +20,7 @@ import socket
 import struct
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from kvp2p.gateway.server import Gateway
 
 _LOG = structlog.get_logger("kvp2p.gateway")
+_RESET: Final = struct.pack("ii", 1, 0)  # on, and no time: what is not sent is dropped
 
 
 class Connection:
@@ -420,9 +421,8 @@ class Connection:
         self.is_closed = True
         trio.lowlevel.notify_closing(self._socket)
         if self._out.waiting_bytes:
-            # Cut by a reset: a peer that reads nothing would not hear of an orderly end behind what the kernel still has for it, and the
-            # kernel would keep that for minutes.
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            # The peer does not take it. Without a reset the kernel would keep its part, some megabytes, for minutes.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._socket.close()
         self.release(self._held_bytes)
         self._drop_pending()

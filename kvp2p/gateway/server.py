@@ -64,7 +64,7 @@ class Gateway:
         self.bodies = Bodies()
         self.access = Access()
         self.views = Views(replica, self.access)
-        self.clock = LeaderClock(node)
+        self.clock = LeaderClock(node, replica.kept_now)
         replica.hide_by(self.clock.now)
         self.reads = Reads(self.views, self.access, Streams(streams_max), self.clock.now)
         self.writes = Writes(self.views, self.access)

@@ -280,6 +280,26 @@ def check_outcomes_are_honest(history: Sequence[Record]) -> Iterator[Violation]:
         yield Violation("I10", f"write {write.write}, asked of {write.node} at {write.at_ns / 1e9:.3f} s, never ended")
 
 
+def check_chunks(history: Sequence[Record]) -> Iterator[Violation]:
+    """I3, I4: at rest a store has the chunks that its rows name, counted right, and no other; none is staged, no row lacks any."""
+    for state in _states(history):
+        if state.staged:
+            yield Violation("I4", f"{state.node} keeps {state.staged} chunks for writes that have ended")
+        if state.pending:
+            yield Violation("I3", f"{state.node} has {state.pending} rows that lack chunks")
+        counted = {chunk: count for chunk, count, _ in state.chunks}
+        named = dict(state.chunks_named)
+        for chunk in sorted(counted.keys() | named.keys()):
+            if counted.get(chunk, 0) != named.get(chunk, 0):
+                what = (
+                    f"counts {counted.get(chunk, 0)} rows that name chunk {chunk[:16]}, and has {named.get(chunk, 0)}"
+                )
+                yield Violation("I4", f"{state.node} {what}")
+        for chunk, _, is_sound in state.chunks:
+            if not is_sound:
+                yield Violation("I4", f"{state.node} does not have chunk {chunk[:16]} as it should be")
+
+
 def check_no_alarm(history: Sequence[Record]) -> Iterator[Violation]:
     """No node contradicted a claim by itself: H differs at equal vectors [I7], a reader was told too early [I3]."""
     for record in history:
@@ -356,5 +376,6 @@ CHECKERS: tuple[Checker, ...] = (
     check_positions_issued_once,
     check_issuers_are_closed,
     check_outcomes_are_honest,
+    check_chunks,
     check_no_alarm,
 )

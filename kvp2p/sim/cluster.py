@@ -14,10 +14,10 @@ from functools import partial
 from kvp2p.core import system_rows
 from kvp2p.core.apply import apply_batch, is_namespace_deleted, issuers_of, state_hash_seed
 from kvp2p.core.batches import Batch, BatchResult, StampedWrite, WriteGroup
+from kvp2p.core.chunk_rows import shown_row
 from kvp2p.core.entry import (
     STATE_HASH_MASK,
     Kind,
-    decode_row,
     row_expires_at,
     row_kind,
     row_state_hash,
@@ -27,7 +27,7 @@ from kvp2p.core.events import Await, CloseIssuer, Notice, Promote, Write
 from kvp2p.core.group_writing import key_served_for
 from kvp2p.core.hlc import HybridClock, stamp_wall_ms
 from kvp2p.core.messages import Designation, Member
-from kvp2p.core.operations import Ending, Operation, Outcome, Put
+from kvp2p.core.operations import Delete, Ending, Operation, Outcome, Put
 from kvp2p.core.port import Identity, ReadTransaction
 from kvp2p.core.purge import purge_at
 from kvp2p.core.settings import ReplicaSettings
@@ -45,6 +45,7 @@ from kvp2p.ids import (
     version_term,
 )
 from kvp2p.limits import WRITE_DEADLINE_MS
+from kvp2p.sim import large
 from kvp2p.sim.disk import Disk
 from kvp2p.sim.history import (
     ABSENT_CONTENT,
@@ -59,7 +60,6 @@ from kvp2p.sim.history import (
     StoreState,
     Told,
     asked_of,
-    content_of,
     version_of_operation,
 )
 from kvp2p.sim.host import EPOCH_MS, Host, World
@@ -105,6 +105,7 @@ class Cluster:
         self.acked = 0
         self.hidden = 0  # reads that found a value expired
         self._writes = 0
+        self._acked: list[_Acked] = []
         self._leading_ahead_ms = 0
         world = World(self.schedule, self.network, self.trace, self)
         identities = seeds.random("identities")
@@ -120,6 +121,7 @@ class Cluster:
             disk = Disk(self.schedule, own.random("disk"), store, plan.sync_ms)
             join = () if index == 0 else ("sim://n1",)
             host = host_type(world, member, disk, plan.settings, own.random("machine"), join)
+            host.chunk_part_bytes = large.PART_BYTES
             if index < len(plan.clock_offsets_ms):
                 host.clock_offset_ms = plan.clock_offsets_ms[index]
             self.hosts.append(host)
@@ -160,8 +162,12 @@ class Cluster:
         session: int = 0,
         told: Callable[[Outcome | None], None] | None = None,
         deadline_ms: int = WRITE_DEADLINE_MS,
+        gives_up_after: int | None = None,
     ) -> int:
-        """Ask a living node for a write and record how it ends; return the write's number in the history."""
+        """Ask a living node for a write and record how it ends; return the write's number in the history.
+
+        Values of puts that are `is_chunked` are sent in chunks before; after `gives_up_after` of them the client goes away.
+        """
         self._writes += 1
         number = self._writes
         asked = tuple(map(asked_of, operations))
@@ -172,8 +178,14 @@ class Cluster:
             if told is not None:
                 told(outcome)
 
-        deadline_ns = host.now().mono_ns + deadline_ms * MS
-        host.request(lambda request: Write(request, operations, deadline_ns), ended)
+        def write(asked_for: tuple[Operation, ...], tell: Callable[[Outcome | None], None]) -> None:
+            deadline_ns = host.now().mono_ns + deadline_ms * MS
+            host.request(lambda request: Write(request, asked_for, deadline_ns), tell)
+
+        if any(map(large.is_cut, operations)):
+            large.Upload(host, number, operations, write, ended, gives_up_after)
+        else:
+            write(operations, ended)
         return number
 
     def _on_ended(self, host: Host, number: int, operations: tuple[Operation, ...], outcome: Outcome | None) -> None:
@@ -187,18 +199,25 @@ class Cluster:
             self.acked += 1
             count = len(operations)
             versions = tuple(version_of_operation(outcome.version, index, count).hex() for index in range(count))
+            mine = [
+                _Acked(Version(bytes.fromhex(version)), operation.namespace, operation.key)
+                for version, operation in zip(versions, operations, strict=True)
+                if isinstance(operation, Put | Delete)
+            ]
+            self._acked += mine
             with host.disk.store.read() as txn:
-                covered = txn.vector.covers(outcome.version)
+                covered = txn.vector.covers(outcome.version) and all(_shows(txn, one) for one in mine)
         ending = outcome.ending.name.lower()
         self.history.append(Ended(now_ns, number, ending, outcome.code, versions, outcome.visible, covered))
 
     def read(self, host: Host, namespace: NamespaceId, key: bytes) -> Seen:
         """Read a key as a gateway of that node would, and record what was seen. Works while the node's process is down."""
         with host.disk.store.read() as txn:
-            row = None if is_namespace_deleted(txn, namespace) else txn.row(namespace, key)
+            row = None if is_namespace_deleted(txn, namespace) else shown_row(txn, namespace, key)
+            content = ABSENT_CONTENT if row is None else large.content_of_row(txn, namespace, key, row)
         version = None if row is None else row_version(row).hex()
-        is_hidden = row is None or self._has_expired(host, row)
-        content = ABSENT_CONTENT if row is None or is_hidden else _content_of_row(namespace, key, row)
+        if row is not None and self._has_expired(host, row):
+            content = ABSENT_CONTENT
         where = (namespace.hex(), key.hex())
         seen = Seen(self.schedule.now_ns, host.name, host.disk.generation, *where, version, content)
         self.history.append(seen)
@@ -264,13 +283,20 @@ class Cluster:
         host.request(lambda request: CloseIssuer(request, issuer), told)
 
     def wait_for_version(self, host: Host, version: Version, timeout_ms: int) -> None:
-        """Let a reader wait at a living node until it covers a version; a node that says so must have it durably [I3]."""
+        """Let a reader wait at a living node until a version is whole; a node that says so must have it durably, and all before it [I3]."""
 
         def ended(outcome: Outcome | None) -> None:
             if outcome is not None and outcome.ending is Ending.ACKED:
+                issuer = version_issuer(version)
                 with host.disk.store.read() as txn:
                     if not txn.vector.covers(version):
                         self.alarm(host, "I3", f"a reader was told that {version.hex()} is here")
+                    for one in self._acked:
+                        if version_issuer(one.version) == issuer and one.version <= version and not _shows(txn, one):
+                            told = f"a reader was told that all up to {version.hex()} is here"
+                            self.alarm(
+                                host, "I3", f"{told}, and {one.key!r} shows nothing as new as {one.version.hex()}"
+                            )
 
         deadline_ns = host.now().mono_ns + timeout_ms * MS
         host.request(lambda request: Await(request, version, deadline_ns), ended)
@@ -319,6 +345,14 @@ class Cluster:
                 hashes = sum(totals.state_hash for _, totals in txn.all_totals()) & STATE_HASH_MASK
                 facts.append((txn.complete, txn.vector, hashes))
         return bool(facts) and facts[0][0] and all(fact == facts[0] for fact in facts)
+
+    def are_whole(self) -> bool:
+        """Tell whether no store lacks chunks or keeps any for a write under way."""
+        for host in self.hosts:
+            with host.disk.store.read() as txn:
+                if not large.is_at_rest(txn):
+                    return False
+        return True
 
     def open_issuers(self, host: Host) -> list[IssuerRow]:
         """Return the issuers to which positions may still be added, as far as a host's store tells."""
@@ -377,9 +411,17 @@ class Cluster:
         self.trace.add(self.schedule.now_ns, f"-- {text}")
 
 
-def _content_of_row(namespace: NamespaceId, key: bytes, row: bytes) -> str:
-    entry = decode_row(namespace, key, row)
-    return ABSENT_CONTENT if entry.kind is Kind.TOMBSTONE else content_of(entry.value, entry.metadata)
+@dataclass(frozen=True, slots=True)
+class _Acked:
+    """An operation that was acknowledged to a client."""
+
+    version: Version
+    namespace: NamespaceId
+    key: bytes
+
+
+def _shows(txn: ReadTransaction, acked: _Acked) -> bool:
+    return is_namespace_deleted(txn, acked.namespace) or large.shows(txn, acked.namespace, acked.key, acked.version)
 
 
 def state_of(host: Host, clock_ms: int) -> StoreState:
@@ -395,10 +437,11 @@ def state_of(host: Host, clock_ms: int) -> StoreState:
             if dead[namespace]:
                 continue
             recount += row_state_hash(namespace, key, row, seed)
-            content = _content_of_row(namespace, key, row)
+            content = large.content_of_row(txn, namespace, key, row)
             gone = row_kind(row) == Kind.TOMBSTONE
             where = (namespace.hex(), key.hex())
             rows.append(StandingRow(*where, row_version(row).hex(), content, gone, row_expires_at(row)))
+        counted, named = large.chunk_counts(txn)
         return StoreState(
             node=host.name,
             complete=txn.complete,
@@ -417,6 +460,10 @@ def state_of(host: Host, clock_ms: int) -> StoreState:
             clock_ms=clock_ms,
             graves=txn.tombstones,
             expiring=sum(1 for _ in txn.expiring()),
+            chunks=counted,
+            chunks_named=named,
+            staged=sum(1 for _ in txn.staged()),
+            pending=sum(1 for _ in txn.pending_rows()),
         )
 
 

@@ -322,13 +322,14 @@ class Nemesis:
             self._restart(victim)
 
     def _is_held_elsewhere(self, victim: Host) -> bool:
-        """Tell whether some other disk holds everything that this one has, so that nothing acknowledged is lost."""
+        """Tell whether some other disk holds everything that this one has, chunks included, so that nothing acknowledged is lost."""
         with victim.disk.store.read() as txn:
             vector = txn.vector
         for host in self.cluster.hosts:
             if host is not victim:
                 with host.disk.store.read() as txn:
-                    if txn.complete and txn.vector.covers_vector(vector):
+                    is_whole = txn.complete and next(txn.pending_rows(), None) is None
+                    if is_whole and txn.vector.covers_vector(vector):
                         return True
         return False
 

@@ -156,6 +156,9 @@ class StoreState:
     """One node's store as it stands at the end. Rows of deleted namespaces are left out: they are hidden [I7].
 
     `state_hash` is what the store says, `recount` what its rows say. `floor` and `vector` are (issuer, stamp) pairs, `namespaces` those that live.
+    `chunks` are the chunks as the store counts them: id, references, whether the content is here and right; `chunks_named` how often rows name each
+    (those of deleted namespaces too, and rows that readers see in place of pending ones). `staged` and `pending` count chunks kept for writes under way,
+    and rows that lack chunks.
     `clock_ms` is what the node believes the leader's clock to be. `graves` and `expiring` count the entries of those indexes; `is_purged` says that the
     run waited until all that may go had gone.
     """
@@ -175,6 +178,10 @@ class StoreState:
     graves: int = 0
     expiring: int = 0
     is_purged: bool = False
+    chunks: tuple[tuple[str, int, bool], ...] = ()
+    chunks_named: tuple[tuple[str, int], ...] = ()
+    staged: int = 0
+    pending: int = 0
 
 
 Record = Invoked | Ended | Seen | Issued | Told | StoreState

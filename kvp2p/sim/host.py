@@ -38,6 +38,7 @@ from kvp2p.core.replica import ReplicaMachine
 from kvp2p.core.serve import serve
 from kvp2p.core.settings import ReplicaSettings
 from kvp2p.ids import NodeId, Now
+from kvp2p.limits import CHUNK_PART_BYTES
 from kvp2p.sim.disk import Disk
 from kvp2p.sim.network import Network
 from kvp2p.sim.schedule import MS, Schedule
@@ -104,6 +105,7 @@ class Host:
         self.random = random
         self.seeds = seeds
         self.clock_offset_ms = 0
+        self.chunk_part_bytes = CHUNK_PART_BYTES
         self.life = 0
         self.is_alive = False
         self.events_handled = 0
@@ -131,7 +133,7 @@ class Host:
 
     def make_machine(self) -> Machine:
         """Return a new machine."""
-        return ReplicaMachine(self.settings, self.random)
+        return ReplicaMachine(self.settings, self.random, self.chunk_part_bytes)
 
     def crash(self, share_kept: float, notice_ms: float) -> None:
         """End the process at once.

@@ -121,7 +121,8 @@ class IssuerReused(Host):
     """A node leads under the same issuer after every start [I2]."""
 
     def make_machine(self) -> Machine:
-        return ReplicaMachine(self.settings, _OneIssuer(self.random, self.node[:ISSUER_BYTES]))
+        random = _OneIssuer(self.random, self.node[:ISSUER_BYTES])
+        return ReplicaMachine(self.settings, random, self.chunk_part_bytes)
 
 
 class _OneIssuer:

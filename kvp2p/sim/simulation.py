@@ -99,6 +99,7 @@ def draw_plan(seeds: Seeds) -> RunPlan:
             conditional_share=random.choice((0.0, 0.1, 0.3)),
             expiry_share=random.choice((0.0, 0.2, 0.6)),
             large_share=random.choice((0.0, 0.0, 0.3)),
+            chunked_share=seeds.random("chunks").choice((0.0, 0.2, 0.6)),
         ),
         faults=tuple(FaultPlan(kind, _rhythm_s(kind) * random.choice((0.7, 1.0, 1.5))) for kind in enabled),
         safety_s=random.choice((15.0, 25.0)),
@@ -212,6 +213,7 @@ class Simulation:
             and self._reach("all issuers but one are closed", CONVERGE_S_MAX, cluster.are_issuers_closed)
             and self._reach("all nodes are equal again", CONVERGE_S_MAX, lambda: cluster.are_equal(cluster.hosts))
             and self._purge()
+            and self._reach("all values are whole", CONVERGE_S_MAX, cluster.are_whole)
             and self._settle()
         )
 

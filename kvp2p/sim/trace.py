@@ -8,7 +8,7 @@ In and out: events and messages in, text out.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -73,8 +73,14 @@ def show_batch(batch: batches.Batch) -> str:
         case batches.Settle(designation=designation, complete=complete, restored=restored):
             mark = "" if restored is None else f" restored {restored}"
             return f"Settle {show_designation(designation)} complete {complete}{mark}"
+        case batches.ChunkBatch(stage=stage, contents=contents, release=release):
+            return f"ChunkBatch stage {_show_chunks(stage)} contents {_show_chunks([one for one, _ in contents])} release {_show_chunks(release)}"
         case _:
             return type(batch).__name__
+
+
+def _show_chunks(chunks: Sequence[bytes]) -> str:
+    return " ".join(chunk.hex()[:4] for chunk in chunks) or "-"
 
 
 def show_outcome(outcome: operations.Outcome) -> str:
@@ -113,6 +119,11 @@ _MESSAGES: dict[type, Callable[[Any], str]] = {
     ),
     messages.Forward: lambda forward: f"Forward {forward.request} ({len(forward.operations)} operations)",
     messages.ForwardOutcome: lambda answer: f"ForwardOutcome {answer.request} {show_outcome(answer.outcome)}",
+    messages.ChunkPull: lambda pull: f"ChunkPull {pull.chunk.hex()[:4]} from {pull.offset}",
+    messages.ChunkPart: lambda part: (
+        f"ChunkPart {part.chunk.hex()[:4]} {part.offset} + {len(part.data)} of {part.total_bytes}"
+    ),
+    messages.ChunkMissing: lambda missing: f"ChunkMissing {missing.chunk.hex()[:4]}",
     messages.Roster: lambda roster: f"Roster of {len(roster.members)}",
 }
 
@@ -124,6 +135,8 @@ _EVENTS: dict[type, Callable[[Any], str]] = {
     events.SendFailed: lambda failed: f"SendFailed {failed.peer.hex()[:4]} {show_message(failed.message)}",
     events.TimerFired: lambda timer: f"TimerFired {timer.token}",
     events.Write: lambda write: f"Write {write.request} ({len(write.operations)} operations)",
+    events.StageChunk: lambda stage: f"StageChunk {stage.request} of upload {stage.upload} {stage.chunk.hex()[:4]}",
+    events.EndUpload: lambda end: f"EndUpload {end.upload}",
     events.Await: lambda wait: f"Await {wait.request} {wait.version.hex()[6:24]}",
     events.Persisted: lambda done: f"Persisted {done.ticket} {done.result.vector!r}",
     events.PersistFailed: lambda failed: f"PersistFailed {failed.ticket}",

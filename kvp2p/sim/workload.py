@@ -14,6 +14,7 @@ from kvp2p.core.operations import Condition, CreateNamespace, Delete, DeleteName
 from kvp2p.ids import NamespaceId, Version
 from kvp2p.sim.cluster import Cluster
 from kvp2p.sim.host import Host
+from kvp2p.sim.large import CHUNK_BYTES, is_cut
 from kvp2p.sim.schedule import MS
 from kvp2p.sim.seeds import Seeds
 
@@ -36,6 +37,8 @@ class WorkloadPlan:
     namespace_share: float = 0.02
     expiry_share: float = 0.0
     large_share: float = 0.0
+    chunked_share: float = 0.0
+    give_up_share: float = 0.05  # of those in chunks: the client goes away while it sends
     large_bytes: int = 40_000  # a walk over a few of these takes more than one part
     wait_share: float = 0.1
 
@@ -49,7 +52,8 @@ class Workload:
         self.namespaces: list[NamespaceId] = []
         self.is_stopped = False
         self.sessions = [
-            _Session(self, number + 1, seeds.random(f"session {number}")) for number in range(plan.sessions)
+            _Session(self, number + 1, seeds.random(f"session {number}"), seeds.random(f"large values of {number}"))
+            for number in range(plan.sessions)
         ]
 
     def start(self) -> None:
@@ -69,13 +73,14 @@ class Workload:
 class _Session:
     """One client."""
 
-    def __init__(self, workload: Workload, number: int, random: Random) -> None:
+    def __init__(self, workload: Workload, number: int, random: Random, large: Random) -> None:
         self.workload = workload
         self.cluster = workload.cluster
         self.number = number
         self.random = random
         self.is_waiting = False
         self._values = 0
+        self._large = large
         self._seen: dict[tuple[NamespaceId, bytes], Version] = {}
 
     def act_later(self, at_least_ms: float = 0.0) -> None:
@@ -99,7 +104,10 @@ class _Session:
             self._on_outcome(operations, outcome)
 
         self.is_waiting = True
-        self.cluster.write(host, *operations, session=self.number, told=told)
+        gives_up_after = None
+        if any(map(is_cut, operations)) and self._large.random() < self.workload.plan.give_up_share:
+            gives_up_after = self._large.randint(1, 5)
+        self.cluster.write(host, *operations, session=self.number, told=told, gives_up_after=gives_up_after)
 
     def _on_outcome(self, operations: tuple[Operation, ...], outcome: Outcome | None) -> None:
         namespaces = self.workload.namespaces
@@ -154,7 +162,10 @@ class _Session:
             return Delete(namespace, key, condition, version)
         metadata = b'{"by":%d}' % self.number if random.random() < 0.3 else None
         expires_in_s = random.randint(60, 90) if random.random() < plan.expiry_share else 0
-        return Put(namespace, key, self._value(), metadata, 0, condition, version, expires_in_s)
+        put = Put(namespace, key, self._value(), metadata, 0, condition, version, expires_in_s)
+        if self._large.random() < plan.chunked_share:
+            put = put._replace(value=self._large_value(put.value), is_chunked=True)
+        return put
 
     def _place(self) -> tuple[NamespaceId, bytes]:
         number = self.random.randrange(self.workload.plan.keys)
@@ -168,6 +179,15 @@ class _Session:
         is_large = self.random.random() < self.workload.plan.large_share
         filler = self.workload.plan.large_bytes if is_large else int(self.random.expovariate(1 / 40))
         return b"%d of session %d " % (self._values, self.number) + b"." * filler
+
+    def _large_value(self, first: bytes) -> bytes:
+        """Make a value of 2 to 20 chunks that begins as no other does. Half of the others are chunks that other values have, too."""
+        chunks = [first[:CHUNK_BYTES].ljust(CHUNK_BYTES, b".")]
+        for _ in range(self._large.randint(1, 19)):
+            is_shared = self._large.random() < 0.5
+            chunk = bytes([self._large.randrange(8)]) * CHUNK_BYTES if is_shared else self._large.randbytes(CHUNK_BYTES)
+            chunks.append(chunk)
+        return b"".join(chunks)[: -self._large.randint(0, CHUNK_BYTES - 1) or None]
 
     def _read(self) -> None:
         namespace, key = self._place()

@@ -393,6 +393,16 @@ def test_status_says_which_disk_is_full(kvp2p: Run, node: Node) -> None:
     assert "n1 cannot store any more: the store in ./n1 is on a disk that is full" in kvp2p("status").err
 
 
+def test_status_says_which_candidate_keeps_tombstones_from_being_purged(kvp2p: Run, node: Node) -> None:
+    gone = {"name": "n2", "api_url": "http://127.0.0.1:1", "data_url": "http://127.0.0.1:1", "node_id": "2" * 32}
+    node.members = [{"name": "n1", "api_url": node.url, "data_url": node.url, "node_id": "1" * 32}, gone]
+    node.says = {"purge": {"tombstones": 7, "blocked_by": None, "blocked_why": ""}}
+    assert "purge" not in kvp2p("status").err
+    node.says = {"purge": {"tombstones": 7, "blocked_by": "2" * 32, "blocked_why": "it is not reachable"}}
+    told = "n1 cannot purge 7 tombstones: it counts on n2, which may be promoted, and it is not reachable."
+    assert told in kvp2p("status").err
+
+
 def test_every_command_has_help_with_an_example(kvp2p: Run) -> None:
     commands = [
         "init",

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from kvp2p.client import Acked, Client, Namespace, Refused, Unknown, open_client
+from kvp2p.config import load_config
 from kvp2p.limits import WRITE_DEADLINE_MS
 from kvp2p.supervisor.group import read_process
 from scripts.local_cluster.asking import ask_status
@@ -21,7 +22,7 @@ from scripts.local_cluster.state import Node, State, read_state, write_state
 from tests.cluster.rig import Cluster, run_beside, until_equal
 
 # So that a test need not wait 5 s for a link to be given up.
-QUICK_LINKS = "mesh.ping_interval_ms = 500\nmesh.link_timeout_ms = 2000\nmesh.handshake_timeout_ms = 2000\n"
+QUICK_LINKS = ("mesh.ping_interval_ms=500", "mesh.link_timeout_ms=2000", "mesh.handshake_timeout_ms=2000")
 EQUAL_SECONDS_MAX = 5
 HOUR_MS = 3_600_000
 
@@ -32,15 +33,13 @@ def cluster() -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="kvp2p-") as name:
         cluster = Cluster(Path(name).resolve() / "c")
         try:
-            first = cluster.document("start", "--faults", "--nodes", "3", "--gateways", "1")
+            quick = [word for one in QUICK_LINKS for word in ("--set", one)]
+            first = cluster.document("start", "--faults", "--nodes", "3", "--gateways", "1", *quick)
             assert first["faults"] == []
             assert read_process(first["proxy_pid"]) is not None
             cluster.run("link", "n1", "n2", "--cut")
             cluster.run("stop")
             assert read_process(first["proxy_pid"]) is None
-            for node in read_state(cluster.directory).nodes:
-                settings = node.directory / "kvp2p.toml"
-                settings.write_text(settings.read_text() + QUICK_LINKS)
             again = cluster.document("start")
             assert again["proxy_pid"] != first["proxy_pid"]
             assert again["faults"] == [], "faults end with the proxy"
@@ -293,6 +292,7 @@ def test_clock_of_a_node_that_is_down_is_wrong_when_it_starts(cluster: Cluster) 
 async def test_added_node_is_linked_through_the_proxy_and_may_be_cut_off(cluster: Cluster) -> None:
     await run_beside(cluster, "heal")
     await run_beside(cluster, "add")
+    assert load_config(cluster.directory / "n4" / "kvp2p.toml").mesh.link_timeout_ms == 2_000
     await until_equal(cluster, 10)
     assert await run_beside(cluster, "partition", "n4") == "n4 | n1,n2,n3\n"
     assert "n3 -> n4: cut" in await run_beside(cluster, "status")

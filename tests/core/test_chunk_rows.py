@@ -9,7 +9,7 @@ import pytest
 from kvp2p.core import apply as apply_module
 from kvp2p.core import chunk_rows, system_rows
 from kvp2p.core.batches import ChunkBatch, FrameBatch, NamespaceSweep, WalkBatch
-from kvp2p.core.chunk_rows import Pending, pending_of
+from kvp2p.core.chunk_rows import Pending, pending_of, shown_row
 from kvp2p.core.entry import ChunkId, chunk_id, row_version
 from kvp2p.core.messages import Frame, KeyedRow, WalkPart
 from kvp2p.core.port import Hidden
@@ -98,7 +98,10 @@ def test_a_pending_value_that_is_superseded_lets_go_of_its_chunks_and_readers_go
     assert shown_value(store, b"k") is None
     assert pending(store) == Pending()
     frame(store, 5, chunked_row(5, NEW))
-    assert shown_value(store, b"k") is None, "a tombstone is shown as nothing"
+    assert shown_value(store, b"k") is None, "the tombstone is shown"
+    with store.read() as txn:
+        shown = shown_row(txn, SPACE, b"k")
+    assert shown == tombstone_row(4)
 
 
 def test_chunks_that_values_share_are_kept_while_one_needs_them() -> None:

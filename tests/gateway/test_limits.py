@@ -1,6 +1,7 @@
 """Time, number and pressure: what ends a connection, and what does not."""
 
 import json
+import socket
 import tracemalloc
 from pathlib import Path
 from time import monotonic
@@ -97,6 +98,16 @@ async def test_slow_reader_gets_everything_in_order(short_tmp_path: Path) -> Non
                 if n % 10 == 0:
                     await trio.sleep(0.01)
                 assert (await wire.reply()).body[:1] == bytes([n % 30])
+
+
+async def test_reader_that_never_reads_is_reset_so_that_the_kernel_keeps_nothing_for_it(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path, IMPATIENT) as r, await r.connect() as wire:
+        r.writer.write(Put(NAMESPACE, b"k", bytes(190_000)))
+        # All of it is read by the gateway; the answers are more than the kernels of both ends take.
+        await wire.send(request("GET", "/v1/words/k") * 200)
+        await until(lambda: not r.gateway._connections)
+        closed = 7  # TCP_CLOSE; a FIN would wait behind what is never read, and the connection would look open
+        await until(lambda: wire.stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == closed)
 
 
 async def test_slow_reader_is_not_timed_for_requests_that_are_not_read(short_tmp_path: Path) -> None:

@@ -18,8 +18,19 @@ from kvp2p.api.metrics import families
 from kvp2p.core.entry import Kind, encode_row
 from kvp2p.core.messages import ChunkPart, Digest, Frame, Lane
 from kvp2p.core.operations import Ending, Outcome, Put
+from kvp2p.core.system_rows import CANDIDATES_KEY, encode_candidates
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
-from kvp2p.ids import Issuer, NodeId, Stamp, Version, make_version, version_issuer, version_stamp, version_term
+from kvp2p.ids import (
+    SYSTEM_NAMESPACE,
+    Issuer,
+    NodeId,
+    Stamp,
+    Version,
+    make_version,
+    version_issuer,
+    version_stamp,
+    version_term,
+)
 from kvp2p.limits import CHUNK_BYTES, VECTOR_ISSUERS_MAX
 from kvp2p.net.link import Traffic
 from kvp2p.node import local_server
@@ -280,6 +291,8 @@ async def test_status_tells_what_the_node_believes(store: GatedStore, short_tmp_
     assert len(status["state_hash"]) == 32
     assert int(status["state_hash"], 16) != 0
     assert (status["candidates"], status["peers"]) == ([], [])
+    purge = {"tombstones": 0, "log_positions": 3, "blocked_by": None, "blocked_why": ""}
+    assert status["purge"] == {"fence": "00" * 20, "fence_ms": 0, **purge}
     assert status["members"] == [
         {
             "node_id": NODE.hex(),
@@ -291,6 +304,19 @@ async def test_status_tells_what_the_node_believes(store: GatedStore, short_tmp_
             "linked": True,
         }
     ]
+
+
+async def test_status_tells_which_candidate_keeps_a_leader_from_purging(
+    store: GatedStore, short_tmp_path: Path
+) -> None:
+    other = NodeId(b"o" * 16)
+    candidates = Put(SYSTEM_NAMESPACE, CANDIDATES_KEY, encode_candidates((NODE, other)))
+    async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as process:
+        await process.outcome(SubmitWrite(1, in_ms(5_000), (candidates,)))
+        status = await process.query("status")
+        assert own_counters(rig.driver)["kvp2p_node_purge_blocked"] == 1
+    purge = status["purge"]
+    assert (purge["blocked_by"], purge["blocked_why"]) == (other.hex(), "it is not reachable")
 
 
 async def test_status_tells_what_a_designated_node_waits_for(store: GatedStore) -> None:
