@@ -60,6 +60,9 @@ HTTP_DISCARDED_BODY_BYTES_MAX: Final = VALUE_BYTES_MAX + 1024 * 1024
 # meanwhile. 60 s for 25 MiB take a line of 3.5 Mbit/s (DESIGN §5); the number is a guess, well above the 50 that are tested.
 HTTP_STREAMS_MAX: Final = 64
 HTTP_STREAM_SECONDS_MAX: Final = 60.0
+# In the kernel, of one connection that a value has been streamed on: it would take up to 4 MiB otherwise. It also makes progress finer: a reader
+# counts as steady when it takes so much within its time.
+HTTP_STREAM_NOT_SENT_BYTES: Final = 256 * 1024
 HTTP_ACCEPTS_MAX: Final = 64  # connections in one go, so that a flood of them does not stop those that are there; guess
 HTTP_BACKLOG_MAX: Final = 1_024  # connections that the kernel keeps for us; guess
 HTTP_LINGER_SECONDS: Final = 1.0  # after our last byte, so that the peer reads it before a reset
