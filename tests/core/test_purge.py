@@ -405,6 +405,20 @@ def test_a_frame_ends_before_a_position_whose_row_is_gone() -> None:
     assert end == PullEnd(issuer_of("x"), Stamp(9), trimmed=True)
 
 
+def test_an_answer_of_many_purges_is_bounded_as_any_other() -> None:
+    store = filled(new_store())
+    for number in range(8):
+        give(
+            store,
+            10 + number,
+            11 + number,
+            purge_of(below(3 + number), FLOOR, base=below(2 + number) if number else VERSION_ZERO),
+        )
+    *frames, end = pull(store, 10, bytes_max=300)
+    assert len(frames) == 3, "each has about a hundred bytes"
+    assert end == PullEnd(issuer_of("x"), Stamp(13), trimmed=False)
+
+
 def test_a_walk_from_a_node_that_has_purged_brings_its_fence() -> None:
     store = filled(new_store())
     give(store, 10, 20, purge_of(ALL, FLOOR))
