@@ -178,9 +178,11 @@ class Purger:
     def _least_addable(self, floor: VersionVector, writer: LeaderWriter) -> Version:
         """Return the least version that an issuer not wholly under `floor` could still add, or has added beyond it [I8]."""
         board = self.board
-        # What a peer shows counts too: a deposed leader may have begun an issuer that nobody else has heard of yet.
-        vectors = [board.vector, *(digest.vector for _, digest in board.digests())]
-        terms = {version_issuer(top): version_term(top) for vector in vectors for top in vector.tops()}
+        terms = {version_issuer(top): version_term(top) for top in board.vector.tops()}
+        # What a peer shows counts too: a deposed leader may have begun an issuer that nobody else has heard of yet. What is covered here was
+        # heard of, and may have ended long ago: a peer that is far behind, and goes on showing it, holds nothing back.
+        shown = [top for _, digest in board.digests() for top in digest.vector.tops() if not board.vector.covers(top)]
+        terms |= {version_issuer(top): version_term(top) for top in shown}
         terms |= {row.issuer: row.term for row in board.issuers.values()}
         terms[writer.issuer] = writer.designation.term
         return min(

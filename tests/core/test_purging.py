@@ -275,7 +275,18 @@ def test_an_ordinary_replica_never_holds_a_purge_back() -> None:
     cluster.assert_equal()
 
 
-BEHIND = VersionVector([make_version(1, Stamp((EPOCH_MS - 1) << 16), issuer_of("q"))])
+def test_an_ordinary_replica_that_shows_issuers_of_long_ago_does_not_hold_a_purge_back() -> None:
+    """It has no room, say, and shows for ever what all others have purged: an issuer that ended, and whose row is gone."""
+    a = alone()
+    a.write(delete(b"key"))
+    a.cluster.pass_ms(OLD_MS)
+    first = fence(a)
+    assert first != VERSION_ZERO
+    a.meets("z", digest_of(vector(x=5), designation=a.machine.board.designation))
+    a.write(delete(b"key"))
+    a.cluster.pass_ms(OLD_MS)
+    assert graves(a) == 0
+    assert fence(a) > first
 
 
 @pytest.mark.parametrize(
