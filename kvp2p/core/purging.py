@@ -79,6 +79,8 @@ class Purger:
         keep = board.vector
         for candidate in self._candidates():
             digest = self._digest_of(candidate)
+            if digest is None and candidate in board.peers:
+                return  # it has just come back, and has not said yet what it lacks
             if digest is not None and digest.complete:
                 keep = keep.minimum(digest.vector)
         age_ms = max(0, board.clock_ms() - settings.log_age_ms)

@@ -15,7 +15,7 @@ from kvp2p.core.operations import Delete, Ending, Put
 from kvp2p.core.settings import ReplicaSettings
 from kvp2p.core.system_rows import CANDIDATES_KEY, IssuerRow, encode_candidates, encode_issuer
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
-from kvp2p.ids import SYSTEM_NAMESPACE, VERSION_ZERO, Issuer, Stamp, make_version
+from kvp2p.ids import SYSTEM_NAMESPACE, VERSION_ZERO, Issuer, Stamp
 from tests.core.harness import (
     EPOCH_MS,
     Cluster,
