@@ -145,6 +145,9 @@ BATCHES_PER_SYNC_MAX: Final = 256  # guess: bounds how long the first of them wa
 CODE_CHARS_MAX: Final = 64  # the codes of DESIGN §7 have up to 20
 EXPLANATION_CHARS_MAX: Final = 1_024  # guess: a sentence or three for a person
 WRITE_TIMEOUT_MS_MAX: Final = 60_000  # guess: twelve times the deadline of a write, so that the deadline may be tuned
+# The estimate of the leader's clock moves by some ms with each digest; a rise by less is not told to gateways. So late, not early, they may
+# hide what has expired; guess.
+CLOCK_TOLD_MS: Final = 20
 # For tests: a year and a day each way. Stamps have 48 bits for milliseconds, all of them after 1970.
 CLOCK_OFFSET_MS_MAX: Final = 366 * 86_400_000
 

@@ -207,6 +207,11 @@ class Board:
             self.clock.lead(self.now)
         return self.clock.read(self.now)
 
+    def clock_ahead_ms(self) -> int:
+        """Return `clock_ms` less this machine's monotonic clock, by which other processes go on; 0 while it is not known."""
+        self.clock_ms()
+        return self.clock.ahead_ms(self.now)
+
     def peers_skew_ms(self) -> int | None:
         """Return by how much the wall clocks of peers are ahead of ours: their median, so that one that is off does not count. None without peers.
 

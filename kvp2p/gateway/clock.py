@@ -38,5 +38,6 @@ class LeaderClock:
         self._ahead_ms = self._node.readiness.clock_ahead_ms or self._ahead_ms
         if not self._ahead_ms:
             return self._kept_s()
-        self._greatest = max(self._greatest, self._monotonic_s() + self._ahead_ms / 1_000)
+        # In whole ms, as the node reads it: not a fraction of one ahead of what conditions of writes see.
+        self._greatest = max(self._greatest, (int(self._monotonic_s() * 1_000) + self._ahead_ms) / 1_000)
         return self._greatest
