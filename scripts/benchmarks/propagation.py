@@ -131,7 +131,8 @@ class Marks:
         """Fetch marks until cancelled."""
         while True:
             await trio.sleep(ASK_SECONDS)
-            await self.fetch()
+            with trio.CancelScope(shield=True):  # a node forgets what it has told: an answer that is cut off would be missing
+                await self.fetch()
 
     async def fetch(self) -> None:
         """Fetch what there is."""
