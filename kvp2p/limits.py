@@ -45,14 +45,24 @@ HTTP_RESPONSE_BUFFER_BYTES_MAX: Final = 1024 * 1024  # unsent answers of one con
 # received and not answered, of one connection, before reading stops
 HTTP_PENDING_REQUESTS_MAX: Final = 2 * HTTP_PIPELINED_WRITES_MAX
 HTTP_PENDING_BODY_BYTES_MAX: Final = 1024 * 1024  # of their bodies; guess
-# of all connections of a gateway: 340 of the largest values at once; guess
+HTTP_RECEIVE_BYTES: Final = (
+    64 * 1024
+)  # guess: some hundred requests in one call; nothing of it is held by an idle connection
+# Of all connections of a gateway; guess. Large values may take the second number of it: 153 chunks, so that 51 values at once
+# have all that they can use, and 102 more go on with one chunk each. What is left is for small bodies.
 HTTP_BODY_BYTES_HELD_MAX: Final = 64 * 1024 * 1024
-# read and dropped for a 413: Cloudflare's largest value, and a little
-HTTP_DISCARDED_BODY_BYTES_MAX: Final = 26_214_400 + 1024 * 1024
+HTTP_UPLOAD_BYTES_HELD_MAX: Final = 48 * 1024 * 1024
+UPLOAD_CHUNKS_UNANSWERED_MAX: Final = 2  # the next is on its way while one is synced; guess
+HTTP_ROOM_WAIT_SECONDS: Final = 10.0  # that a large value waits for the first of these before it is 429; guess
+# read and dropped for a 413 on a connection that goes on: the largest value, and a little
+HTTP_DISCARDED_BODY_BYTES_MAX: Final = VALUE_BYTES_MAX + 1024 * 1024
 # Values of more than one chunk that a gateway sends at once, and for how long: each holds a slot of the store, and the pages that are freed
 # meanwhile. 60 s for 25 MiB take a line of 3.5 Mbit/s (DESIGN §5); the number is a guess, well above the 50 that are tested.
 HTTP_STREAMS_MAX: Final = 64
 HTTP_STREAM_SECONDS_MAX: Final = 60.0
+# In the kernel, of one connection that a value has been streamed on: it would take up to 4 MiB otherwise. It also makes progress finer: a reader
+# counts as steady when it takes so much within its time.
+HTTP_STREAM_NOT_SENT_BYTES: Final = 256 * 1024
 HTTP_ACCEPTS_MAX: Final = 64  # connections in one go, so that a flood of them does not stop those that are there; guess
 HTTP_BACKLOG_MAX: Final = 1_024  # connections that the kernel keeps for us; guess
 HTTP_LINGER_SECONDS: Final = 1.0  # after our last byte, so that the peer reads it before a reset
@@ -110,6 +120,7 @@ WRITE_QUEUE_MAX: Final = 16_384  # writes waiting at the leader
 WRITE_QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
 FORWARDS_IN_FLIGHT_MAX: Final = 16_384
 WRITE_DEADLINE_MS: Final = 5_000
+WRITE_LARGE_MS_PER_MIB: Final = 1_000  # more, for the leader to pull the chunks
 HOLD_MS: Final = 1_000  # plus 1 000 ms per MiB written
 HOLDS_MAX: Final = 16_384
 WAITERS_MAX: Final = 16_384  # readers waiting for KV-Min-Version
@@ -134,6 +145,9 @@ BATCHES_PER_SYNC_MAX: Final = 256  # guess: bounds how long the first of them wa
 CODE_CHARS_MAX: Final = 64  # the codes of DESIGN §7 have up to 20
 EXPLANATION_CHARS_MAX: Final = 1_024  # guess: a sentence or three for a person
 WRITE_TIMEOUT_MS_MAX: Final = 60_000  # guess: twelve times the deadline of a write, so that the deadline may be tuned
+# The estimate of the leader's clock moves by some ms with each digest; a rise by less is not told to gateways. So late, not early, they may
+# hide what has expired; guess.
+CLOCK_TOLD_MS: Final = 20
 # For tests: a year and a day each way. Stamps have 48 bits for milliseconds, all of them after 1970.
 CLOCK_OFFSET_MS_MAX: Final = 366 * 86_400_000
 
@@ -174,5 +188,8 @@ STORE_STREAMS_MAX: Final = 384
 SPARE_TRANSACTIONS_MAX: Final = 16  # read transactions kept for renewal: beginning one takes 0.13 us instead of 0.5
 # guess: a few groups of writes; kept free for transactions that make room
 STORE_RESERVE_BYTES: Final = 32 * 1024 * 1024
+# Read by a scrub in one transaction, which pins pages as long as it is open: about 30 ms of rows of 200 bytes. Guess.
+SCRUB_SLICE_BYTES: Final = 1024 * 1024
+SCRUB_DAMAGE_MAX: Final = 1_000  # places that a scrub tells of; more of them do not tell more
 # rows kept in memory by one transaction: what a group of writes touches, and what it asks for besides
 REMEMBERED_ROWS_MAX: Final = 2 * GROUP_OPS_MAX

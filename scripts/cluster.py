@@ -39,12 +39,21 @@ def start(arguments: argparse.Namespace) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     with changing(directory):
         if (directory / STATE_FILE).exists():
+            if arguments.settings:
+                raise UsageError(
+                    f"{directory} has a cluster, and --set is for new nodes: edit nX/kvp2p.toml in it and `restart` nX"
+                )
             state = require_faults(directory) if arguments.faults else read_state(directory)
             if arguments.nodes not in {None, len(state.nodes)}:
                 print(f"cluster: {directory} has {len(state.nodes)} nodes, resuming those", file=sys.stderr)
         else:
             state = make_cluster(
-                directory, arguments.nodes or 3, arguments.gateways, arguments.base_port, has_faults=arguments.faults
+                directory,
+                arguments.nodes or 3,
+                arguments.gateways,
+                arguments.base_port,
+                has_faults=arguments.faults,
+                settings=dict(arguments.settings),
             )
             write_state(directory, state)
     for node in state.nodes:
@@ -157,6 +166,19 @@ def count_of(least: int, greatest: int) -> Any:
     return number
 
 
+def setting(text: str) -> tuple[str, object]:
+    """Read NAME=VALUE; the value is written as in TOML, and what is none of TOML's is a string."""
+    import tomllib
+
+    name, mark, value = text.partition("=")
+    if not (name and mark and value):
+        raise argparse.ArgumentTypeError("must be NAME=VALUE, as mesh.ping_interval_ms=500")
+    try:
+        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), value.strip()
+
+
 def signal_name(text: str) -> str:
     return text.upper().removeprefix("SIG")
 
@@ -192,6 +214,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         type=int,
         metavar="P",
         help="first of 3 × N ports, 4 × N with --faults, within 20000–32000 (free ones are found)",
+    )
+    starting.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=setting,
+        dest="settings",
+        metavar="NAME=VALUE",
+        help="a setting of kvp2p.toml for each new node, those of `add` too, as mesh.ping_interval_ms=500; may be repeated",
     )
     starting.add_argument(
         "--faults",

@@ -6,17 +6,28 @@ Keeps true: nothing that is there is overwritten unasked; work that may take lon
 
 from __future__ import annotations
 
+import json
 import shlex
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
-from kvp2p.cli.output import say
+from kvp2p.cli.failures import REFUSED, Failure
+from kvp2p.cli.output import say, shown
 from kvp2p.cli.session import Json, print_json
+
+DAMAGED: Final = 1  # the exit code when damage was found
+_FILES_FAULT: Final = {
+    signal.SIGABRT,
+    signal.SIGBUS,
+    signal.SIGSEGV,
+}  # of LMDB, and of a mapped file that ends too early
 
 DataDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="Data directory of a node.", show_default=False)]
 
@@ -100,6 +111,103 @@ def restore(
     elif made.is_marked:
         say("If it is the leader, it refuses writes until it has caught up with a peer.")
     say(f"Next: kvp2p serve --dir {shlex.quote(str(directory))}")
+
+
+def scrub(
+    directory: DataDirectory,
+    mib_per_second: Annotated[
+        int, typer.Option("--mib-per-second", min=0, help="How fast to read; 0 for as fast as can be.")
+    ] = 16,
+    consistent: Annotated[
+        bool, typer.Option("--consistent", help="Read all in one transaction, and compare all totals and counts.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Read a node's whole store and look for damage: rows, chunks, indexes, log, totals. The node may run.
+
+    Each row and chunk is compared with its digest, each index with the rows, the totals and the state
+    hash of each namespace with the sum of its rows. It reads in short transactions. What a running
+    node writes meanwhile is not taken for damage; the totals of a namespace that is written to, and
+    how many rows name each chunk, are not compared then. --consistent compares those, too, in one
+    long transaction: until it ends, the file of a node that is written to grows.
+    Damage is printed with namespace and key, and the exit code is 1. Nothing is changed: damage is
+    not handed to the node for repair yet. Restore a backup, or let a new node take its place.
+    Examples:
+      kvp2p scrub ./n1
+      kvp2p scrub ./n1 --mib-per-second 4 --json
+    """
+    from kvp2p.config import CONFIG_FILE, STORE_DIRECTORY, load_config
+
+    load_config(directory / CONFIG_FILE)
+    found: list[dict[str, Any]] = []
+    done: dict[str, Any] | None = None
+    mode = "consistent" if consistent else "slices"
+    arguments = [str(directory / STORE_DIRECTORY), str(mib_per_second << 20), mode]
+    with byte_progress("scrubbing") as on_progress:
+        for told in _scrubbed(arguments):
+            if "error" in told:
+                raise Failure(REFUSED, "refused", told["error"], "")
+            if "damage" in told:
+                found.append(told["damage"])
+                if not as_json:
+                    _print_damage(told["damage"])
+            elif "progress" in told and on_progress is not None:
+                on_progress(told["progress"]["bytes_seen"], told["progress"]["bytes_total"])
+            done = told.get("done", done)
+    summary = done or {"damaged": len(found), "rows": None, "positions": None, "not_compared": []}
+    if as_json:
+        print_json({"damage": found, **summary})
+    else:
+        _say_summary(summary)
+    if found:
+        raise typer.Exit(DAMAGED)
+
+
+def _scrubbed(arguments: list[str]) -> Iterator[dict[str, Any]]:
+    """Run the walk in a process of its own; one that the file has ended is damage, too."""
+    command = [sys.executable, "-P", "-m", "kvp2p.store.scrub", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            for line in process.stdout:
+                yield json.loads(line)
+            complaint = process.stderr.read().strip()
+            status = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+    how = signal.Signals(-status).name if status < 0 else f"status {status}"
+    if -status in _FILES_FAULT:
+        message = f"reading the file ended the process with {how}: it is shorter than it says, or its pages are torn"
+        yield {"damage": {"what": "file", "namespace": None, "title": "", "key": None, "message": message}}
+    elif status:
+        raise Failure(
+            REFUSED, "interrupted", f"the scrub was ended by {how} before it was through. {complaint}".strip(), ""
+        )
+
+
+def _print_damage(damage: dict[str, Any]) -> None:
+    place = [] if damage["namespace"] is None else [shown(damage["title"] or damage["namespace"])]
+    place += [] if damage["key"] is None else [shown(damage["key"])]
+    sys.stdout.write(f"{damage['what']}\t{'/'.join(place) or '-'}\t{damage['message']}\n")
+    sys.stdout.flush()
+
+
+def _say_summary(summary: dict[str, Any]) -> None:
+    skipped = len(summary["not_compared"])
+    if skipped:
+        what = "1 namespace was" if skipped == 1 else f"{skipped} namespaces were"
+        say(f"The totals of {what} not compared, since the node wrote to them meanwhile; --consistent compares all.")
+    read = (
+        "" if summary["rows"] is None else f"{summary['rows']} rows and {summary['positions']} positions of the log: "
+    )
+    count = summary["damaged"]
+    if not count:
+        say(f"{read}no damage found.")
+    else:
+        say(f"{read}{'1 place is' if count == 1 else f'{count} places are'} damaged.")
+        say("Restore a backup or, if other nodes have the data, let a new node take the place of this one.")
 
 
 @contextmanager

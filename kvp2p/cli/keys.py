@@ -1,8 +1,9 @@
 """`kvp2p get`, `put`, `delete`, `list`: single keys.
 
-Decides: what is printed where: a value goes to stdout byte for byte, remarks go to stderr.
+Decides: what is printed where: a value goes to stdout byte for byte, remarks and progress go to stderr.
 Keeps true: I10, a write is sent once and its outcome is the exit code. A key is taken as it stands: `..x`, `a//b` and `%41` mean what
-    they say, unless --encoded is given. Bytes that are no UTF-8 are sent as they are, and the node refuses them.
+    they say, unless --encoded is given. Bytes that are no UTF-8 are sent as they are, and the node refuses them. A large value is not kept in
+    memory, and what is interrupted before its last byte was sent is not stored.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import json
 import os
 import re
 import sys
+import time
+from contextlib import nullcontext
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import unquote_to_bytes
@@ -19,8 +23,10 @@ from urllib.parse import unquote_to_bytes
 import typer
 
 from kvp2p.cli.failures import NOT_FOUND, Failure, usage
-from kvp2p.cli.output import say, shown
+from kvp2p.cli.output import print_table, say, shown
 from kvp2p.cli.session import Json, Session, Token, Url, failed, print_json, session_of
+from kvp2p.cli.values import byte_progress, open_sink, open_source
+from kvp2p.limits import EXPIRES_AT_MAX, EXPIRES_IN_MAX, TTL_SECONDS_MIN
 
 if TYPE_CHECKING:
     from kvp2p.client import Client, Found, KeyInfo, KeyPage, WriteOutcome
@@ -57,7 +63,7 @@ def get(
     Examples:
       kvp2p get settings theme
       kvp2p get images logo.png > logo.png
-      kvp2p get settings theme --json     value, metadata and version
+      kvp2p get settings theme --json     value, metadata, version and expiry
       kvp2p get notes 'shopping list'     the key as it is: %20 would be three characters
       kvp2p get notes --encoded shopping%20list%0A
       kvp2p get notes -- -draft           a key that begins with a dash
@@ -66,22 +72,30 @@ def get(
     _check_version("--min-version", min_version)
     key_bytes = _key_bytes(key, encoded=encoded)
 
-    async def read(client: Client) -> Found | None:
-        return await client.get(namespace, key_bytes, min_version=min_version)
+    kept = BytesIO()  # the value, when it is printed as JSON
 
-    found = session.run(read)
+    async def read(client: Client) -> Found | None:
+        async with client.open_value(namespace, key_bytes, min_version=min_version) as value:
+            if value is None:
+                return None
+            is_printed = session.as_json and output is None
+            sink = nullcontext(kept.write) if is_printed else open_sink(output)
+            with sink as take, byte_progress("reading", value.value_bytes) as advance:
+                while part := await value.next_part():
+                    take(part)
+                    advance(len(part))
+            return value.head
+
+    try:
+        found = session.run(read, connects_at_once=False)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        usage(f"{output or 'stdout'} cannot be written: {error.strerror}")
     if found is None:
         raise Failure(NOT_FOUND, "key_not_found", f"there is no value under the key {shown(key)!r}", "")
-    if output is not None:
-        try:
-            output.write_bytes(found.value)
-        except OSError as error:
-            usage(f"{output} cannot be written: {error.strerror}")
     if session.as_json:
-        print_json(_described(key, found, with_value=output is None))
-    elif output is None:
-        sys.stdout.buffer.write(found.value)
-        sys.stdout.buffer.flush()
+        print_json(_described(key, found, kept.getvalue() if output is None else None))
 
 
 def put(
@@ -97,6 +111,21 @@ def put(
     metadata: Annotated[
         str | None, typer.Option(help="Any JSON value, up to 1024 bytes.", metavar="JSON", show_default=False)
     ] = None,
+    expires_in: Annotated[
+        int | None,
+        typer.Option(
+            help="Seconds until it ends; 60 or more.", min=TTL_SECONDS_MIN, max=EXPIRES_IN_MAX, show_default=False
+        ),
+    ] = None,
+    expires_at: Annotated[
+        int | None,
+        typer.Option(
+            help="Unix seconds at which it ends, a minute from now or later.",
+            min=1,
+            max=EXPIRES_AT_MAX,
+            show_default=False,
+        ),
+    ] = None,
     if_match: IfMatch = None,
     if_absent: Annotated[bool, typer.Option("--if-absent", help="Only if the key has no value.")] = False,
     encoded: Encoded = False,
@@ -110,22 +139,45 @@ def put(
       kvp2p put settings theme dark
       kvp2p put images logo.png --file logo.png --metadata '{"type":"image/png"}'
       date | kvp2p put settings started
-      kvp2p put locks job-7 mine --if-absent
+      kvp2p put locks job-7 mine --if-absent --expires-in 3600
+      kvp2p put videos intro --file intro.mp4      up to 25 MiB
     """
     session = session_of(context, url, token, as_json)
     if value is not None and file is not None:
         usage("give a value or --file, not both")
     if if_match is not None and if_absent:
         usage("give --if-match or --if-absent, not both")
+    if expires_in is not None and expires_at is not None:
+        usage("give --expires-in or --expires-at, not both")
     _check_version("--if-match", if_match)
     key_bytes = _key_bytes(key, encoded=encoded)
     parsed = _parse_metadata(metadata)
-    body = os.fsencode(value) if value is not None else _read(file)
+    told: dict[str, Any] = {"if_match": if_match, "if_none_match": if_absent}
+    told |= {"expires_in_s": expires_in, "expires_at": expires_at}
+    is_sent = False
 
-    async def write(client: Client) -> WriteOutcome:
-        return await client.put(namespace, key_bytes, body, parsed, if_match=if_match, if_none_match=if_absent)
+    def note_sent() -> None:
+        nonlocal is_sent
+        is_sent = True
 
-    _print_outcome(session, session.run(write, writes=True))
+    with open_source(value, file) as source:
+        if source.is_large:
+
+            async def write(client: Client) -> WriteOutcome:
+                with byte_progress("writing", source.value_bytes) as advance:
+                    parts = source.parts(advance)
+                    return await client.put_from(
+                        namespace, key_bytes, parts, source.value_bytes, parsed, on_sent=note_sent, **told
+                    )
+
+            try:
+                outcome = session.run(write, writes=lambda: is_sent, connects_at_once=False)
+            except ValueError:
+                usage(f"{source.name} became shorter while it was read; nothing was stored")
+        else:
+            body = source.read()
+            outcome = session.run(lambda client: client.put(namespace, key_bytes, body, parsed, **told), writes=True)
+    _print_outcome(session, outcome)
 
 
 def delete(
@@ -163,6 +215,7 @@ def list_keys(
         str | None, typer.Option(help="Go on where a list with this cursor has ended.", show_default=False)
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Go on to the end, page by page.")] = False,
+    is_long: Annotated[bool, typer.Option("--long", "-l", help="Versions, expiry and metadata too.")] = False,
     url: Url = None,
     token: Token = None,
     as_json: Json = False,
@@ -172,7 +225,7 @@ def list_keys(
     Examples:
       kvp2p list settings
       kvp2p list logs --prefix 2026-11- --all
-      kvp2p list settings --json          versions and metadata too
+      kvp2p list settings --long          versions, expiry and metadata too
     """
     session = session_of(context, url, token, as_json)
     listed: list[KeyInfo] = []
@@ -185,7 +238,7 @@ def list_keys(
             at = page.cursor
             if at is None or not everything:
                 return page
-            if not session.as_json:
+            if not (session.as_json or is_long):
                 _print_names(listed)
                 listed.clear()
 
@@ -197,7 +250,10 @@ def list_keys(
         }
         print_json(document if last.cursor is None else {**document, "cursor": last.cursor})
         return
-    _print_names(listed)
+    if is_long:
+        _print_details(listed)
+    else:
+        _print_names(listed)
     if last.cursor is not None:
         say(f"There are more keys: --all, or --cursor {last.cursor}")
 
@@ -205,6 +261,23 @@ def list_keys(
 def _print_names(listed: list[KeyInfo]) -> None:
     for one in listed:
         sys.stdout.write(shown(one.name) + "\n")
+
+
+def _print_details(listed: list[KeyInfo]) -> None:
+    rows = [
+        (
+            one.name,
+            one.version,
+            "never" if one.expires_at is None else _moment(one.expires_at),
+            "" if one.metadata is None else json.dumps(one.metadata, ensure_ascii=False),
+        )
+        for one in listed
+    ]
+    print_table(("NAME", "VERSION", "EXPIRES", "METADATA"), rows, folds="NAME")
+
+
+def _moment(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _listed(one: KeyInfo) -> dict[str, Any]:
@@ -216,13 +289,13 @@ def _listed(one: KeyInfo) -> dict[str, Any]:
     return document
 
 
-def _described(key: str, found: Found, *, with_value: bool) -> dict[str, Any]:
+def _described(key: str, found: Found, value: bytes | None) -> dict[str, Any]:
     document: dict[str, Any] = {"key": key}
-    if with_value:
+    if value is not None:
         try:
-            document["value"] = found.value.decode("utf-8")
+            document["value"] = value.decode("utf-8")
         except UnicodeDecodeError:
-            document |= {"value": base64.b64encode(found.value).decode("ascii"), "base64": True}
+            document |= {"value": base64.b64encode(value).decode("ascii"), "base64": True}
     return {**document, "version": found.version, "metadata": found.metadata, "expires_at": found.expires_at}
 
 
@@ -256,17 +329,6 @@ def _parse_metadata(text: str | None) -> Any:
         return json.loads(text)
     except ValueError as error:
         usage(f"--metadata must be JSON: {error}")
-
-
-def _read(file: Path | None) -> bytes:
-    if file is None or str(file) == "-":
-        if file is None and sys.stdin.isatty():
-            say("Reading the value from the terminal; end it with Ctrl-D.")
-        return sys.stdin.buffer.read()
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        usage(f"{file} cannot be read: {error.strerror}")
 
 
 def _check_version(option: str, version: str | None) -> None:

@@ -47,10 +47,18 @@ class Session:
     token: str | None
     as_json: bool
 
-    def run(self, work: Callable[[Client], Awaitable[T]], connections: int = 1, *, writes: bool = False) -> T:
+    def run(
+        self,
+        work: Callable[[Client], Awaitable[T]],
+        connections: int = 1,
+        *,
+        writes: bool | Callable[[], bool] = False,
+        connects_at_once: bool = True,
+    ) -> T:
         """Run `work` on a client that is open for its length.
 
-        `writes`: from its first step on `work` may have sent a write, so that an interruption leaves an unknown outcome.
+        `writes`: from its first step on `work` may have sent a write, so that an interruption leaves an unknown outcome; or a
+        function that tells whether it has. Without `connects_at_once` only what `work` calls for is connected.
         """
         import trio
 
@@ -60,7 +68,8 @@ class Session:
 
         async def run() -> T:
             nonlocal has_begun
-            async with open_client(self.url, self.token, config=ClientConfig(connections=connections)) as client:
+            config = ClientConfig(connections=connections, connects_at_once=connects_at_once)
+            async with open_client(self.url, self.token, config=config) as client:
                 has_begun = True
                 return await work(client)
 
@@ -77,7 +86,8 @@ class Session:
         except (KeyboardInterrupt, BaseExceptionGroup) as error:
             if not _is_interruption(error):
                 raise
-            raise (interrupted_write() if writes and has_begun else interrupted()) from error
+            may_have_written = writes() if callable(writes) else writes and has_begun
+            raise (interrupted_write() if may_have_written else interrupted()) from error
 
     @cached_property
     def health(self) -> dict[str, Any]:

@@ -124,6 +124,13 @@ def _remark(told: list[dict[str, Any]]) -> None:
         waiting = (one["status"] or {}).get("waiting")
         if waiting:
             say(f"{one['name']} is to lead, but is {waiting}.")
+        purge = (one["status"] or {}).get("purge") or {}
+        if purge.get("blocked_by"):
+            blocker = names.get(purge["blocked_by"], purge["blocked_by"])
+            say(
+                f"{one['name']} cannot purge {purge['tombstones']} tombstones: it counts on {blocker}, which may be promoted, "
+                f"and {purge['blocked_why']}."
+            )
         full = (one["status"] or {}).get("disk_full")
         if full:
             say(f"{one['name']} cannot store any more: {full}")

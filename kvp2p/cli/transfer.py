@@ -1,7 +1,8 @@
 """`kvp2p import` and `kvp2p export`: many keys, in Cloudflare's bulk format.
 
-Decides: the format, a JSON array of {"key", "value", "metadata"?, "expiration"?, "base64"?}, and how much goes on at once.
-Keeps true: I9, so many writes are under way and no more. I10, each is sent once; after some failures no more are begun, and the
+Decides: the format, a JSON array of {"key", "value", "metadata"?, "expiration"?, "base64"?}, and how much goes on at once. Entries that have
+    expired by this machine's clock are left out of an import.
+Keeps true: I9, so many writes are under way, with so many bytes, and no more; an export has one value in memory. I10, each is sent once; after some failures no more are begun, and the
     report, which an import that is interrupted gives as well, says how many were acknowledged, refused, unknown and not begun.
     The whole file is checked before the first write. An export takes the place of an older file when it is whole, not before.
 Source: shared Cloudflare API, bulk write of Workers KV.
@@ -12,13 +13,13 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import os
-import shutil
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TextIO
@@ -29,12 +30,15 @@ from kvp2p.cli.failures import REFUSED, UNKNOWN, Failure, refused, usage
 from kvp2p.cli.keys import Namespace
 from kvp2p.cli.output import say, shown
 from kvp2p.cli.session import Json, Token, Url, print_json, session_of
+from kvp2p.cli.values import replacement
+from kvp2p.limits import EXPIRES_AT_MAX, EXPIRES_IN_MAX, TTL_SECONDS_MIN, VALUE_BYTES_MAX
 
 if TYPE_CHECKING:
     from kvp2p.client import Client, Found, KeyInfo
 
 FAILURES_MAX: Final = 10  # then no more writes are begun: a leader that is gone refuses them all
-EXPORT_BATCH: Final = 64  # values in memory at a time: 64 of 192 KiB are 12 MiB
+EXPORT_BATCH: Final = 64  # values asked for at a time; they come one after the other
+UNDERWAY_BYTES_MAX: Final = 64 * 1024 * 1024  # of the values of writes under way: two of the largest; guess
 _HOPELESS_CODES: Final = frozenset({"namespace_not_found"})
 _FIELDS: Final = frozenset({"key", "value", "metadata", "expiration", "expiration_ttl", "base64"})
 
@@ -89,14 +93,15 @@ def import_file(
     """Store every entry of a JSON file, each by a write of its own.
 
     The file is an array of objects: "key", "value" (a string), and if wanted
-    "metadata" (any JSON), "base64": true. "expiration" and "expiration_ttl" are
-    known, but this version refuses entries that have them: nothing expires yet.
+    "metadata" (any JSON), "base64": true, "expiration" (unix seconds) or
+    "expiration_ttl" (seconds, 60 or more; it counts when both are there). Entries
+    that have expired are left out.
     Examples:
       kvp2p import settings dump.json
       kvp2p export settings | kvp2p import copy -
     """
     session = session_of(context, url, token, as_json)
-    items = parse_bulk(_read_json(file))
+    items = parse_bulk(_read_json(file), time.time())
     tally = Tally()
 
     with _progress(len(items)) as advance:
@@ -105,12 +110,14 @@ def import_file(
             import trio
 
             waiting = iter(items)
+            room = _Room()
 
             async def work(count: int) -> None:
                 for item in islice(waiting, count):
-                    if tally.is_over:
-                        return
-                    await _write(client, namespace, item, tally)
+                    async with room.held(len(item.value)):
+                        if tally.is_over:
+                            return
+                        await _write(client, namespace, item, tally)
                     advance()
 
             async def heed_interruption(signals: AsyncIterator[int]) -> None:
@@ -136,6 +143,28 @@ def import_file(
                 cut_short = failure
     tally.end()
     _report(tally, len(items), cut_short or tally.hopeless, as_json=session.as_json)
+
+
+class _Room:
+    """Bounds the bytes of the writes under way. A value that is larger than all of it goes alone."""
+
+    def __init__(self) -> None:
+        import trio
+
+        self._waiting = trio.lowlevel.ParkingLot()
+        self._bytes = 0
+
+    @asynccontextmanager
+    async def held(self, count: int) -> AsyncIterator[None]:
+        """Have room for a value, for the length of a block."""
+        while self._bytes and self._bytes + count > UNDERWAY_BYTES_MAX:
+            await self._waiting.park()
+        self._bytes += count
+        try:
+            yield
+        finally:
+            self._bytes -= count
+            self._waiting.unpark_all()
 
 
 async def _write(client: Client, namespace: str, item: Item, tally: Tally) -> None:
@@ -220,13 +249,15 @@ def export(
             head = ""
             for start in range(0, len(page.keys), EXPORT_BATCH):
                 batch = page.keys[start : start + EXPORT_BATCH]
-                for info, found in zip(
-                    batch, await client.get_many(namespace, [one.name for one in batch]), strict=True
-                ):
+
+                def write(index: int, found: Found | None, batch: tuple[KeyInfo, ...] = batch) -> None:
+                    nonlocal count
                     if found is not None:  # deleted between the list and the read
-                        text = json.dumps(_exported(info, found), ensure_ascii=False)
+                        text = json.dumps(_exported(batch[index], found), ensure_ascii=False)
                         stream.write((",\n" if count else "\n") + text)
                         count += 1
+
+                await client.get_each(namespace, [one.name for one in batch], write)
             cursor = page.cursor
             if cursor is None:
                 stream.write("\n]\n" if count else "]\n")
@@ -236,34 +267,15 @@ def export(
         if output is None:
             count = session.run(lambda client: walk(client, sys.stdout))
         else:
-            with _replacement(output) as stream:
+            with replacement(output) as raw:
+                stream = TextIOWrapper(raw, encoding="utf-8", write_through=True)
                 count = session.run(lambda client: walk(client, stream))
+                stream.detach()
     except BrokenPipeError:
         raise
     except OSError as error:
         usage(f"{output or 'stdout'} cannot be written: {error.strerror}")
     say("1 key" if count == 1 else f"{count} keys")
-
-
-@contextmanager
-def _replacement(path: Path) -> Iterator[TextIO]:
-    """Open a file beside `path` that takes its place when the block ends well; otherwise `path` stays as it was."""
-    target = path.resolve()  # of a link, what it points to is replaced
-    if target.exists() and not target.is_file():  # a pipe or a device: there is no old content to keep
-        with target.open("w", encoding="utf-8") as stream:
-            yield stream
-        return
-    beside = target.with_name(f".{target.name[:200]}.{os.getpid()}.part")
-    try:
-        with beside.open("x", encoding="utf-8") as stream:
-            if target.exists():
-                shutil.copymode(target, beside)
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _exported(info: KeyInfo, found: Found) -> dict[str, Any]:
@@ -290,8 +302,11 @@ def _read_json(file: Path) -> object:
         usage(f"{file} is no JSON: {error}")
 
 
-def parse_bulk(document: object) -> list[Item]:
-    """Check a bulk document. Of a key that stands there twice the last entry counts, as at Cloudflare."""
+def parse_bulk(document: object, now: float) -> list[Item]:
+    """Check a bulk document. Of a key that stands there twice the last entry counts, as at Cloudflare.
+
+    Entries that have expired at `now` are left out: there is nothing to see of them.
+    """
     if not isinstance(document, list):
         usage("the file must hold a JSON array of objects with key and value")
     items: dict[str, Item] = {}
@@ -305,7 +320,12 @@ def parse_bulk(document: object) -> list[Item]:
         left_out = len(document) - len(items)
         count = "1 entry is" if left_out == 1 else f"{left_out} entries are"
         say(f"{count} followed by a later one for the same key and left out")
-    return list(items.values())
+    alive = [one for one in items.values() if one.expires_in_s is not None or (one.expires_at or EXPIRES_AT_MAX) > now]
+    if len(alive) < len(items):
+        left_out = len(items) - len(alive)
+        count = "1 entry has expired and is" if left_out == 1 else f"{left_out} entries have expired and are"
+        say(f"{count} left out")
+    return alive
 
 
 def _parse_item(number: int, entry: Mapping[str, Any]) -> Item:
@@ -325,9 +345,12 @@ def _parse_item(number: int, entry: Mapping[str, Any]) -> Item:
             usage(f"{where}, key {shown(key)!r}: the value is no base64: {error}")
     else:
         raw = value.encode("utf-8", "surrogatepass")
-    for name in ("expiration", "expiration_ttl"):
-        if entry.get(name) is not None and type(entry[name]) is not int:
-            usage(f"{where}, key {shown(key)!r}: {name} must be a whole number of seconds")
+    if len(raw) > VALUE_BYTES_MAX:
+        usage(f"{where}, key {shown(key)!r}: the value has {len(raw)} bytes; {VALUE_BYTES_MAX} are the limit")
+    for name, least, most in (("expiration", 1, EXPIRES_AT_MAX), ("expiration_ttl", TTL_SECONDS_MIN, EXPIRES_IN_MAX)):
+        seconds = entry.get(name)
+        if seconds is not None and (type(seconds) is not int or not least <= seconds <= most):
+            usage(f"{where}, key {shown(key)!r}: {name} must be a whole number of seconds from {least} to {most}")
     return Item(key, raw, entry.get("metadata"), entry.get("expiration"), entry.get("expiration_ttl"))
 
 

@@ -14,6 +14,7 @@ from .failures import (
 from .load import LatencySummary, Operation, run_closed_loop, run_open_loop
 from .outcomes import Acked, Found, KeyInfo, KeyPage, Namespace, Refused, Unknown, WriteOutcome
 from .response import Response
+from .streaming import StreamedValue
 
 __all__ = [
     "Acked",
@@ -36,6 +37,7 @@ __all__ = [
     "Request",
     "Response",
     "ResponseInvalid",
+    "StreamedValue",
     "Unanswered",
     "Unknown",
     "WriteOutcome",

@@ -10,7 +10,7 @@ Source: DESIGN §7, native protocol. Paths are built raw: what a key holds trave
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,17 +34,20 @@ from .outcomes import (
     written,
 )
 from .response import Response
+from .streaming import StreamedValue, streamed_get, streamed_put
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig:
     """How many connections a client keeps and what it does when one is lost.
 
+    `connects_at_once`: the client opens them before it is used, otherwise each with the first call that it is for.
     `reconnects`: a *new* call opens a connection that was lost; otherwise it fails as not sent until `reconnect`.
     `read_attempts_max`: how often a read is asked before its loss is reported; more than 1 needs `reconnects`.
     """
 
     connections: int = 1
+    connects_at_once: bool = True
     reconnects: bool = False
     read_attempts_max: int = 1
     connection: ConnectionConfig = field(default_factory=ConnectionConfig)
@@ -102,6 +105,22 @@ class Client:
             found.append(_found(result))
         return found
 
+    async def get_each(
+        self, namespace: str, keys: Sequence[bytes | str], take: Callable[[int, Found | None], None]
+    ) -> None:
+        """Give the value of each key to `take` with its index, in order and as it comes, so that no more than one is in memory.
+
+        They share one connection. The first failure is raised, after the others have been read and dropped.
+        """
+        requests = [_get(self._key_path(namespace, key), None) for key in keys]
+
+        def take_result(index: int, result: Response | ConnectionLost) -> None:
+            if isinstance(result, ConnectionLost):
+                raise result
+            take(index, _found(result))
+
+        await (await self._connection()).request_each(requests, take_result)
+
     async def head(self, namespace: str, key: bytes | str, *, min_version: str | None = None) -> Response:
         """Ask HEAD for `key` and return the bare answer, whatever its status: 404 carries no text that names its cause."""
         target = self._key_path(namespace, key)
@@ -124,18 +143,49 @@ class Client:
         `if_match` is the version that must stand there, `if_none_match` asks for none to stand there; 412 otherwise.
         `expires_in_s` (at least 60) goes before `expires_at` (unix seconds).
         """
-        headers: list[tuple[bytes, bytes]] = []
-        if metadata is not None:
-            headers.append((b"KV-Metadata", json.dumps(metadata, separators=(",", ":")).encode("ascii")))
-        if if_match is not None:
-            headers.append((b"If-Match", b'"%s"' % if_match.encode("ascii")))
-        if if_none_match:
-            headers.append((b"If-None-Match", b"*"))
-        if expires_in_s is not None:
-            headers.append((b"KV-Expires-In", b"%d" % expires_in_s))
-        if expires_at is not None:
-            headers.append((b"KV-Expires-At", b"%d" % expires_at))
-        return written(await self._write(b"PUT", self._key_path(namespace, key), tuple(headers), value))
+        headers = _put_headers(metadata, if_match, if_none_match, expires_in_s, expires_at)
+        return written(await self._write(b"PUT", self._key_path(namespace, key), headers, value))
+
+    async def put_from(
+        self,
+        namespace: str,
+        key: bytes | str,
+        source: Iterable[bytes],
+        value_bytes: int,
+        metadata: Any = None,
+        *,
+        if_match: str | None = None,
+        if_none_match: bool = False,
+        expires_in_s: int | None = None,
+        expires_at: int | None = None,
+        on_sent: Callable[[], None] = lambda: None,
+    ) -> WriteOutcome:
+        """Write a value of `value_bytes` bytes, at least one, that `source` gives part by part; the rest as in `put`.
+
+        Over a connection of its own. `on_sent` is called before the last byte leaves: until then nothing can have been stored, and the
+        outcome is `Refused` when the connection is lost. Raises ValueError when `source` has not so many bytes; nothing is stored then.
+        """
+        headers = _put_headers(metadata, if_match, if_none_match, expires_in_s, expires_at)
+        target, config = self._key_path(namespace, key), self._config.connection
+        result = await streamed_put(self._data_url, self._token, target, headers, source, value_bytes, on_sent, config)
+        return result if isinstance(result, Refused) else written(result)
+
+    @asynccontextmanager
+    async def open_value(
+        self, namespace: str, key: bytes | str, *, min_version: str | None = None
+    ) -> AsyncIterator[StreamedValue | None]:
+        """Read a value part by part, for the length of a block; None when the key has none. `min_version` as in `get`.
+
+        Over a connection of its own. `next_part` raises `ConnectionLost` when the node cuts it: what has come is not the whole value then.
+        """
+        request = _get(self._key_path(namespace, key), min_version)
+        reading = streamed_get(self._data_url, self._token, request.target, request.headers, self._config.connection)
+        async with reading as value:
+            if isinstance(value, StreamedValue):
+                yield value
+            else:
+                _found(value)  # which raises, unless the key has no value
+                yield None
 
     async def delete(self, namespace: str, key: bytes | str, *, if_match: str | None = None) -> WriteOutcome:
         """Delete `key`; acknowledged also when it has no value. `if_match` as in `put`."""
@@ -234,7 +284,8 @@ async def open_client(
         async with trio.open_nursery() as nursery:
             client = Client(nursery, data_url, token, config)
             try:
-                await client.reconnect()
+                if config.connects_at_once:
+                    await client.reconnect()
             except NotSent:
                 if not config.reconnects:
                     raise
@@ -251,6 +302,23 @@ async def open_client(
 def _quoted(text: bytes | str, *, safe: str) -> bytes:
     """Percent-encode all but the unreserved characters of RFC 3986 and `safe`."""
     return (quote(text, safe) if isinstance(text, str) else quote_from_bytes(text, safe)).encode("ascii")
+
+
+def _put_headers(
+    metadata: Any, if_match: str | None, if_none_match: bool, expires_in_s: int | None, expires_at: int | None
+) -> Headers:
+    headers: list[tuple[bytes, bytes]] = []
+    if metadata is not None:
+        headers.append((b"KV-Metadata", json.dumps(metadata, separators=(",", ":")).encode("ascii")))
+    if if_match is not None:
+        headers.append((b"If-Match", b'"%s"' % if_match.encode("ascii")))
+    if if_none_match:
+        headers.append((b"If-None-Match", b"*"))
+    if expires_in_s is not None:
+        headers.append((b"KV-Expires-In", b"%d" % expires_in_s))
+    if expires_at is not None:
+        headers.append((b"KV-Expires-At", b"%d" % expires_at))
+    return tuple(headers)
 
 
 def _get(target: bytes, min_version: str | None) -> Request:

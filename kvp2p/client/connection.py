@@ -2,10 +2,10 @@
 
 Decides: when bytes leave, which answer belongs to which request, and what a lost connection means for each of them.
 Keeps true: [I9] at most `pipeline_depth_max` requests are unanswered, the rest wait with their callers; a response
-    has a size limit; a silent server is given up after `answer_timeout_ms`. [I10] a request is sent once, on this
+    has a size limit; a server that is silent for `answer_timeout_ms` is given up. [I10] a request is sent once, on this
     connection; when that ends, every unanswered request ends with `ConnectionLost` that says whether any of its bytes
     were handed to the kernel. Requests leave in the order of the calls, and answers are matched in that order.
-In and out: `request` and `request_many` for any number of tasks at once; three background tasks in the caller's nursery.
+In and out: `request`, `request_many` and `request_each` for any number of tasks at once; three background tasks in the caller's nursery.
 Source: RFC 9112 (2022) section 9.3.2, pipelining. It differs in one place: HEAD travels alone, because llhttp cannot be
     told that a response in the middle of a pipeline has no body.
 
@@ -30,6 +30,11 @@ from .failures import ConnectionLost, NotSent, ResponseInvalid, Unanswered
 from .response import InvalidBytes, Response, ResponseParser
 
 RECEIVE_BYTES = 65_536  # guess: some 150 small answers in one call, and 1 000 connections still fit in 64 MiB
+# More requests than that are not joined for one call, so that large bodies are not all copied at once.
+BATCH_BYTES = 1_048_576
+# Beyond `answer_timeout_ms` for each MiB of a request's body: a node has 1 s more for its write and 1 s for the hold.
+LARGE_S_PER_MIB = 2.0
+_MIB = 1_048_576
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -43,8 +48,8 @@ _METHODS_WITH_BODY = frozenset({b"PUT", b"POST"})
 class ConnectionConfig:
     """Limits of one connection.
 
-    `answer_timeout_ms` is measured from sending to the answer. Its default is above all that a gateway may take for a
-    write: 5 s deadline, and the hold of 1 s plus 1 s per MiB for small values.
+    `answer_timeout_ms` is how long nothing may move while an answer is due: no byte sent, none received. Its default is above all that a
+    gateway may take for a small write, 5 s deadline and a hold of 1 s; a large one is given as much more as a gateway gives it.
     """
 
     pipeline_depth_max: int = 64
@@ -56,6 +61,9 @@ class ConnectionConfig:
         for name in ("pipeline_depth_max", "connect_timeout_ms", "answer_timeout_ms", "response_bytes_max"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+Result = Response | ConnectionLost
 
 
 class Request(NamedTuple):
@@ -80,11 +88,13 @@ class _Waiter:
 class _Exchange:
     """A request on its way to its answer. `first_byte` is its offset in the stream of all bytes of the connection."""
 
-    __slots__ = ("data", "first_byte", "is_head", "result", "taken_at", "waiter")
+    __slots__ = ("bytes", "data", "first_byte", "is_head", "result", "take", "taken_at", "waiter")
 
-    def __init__(self, data: bytes, is_head: bool) -> None:
-        self.data = data
+    def __init__(self, data: bytes, is_head: bool, take: Callable[[Result], None] | None = None) -> None:
+        self.data = data  # until it has been taken to be sent
+        self.bytes = len(data)
         self.is_head = is_head
+        self.take = take  # what becomes of it is told here, and not kept
         self.result: Response | ConnectionLost | None = None
 
     waiter: _Waiter
@@ -104,6 +114,7 @@ class Connection:
         self._unsent = _NOTHING
         self._bytes_taken = 0
         self._bytes_sent = 0
+        self._moved_at = 0.0  # when bytes were last sent or received
         self._idle_writer: trio.lowlevel.Task | None = None
         self._server_closes = False
         self._end_reason: str | None = None
@@ -182,6 +193,34 @@ class Connection:
         assert None not in results
         return results  # type: ignore[return-value]  # no None: asserted
 
+    async def request_each(self, requests: Sequence[Request], take: Callable[[int, Result], None]) -> None:
+        """Send many requests and give what becomes of each to `take`, with its index, in order, as soon as it is known.
+
+        Nothing is kept of what was taken, and no more than one answer is read ahead. What `take` raises is raised here, after the rest.
+        """
+        failures: list[Exception] = []
+
+        def guarded(index: int) -> Callable[[Result], None]:
+            def take_one(result: Result) -> None:
+                try:
+                    if not failures:
+                        take(index, result)
+                except Exception as error:  # noqa: BLE001  it is the caller's, and is raised to the caller
+                    failures.append(error)
+
+            return take_one
+
+        exchanges = [
+            _Exchange(self._encode(*request), request.method == b"HEAD", guarded(index))
+            for index, request in enumerate(requests)
+        ]
+        if exchanges:
+            await self._perform(exchanges)
+        else:
+            await trio.lowlevel.checkpoint()
+        if failures:
+            raise failures[0]
+
     def _encode(self, method: bytes, target: bytes, headers: Headers, body: bytes) -> bytes:
         if _FORBIDDEN_IN_TARGET.search(target):
             raise ValueError(f"a request target holds no spaces and no control characters: {target!r}")
@@ -200,7 +239,7 @@ class Connection:
         if self._end_reason is not None:
             await trio.lowlevel.checkpoint()
             for exchange in exchanges:
-                exchange.result = NotSent(self._end_reason)
+                _tell(exchange, NotSent(self._end_reason))
             return
         waiter = _Waiter(trio.lowlevel.current_task(), len(exchanges))
         for exchange in exchanges:
@@ -230,6 +269,7 @@ class Connection:
         with suppress(OSError):
             count = self._socket.send(self._unsent)
             self._bytes_sent += count
+            self._moved_at = trio.current_time()
             self._unsent = self._unsent[count:] or _NOTHING  # lets go of a large body
         if self._unsent or self._queue:
             self._wake_writer()
@@ -249,7 +289,7 @@ class Connection:
         self._finish(exchange, response)
 
     def _finish(self, exchange: _Exchange, result: Response | ConnectionLost) -> None:
-        exchange.result = result
+        _tell(exchange, result)
         waiter = exchange.waiter
         waiter.remaining -= 1
         if not waiter.remaining and waiter.task is not None:
@@ -288,6 +328,7 @@ class Connection:
             if not count:
                 self._end("the server closed the connection")
                 return
+            self._moved_at = trio.current_time()
             try:
                 self._parser.feed(view[:count])
             except InvalidBytes as error:
@@ -317,6 +358,7 @@ class Connection:
                     self._end(f"connection failed: {error}")
                     return
                 self._bytes_sent += count
+                self._moved_at = trio.current_time()
                 self._unsent = self._unsent[count:] or _NOTHING  # lets go of a large body
 
     def _leave_idle(self, _raise_cancel: Any) -> trio.lowlevel.Abort:
@@ -332,14 +374,15 @@ class Connection:
         now = trio.current_time()
         position = self._bytes_taken
         batch: list[bytes] = []
-        while queue and room > 0:
+        while queue and room > 0 and position - self._bytes_taken < BATCH_BYTES:
             if queue[0].is_head and in_flight:
                 break
             exchange = queue.popleft()
             exchange.first_byte = position
             exchange.taken_at = now
-            position += len(exchange.data)
+            position += exchange.bytes
             batch.append(exchange.data)
+            exchange.data = b""
             in_flight.append(exchange)
             room -= 1
             if exchange.is_head:
@@ -349,12 +392,17 @@ class Connection:
         return batch[0] if len(batch) == 1 else b"".join(batch)
 
     async def _watch(self) -> None:
-        """End the connection when its oldest request waits too long: a stopped process keeps its sockets open."""
+        """End the connection when nothing moves for too long and an answer is due: a stopped process keeps its sockets open."""
         limit_s = self._config.answer_timeout_ms / 1000
         while True:
             await trio.sleep(limit_s / 8)  # so a timeout is noticed at most an eighth late
-            if self._in_flight and trio.current_time() - self._in_flight[0].taken_at >= limit_s:
-                self._end(f"no answer in {self._config.answer_timeout_ms} ms")
+            if not self._in_flight:
+                continue
+            oldest = self._in_flight[0]
+            silent_s = trio.current_time() - max(oldest.taken_at, self._moved_at)
+            patience_s = limit_s + oldest.bytes // _MIB * LARGE_S_PER_MIB
+            if silent_s >= patience_s:
+                self._end(f"no answer in {int(patience_s * 1000)} ms")
                 return
 
     def _end(self, reason: str, failure: type[Unanswered | ResponseInvalid] = Unanswered) -> None:
@@ -372,6 +420,13 @@ class Connection:
         self._in_flight.clear()
         self._queue.clear()
         self._scope.cancel()
+
+
+def _tell(exchange: _Exchange, result: Result) -> None:
+    if exchange.take is None:
+        exchange.result = result
+    else:
+        exchange.take(result)
 
 
 def _checked(field: bytes) -> bytes:

@@ -51,7 +51,7 @@ from kvp2p.core.operations import (
 from kvp2p.core.port import ReadTransaction, WriteTransaction
 from kvp2p.core.purge import PLACE_BYTES, Obstacle, obstacle
 from kvp2p.core.removal import Purging, trim_log
-from kvp2p.core.vector import EMPTY_VECTOR
+from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.ids import (
     SYSTEM_NAMESPACE,
     NamespaceId,
@@ -131,7 +131,7 @@ def _garbage(txn: ReadTransaction) -> Garbage:
     grave = next(txn.graves(), None)
     expiring = next(txn.expiring(), None)
     first_expiry_s = 0 if expiring is None else int.from_bytes(expiring[0][:8], "big")
-    return Garbage(None if grave is None else grave[0], first_expiry_s, txn.log_positions)
+    return Garbage(None if grave is None else grave[0], first_expiry_s, txn.log_positions, txn.tombstones)
 
 
 def _candidates(txn: ReadTransaction) -> tuple[bytes, ...]:
@@ -150,6 +150,16 @@ def issuers_of(txn: ReadTransaction) -> tuple[system_rows.IssuerRow, ...]:
         if is_value(row):
             rows.append(system_rows.decode_issuer(key, decode_row(SYSTEM_NAMESPACE, key, row).value))
     return tuple(row for row in rows if row is not None)
+
+
+def _above(above: VersionVector, walked: VersionVector, fence: Version) -> VersionVector:
+    """Return up to where rows may stand above the vector, with what a part of a walk has brought; `fence` is this replica's own.
+
+    The peer's fence does not go along: it would hide what is held here below it, of which the peer may never have heard, and a Purge looks for
+    just that [I8]. Nor is it needed: the position of the Purge that raised it is among the peer's entries, and whoever covers that has the fence.
+    """
+    tops = (*above.tops(), *walked.tops())
+    return VersionVector(top for top in tops if top >= fence)
 
 
 def _dead_namespaces_with_rows(txn: ReadTransaction) -> tuple[NamespaceId, ...]:
@@ -234,7 +244,7 @@ class _Application:
         part, vector = batch.part, self.txn.vector
         # Until the vector covers what the peer covered when it read this part, rows may stand above the vector, and others
         # may be gone that it still covers.
-        above = self.txn.above.join(part.vector)
+        above = _above(self.txn.above, part.vector, vector.fence)
         for _, _, row in part.rows:
             version = row_version(row)
             if not above.covers(version):  # above the vector there, too

@@ -156,11 +156,15 @@ Batch = WriteGroup | FrameBatch | WalkBatch | Settle | NamespaceSweep | PurgeBat
 
 
 class Garbage(NamedTuple):
-    """What a Purge or a trim could remove: the least version of a tombstone, the first second at which a row expires (0 none), the log's length."""
+    """What a Purge or a trim could remove: the least version of a tombstone, the first second at which a row expires (0 none), the log's length.
+
+    How many tombstones there are is for `status` only.
+    """
 
     oldest_grave: Version | None = None
     first_expiry_s: int = 0
     log_positions: int = 0
+    tombstones: int = 0
 
     @property
     def has_any(self) -> bool:

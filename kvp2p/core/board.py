@@ -207,10 +207,20 @@ class Board:
             self.clock.lead(self.now)
         return self.clock.read(self.now)
 
+    def clock_ahead_ms(self) -> int:
+        """Return `clock_ms` less this machine's monotonic clock, by which other processes go on; 0 while it is not known."""
+        self.clock_ms()
+        return self.clock.ahead_ms(self.now)
+
     def peers_skew_ms(self) -> int | None:
-        """Return by how much the wall clocks of peers are ahead of ours: their median, so that one that is off does not count. None without peers."""
-        skews = sorted(peer.skew_ms for peer in self.peers.values() if peer.skew_ms is not None)
-        return skews[len(skews) // 2] if skews else None
+        """Return by how much the wall clocks of peers are ahead of ours: their median, so that one that is off does not count. None without peers.
+
+        Of two, or any even number, none is the middle one: then our own clock counts as well.
+        """
+        skews = [peer.skew_ms for peer in self.peers.values() if peer.skew_ms is not None]
+        if skews and len(skews) % 2 == 0:
+            skews.append(0)
+        return sorted(skews)[len(skews) // 2] if skews else None
 
     # --- peers
 

@@ -3,7 +3,7 @@
 Decides: when the leader closes an issuer, and at which stamp.
 Keeps true: I8 needs to know of every issuer what it could still add. An issuer is closed when nobody can add to it any more: its node
 says so (it has seen this leader's designation, and no group of it is on its way to a disk), or begins to lead anew, or an operator
-vouches for it. Closing is never undone. A row is written by the leader alone, in its own log, and so reaches every node like any other.
+vouches for it. One whose node has forgotten how it ended, or is not known, is closed when every member was heard. Closing is never undone. A row is written by the leader alone, in its own log, and so reaches every node like any other.
 In and out: the board's issuer rows and the peers' digests in; groups of the leader's own writer out.
 
 Where an issuer ended is what its closer knows: it closes at its own vector's stamp, when no complete peer shows more. A position above
@@ -20,6 +20,7 @@ from dataclasses import replace
 from kvp2p.core.board import Board
 from kvp2p.core.events import CloseIssuer, Reply
 from kvp2p.core.operations import Ending, Operation, Outcome, Put, refused
+from kvp2p.core.roster import Members
 from kvp2p.core.system_rows import IssuerRow, encode_issuer
 from kvp2p.core.writing import LeaderWriter
 from kvp2p.ids import SYSTEM_NAMESPACE, VERSION_ZERO, Issuer, NodeId, Stamp, version_stamp, version_term
@@ -30,21 +31,26 @@ def opening_rows(board: Board, writer: LeaderWriter) -> tuple[Operation, ...]:
 
     Known: the processes that issued under those have ended, or it was this one and its last group has ended (`Leadership.on_vector`
     waits for that), so nothing is added to them; and this node has caught up with every complete peer that it heard. Not known:
-    whether this disk was rolled back and a peer that was not heard has more (see above).
+    whether this disk was rolled back and a peer that was not heard has more (see above). A disk that `kvp2p restore` made was: its issuers become
+    nobody's, and are closed when every member was heard.
     """
     me = board.me.node
     ended = [
         row for row in board.issuers.values() if row.node == me and row.closed is None and row.issuer != writer.issuer
     ]
-    rows = [replace(row, closed=_last(board, row)) for row in ended]
+    if board.restored:
+        rows = [replace(row, node=None) for row in ended]
+    else:
+        rows = [replace(row, closed=_last(board, row)) for row in ended]
     return _puts([IssuerRow(writer.issuer, me, writer.designation.term, None), *rows])
 
 
 class IssuerCloser:
     """Closes issuers on behalf of one leader; exists while it leads."""
 
-    def __init__(self, board: Board, writer: LeaderWriter) -> None:
+    def __init__(self, board: Board, members: Members, writer: LeaderWriter) -> None:
         self.board = board
+        self.members = members
         self.writer = writer
         self._is_writing = False
         self._is_waiting = False  # after a full disk
@@ -121,12 +127,20 @@ class IssuerCloser:
         if row.closed is not None:
             if stamp <= row.closed:
                 return False
+        elif row.node is None:
+            if not self._has_heard_everybody():
+                return False
         elif row.node != self.board.me.node and not self._has_given_way(row.node):
             return False
         return all(
             not digest.complete or self.board.vector.covers_vector(digest.vector.only(row.issuer))
             for _, digest in self.board.digests()
         )
+
+    def _has_heard_everybody(self) -> bool:
+        """Tell whether every member is linked and complete: then nobody can have what none of them shows."""
+        complete = {node for node, digest in self.board.digests() if digest.complete}
+        return all(member.node in complete for member in self.members.others())
 
     def _has_given_way(self, node: NodeId | None) -> bool:
         """Tell whether a node says that it knows of this leader, and can add nothing under any issuer."""

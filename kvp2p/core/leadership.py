@@ -354,7 +354,7 @@ class Leadership:
         self.role = Role.LEADING
         self.board.leads = True
         self.board.clock_ms()  # from here on it is the cluster's
-        self._closer = IssuerCloser(self.board, writer)
+        self._closer = IssuerCloser(self.board, self.members, writer)
         self.board.notice("leading", term=writer.designation.term, issuer=writer.issuer.hex())
         if self.board.restored:
             self.board.forget_restored()

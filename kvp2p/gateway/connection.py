@@ -2,8 +2,9 @@
 
 Decides: when a request may start, when bytes leave, when the connection is read no further, and when it ends.
 Keeps true: answers leave in the order of the requests. A read starts when every write before it on this connection has
-    ended, so a pipeline reads its own writes; consecutive writes of keys are under way together, in order. I9: what is
-    received and not answered, and what is answered and not sent, is bounded; beyond that the connection is not read.
+    ended, so a pipeline reads its own writes; consecutive writes of keys are under way together, in order, but nothing starts behind a
+    large value before that has ended: small writes would overtake it at the leader. I9: what is received and not answered, and what is
+    answered and not sent, is bounded; beyond that the connection is not read, nor while the node takes no more of a large value.
     I10: a write under way when its client leaves goes on, and its outcome is dropped here alone.
 In and out: a non-blocking socket. One task receives; a second one (`outgoing.py`) exists only while the peer does not take what we send,
     or a large value is streamed.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import math
 import socket
+import struct
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -29,11 +31,13 @@ from kvp2p.gateway.exchange import METHODS_OF_WRITES, Exchange
 from kvp2p.gateway.fields import Fields
 from kvp2p.gateway.intake import Intake, Phase
 from kvp2p.gateway.outgoing import Outgoing
+from kvp2p.gateway.uploads import OVERLOADED, Upload
 from kvp2p.limits import (
     HTTP_LINGER_SECONDS,
     HTTP_PENDING_BODY_BYTES_MAX,
     HTTP_PENDING_REQUESTS_MAX,
     HTTP_PIPELINED_WRITES_MAX,
+    HTTP_RECEIVE_BYTES,
     HTTP_RESPONSE_BUFFER_BYTES_MAX,
 )
 
@@ -41,8 +45,7 @@ if TYPE_CHECKING:
     from kvp2p.gateway.server import Gateway
 
 _LOG = structlog.get_logger("kvp2p.gateway")
-
-RECEIVE_BYTES: Final = 65_536  # guess: some hundred requests in one call; nothing of it is held by an idle connection
+_RESET: Final = struct.pack("ii", 1, 0)  # on, and no time: what is not sent is dropped
 
 
 class Connection:
@@ -57,6 +60,8 @@ class Connection:
         self._pending_bytes = 0
         self._held_bytes = 0  # of bodies: of the pending that have not started, and of the one that is being received
         self._started = 0  # of the pending, from the left
+        self._receiving: Exchange | None = None  # the last of the pending, while the body of its large value comes
+        self._uploading: Exchange | None = None  # of the pending: the large value that has begun and is not answered
         self._out = Outgoing(gateway, sock, self._resume_sent, self.abort)
         self._plain_answers = 0  # GETs that the hot path answered in this read
         self._head_timed = -1
@@ -81,7 +86,7 @@ class Connection:
             while not self.is_closed:
                 await trio.lowlevel.wait_readable(sock)
                 try:
-                    data = sock.recv(RECEIVE_BYTES)
+                    data = sock.recv(HTTP_RECEIVE_BYTES)
                 except BlockingIOError:
                     continue
                 if not data:
@@ -91,6 +96,7 @@ class Connection:
                 self._receive(data)
                 while self._is_full() and not self.is_closed:
                     await self._next_progress()
+            self._drop_unfinished()
             # The peer has said all it has to say; it may still be listening.
             while (self._pending or self._out.waiting_bytes) and not self.is_closed:
                 await self._next_progress()
@@ -110,6 +116,7 @@ class Connection:
             self._out.waiting_bytes >= HTTP_RESPONSE_BUFFER_BYTES_MAX
             or len(self._pending) >= HTTP_PENDING_REQUESTS_MAX
             or self._pending_bytes >= HTTP_PENDING_BODY_BYTES_MAX
+            or (self._receiving is not None and _upload(self._receiving).is_full)
         )
 
     def _receive(self, data: bytes) -> None:
@@ -136,8 +143,10 @@ class Connection:
         if self._is_shut or self.is_closed:
             return
         if self._is_full():
-            # It is not read on, so the peer is not late: it may be taking answers. How fast it takes them is timed in `_push`.
-            self._deadline = math.inf
+            # It is not read on, so the peer is not late: it may be taking answers, or we do not take its value. How fast it takes answers is
+            # timed in `Outgoing`, how fast the node takes values in the node port.
+            upload = None if self._receiving is None else self._receiving.upload
+            self._deadline = math.inf if upload is None else upload.room_deadline
             self._head_timed = -1
         elif intake.phase is Phase.HEAD:
             if self._head_timed != intake.heads_begun:  # more bytes of the same head give it no more time
@@ -188,6 +197,26 @@ class Connection:
         self._pending.append(exchange)
         self._pending_bytes += len(exchange.body or b"")
 
+    def take_large(self, exchange: Exchange) -> None:
+        """Queue a request whose body is to come."""
+        gateway = self._gateway
+        exchange.upload = Upload(gateway.node, gateway.bodies, self._note_answered, self._resume_soon)
+        exchange.is_received = False
+        exchange.closes = gateway.is_draining
+        self._receiving = exchange
+        self._pending.append(exchange)
+
+    def _resume_soon(self) -> None:
+        self._gateway.resume_soon(self)
+
+    def end_large(self, exchange: Exchange) -> None:
+        """Take note that the body of the large value is whole."""
+        assert exchange is self._receiving, "its body was the last that came"
+        self._receiving = None
+        self._owes_continue = False
+        exchange.is_received = True
+        _upload(exchange).finish()
+
     def send_continue(self) -> None:
         """Ask for a body, once all answers before are on their way."""
         self._owes_continue = True
@@ -200,12 +229,23 @@ class Connection:
             self._out.add(CONTINUE)
 
     def _take_rejection(self, rejection: RequestError) -> None:
-        exchange = Exchange(b"", b"", None, monotonic())
-        exchange.closes = True
+        exchange, self._receiving = self._receiving, None
+        if exchange is None:
+            exchange = Exchange(b"", b"", None, monotonic())
+            self._pending.append(exchange)
+        exchange.drop_body()
+        exchange.closes = exchange.is_received = True
         exchange.answer = refusal_answer(rejection)
         self._intake.rejection = rejection
         self._owes_continue = False
-        self._pending.append(exchange)
+
+    def _drop_unfinished(self) -> None:
+        """Forget the request whose body will not come any more."""
+        exchange, self._receiving = self._receiving, None
+        if exchange is not None:
+            self._pending.pop().abandon()
+            self._started = min(self._started, len(self._pending))
+            self._uploading = None
 
     # --- the pipeline
 
@@ -236,7 +276,7 @@ class Connection:
         while (
             self._pending
             and not (self._out.is_pushing or self._is_ending or self.is_closed)
-            and (not self._started or self._pending[0].answer is not None)
+            and (not self._started or (self._pending[0].answer is not None and self._pending[0].is_received))
         ):
             # The limit of unsent answers stopped it, and they have been sent.
             self._advance()
@@ -245,18 +285,33 @@ class Connection:
     def _advance(self) -> None:
         """Answer from the left what can be answered, start what may start."""
         pending = self._pending
+        if self._uploading is not None:
+            self._gateway.routes.drive(self._uploading)
         while pending and self._out.waiting_bytes < HTTP_RESPONSE_BUFFER_BYTES_MAX and not self._is_ending:
             head = pending[0]
             if head.answer is None and not self._started:
                 self._start(head)
-            if head.answer is None:
+            if self._owes_continue and not head.is_received:
+                self._continue_or_end(head)
+            if head.answer is None or not head.is_received:
                 self._start_writes_ahead(head)
                 return
             pending.popleft()
             self._started = max(0, self._started - 1)
+            if head is self._uploading:
+                self._uploading = None
             self._answer(head)
         if not pending:
             self._continue()
+
+    def _continue_or_end(self, exchange: Exchange) -> None:
+        """Ask for the body of a large value that has been checked; where it was refused the answer is the last, and no body is waited for."""
+        if exchange.answer is None:
+            self._continue()
+        else:
+            exchange.closes = exchange.is_received = True
+            self._receiving = None
+            self._owes_continue = False
 
     def _start_writes_ahead(self, head: Exchange) -> None:
         """Start the writes that follow a write under way: the node and the leader keep their order."""
@@ -265,7 +320,11 @@ class Connection:
             return
         while self._started < min(len(pending), HTTP_PIPELINED_WRITES_MAX):
             following = pending[self._started]
-            if not following.is_key_write or following.answer is not None:
+            if (
+                not following.is_key_write
+                or following.answer is not None
+                or pending[self._started - 1].upload is not None
+            ):
                 return
             self._start(following)
 
@@ -278,6 +337,9 @@ class Connection:
         self.release(body_bytes)  # the write has it now, or nobody
         if exchange.answer is None:
             exchange.on_end = self._note_answered
+            if exchange.upload is not None:
+                self._uploading = exchange
+                self._gateway.routes.drive(exchange)
 
     def _note_answered(self) -> None:
         self._gateway.note_answered(self)
@@ -327,8 +389,15 @@ class Connection:
             self.abort()
 
     def expire(self) -> None:
-        """End a connection whose deadline has passed."""
-        is_waiting_for_request = self._intake.phase is not Phase.BETWEEN and not self._pending
+        """End a connection whose deadline has passed, or a large value that has waited too long for others."""
+        upload = None if self._receiving is None else self._receiving.upload
+        if upload is not None and upload.room_deadline <= monotonic():
+            upload.fail(OVERLOADED)
+            self.resume()
+            return
+        is_waiting_for_request = self._intake.phase is not Phase.BETWEEN and not [
+            one for one in self._pending if one is not self._receiving
+        ]
         if self._is_shut or self._out.is_pushing or not is_waiting_for_request:
             self.abort()
             return
@@ -338,7 +407,7 @@ class Connection:
     def drain(self) -> None:
         """End after the requests in hand; at once when there are none."""
         if self._pending:
-            if self._intake.phase is Phase.BETWEEN:
+            if self._intake.phase is Phase.BETWEEN or self._receiving is not None:
                 self._pending[-1].closes = True
         elif self._intake.phase is Phase.BETWEEN and not self._out.waiting_bytes:
             self.abort()
@@ -351,6 +420,9 @@ class Connection:
             return
         self.is_closed = True
         trio.lowlevel.notify_closing(self._socket)
+        if self._out.waiting_bytes:
+            # The peer does not take it. Without a reset the kernel would keep its part, some megabytes, for minutes.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._socket.close()
         self.release(self._held_bytes)
         self._drop_pending()
@@ -361,3 +433,9 @@ class Connection:
         for exchange in self._pending:
             exchange.abandon()
         self._pending.clear()
+        self._receiving = self._uploading = None
+
+
+def _upload(exchange: Exchange) -> Upload:
+    assert exchange.upload is not None, "the body that is being received is an upload"
+    return exchange.upload

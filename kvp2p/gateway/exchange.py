@@ -2,7 +2,8 @@
 
 Decides: nothing; it is what intake, pipeline and routes hand to each other.
 Keeps true: an exchange is answered exactly once.
-In and out: made by the intake with everything that was received, ended by a route or by the node's outcome.
+In and out: made by the intake with everything that was received, or before the body of a large value, which then goes through its upload;
+    ended by a route or by the node's outcome.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from kvp2p.errors import RequestError
 from kvp2p.gateway.fields import Fields
 from kvp2p.gateway.streams import ValueStream
 from kvp2p.gateway.target import Target, parse_target
+from kvp2p.gateway.uploads import Upload
 
 METHODS_OF_WRITES = frozenset({b"PUT", b"DELETE"})
 
@@ -31,6 +33,7 @@ class Exchange:
         "fields",
         "is_abandoned",
         "is_key_write",
+        "is_received",
         "is_started",
         "method",
         "on_end",
@@ -38,6 +41,7 @@ class Exchange:
         "refusal",
         "stream",
         "target",
+        "upload",
     )
 
     def __init__(
@@ -63,7 +67,19 @@ class Exchange:
         self.is_abandoned = False
         self.answer: bytes | None = None
         self.stream: ValueStream | None = None  # of what follows the answer
+        self.upload: Upload | None = None  # of the body, when that is large
+        self.is_received = True  # whole; it is not answered before
         self.on_end: Callable[[], None] | None = None
+
+    def feed(self, part: bytes) -> None:
+        """Take a part of the body of a large value."""
+        assert self.upload is not None, "the body of a large value is an upload"
+        self.upload.feed(part)
+
+    def drop_body(self) -> None:
+        """Take note that the body is too large; what still comes of it is dropped."""
+        if self.upload is not None:
+            self.upload.close()
 
     def end(self, answer: bytes | ValueStream) -> None:
         """Give the answer; tells the connection, if it no longer waits in the same call."""
@@ -83,3 +99,5 @@ class Exchange:
         self.is_abandoned = True
         if self.stream is not None:
             self.stream.close()
+        if self.upload is not None:
+            self.upload.close()

@@ -1,9 +1,10 @@
 """From received bytes to requests: what httptools does not check, and what is kept of a body.
 
-Decides: where one request ends, which requests are refused while they are read, which bodies are kept.
+Decides: where one request ends, which requests are refused while they are read, which bodies are kept and which are uploads: those of
+    keys that have more than INLINE_VALUE_BYTES_MAX. These requests are handed over before their bodies, which they are given as they come.
 Keeps true: I9, target, header, chunk extensions, trailers and body are limited while they are parsed. After a fault of
     framing nothing more of the connection is understood as a request.
-In and out: `feed(bytes)` in; `take_plain_get` (may answer at once) and `take(exchange)` out, in the order of the bytes.
+In and out: `feed(bytes)` in; `take_plain_get` (may answer at once), `take(exchange)` and `take_large(exchange)` out, in the order of the bytes.
     `rejection` is set when the connection must end after what was taken.
 Source: RFC 9112 (2022). llhttp refuses Content-Length with Transfer-Encoding, two lengths, bare LF, folded headers. It lets
     through 1 MB targets, `TE: gzip, chunked`, a missing Host, 60 KB of chunk extensions, HTTP/0.9 and 2.0.
@@ -30,6 +31,7 @@ from kvp2p.limits import (
     HTTP_HEADER_BYTES_MAX,
     HTTP_HEADERS_MAX,
     HTTP_URL_BYTES_MAX,
+    INLINE_VALUE_BYTES_MAX,
     VALUE_BYTES_MAX,
 )
 
@@ -56,6 +58,14 @@ class Taker(Protocol):
 
     def take(self, exchange: Exchange) -> None:
         """Take a request."""
+        ...
+
+    def take_large(self, exchange: Exchange) -> None:
+        """Take a request whose body is to come, and give it an upload."""
+        ...
+
+    def end_large(self, exchange: Exchange) -> None:
+        """Take note that the body of that request is whole."""
         ...
 
     def hold(self, count: int) -> bool:
@@ -89,6 +99,7 @@ class Intake:
         self._fields = Fields([])
         self._body: bytes | bytearray | None = None  # one piece, however many parts it came in [I9]
         self._body_bytes = 0
+        self._large: Exchange | None = None  # whose body is being received
         self._refusal: RequestError | None = None  # of the request that is being received
         self._head_bytes = 0  # received of an unfinished head, whole reads only
         self._events = 0  # of a chunked body
@@ -108,6 +119,9 @@ class Intake:
 
     def feed(self, data: bytes) -> None:
         """Read on. Stops for good when `is_last` or `rejection` is set."""
+        if self._plain_body_bytes_left() >= len(data):
+            self._feed(data)  # nothing in it is a head
+            return
         head_before = self.heads_begun if self.phase is Phase.HEAD else -1
         if self.phase is Phase.HEAD or self._is_chunked_body() or _CHUNKED.search(data):
             self._feed_sliced(data)
@@ -117,6 +131,12 @@ class Intake:
             self._head_bytes = self._head_bytes + len(data) if head_before == self.heads_begun else 0
             if self._head_bytes > HTTP_URL_BYTES_MAX + HTTP_HEADER_BYTES_MAX or len(self._pairs) > HTTP_HEADERS_MAX:
                 self.rejection = _headers_too_large()
+
+    def _plain_body_bytes_left(self) -> int:
+        """Return how many of the next bytes belong to a body of known length."""
+        if self.phase is not Phase.BODY or self._fields.is_chunked:
+            return 0
+        return self._fields.content_length - self._body_bytes
 
     def _is_chunked_body(self) -> bool:
         return self.phase is Phase.BODY and self._fields.is_chunked
@@ -149,6 +169,8 @@ class Intake:
             was_chunked_body = self._is_chunked_body()
             if was_chunked_body or self.phase is Phase.HEAD:
                 end = at + _SLICE_BYTES
+            elif left := self._plain_body_bytes_left():
+                end = at + left
             else:
                 match = _CHUNKED.search(data, at)
                 end = max(match.start(), at + 1) if match else len(data)
@@ -216,7 +238,7 @@ class Intake:
         if fields.content_length > VALUE_BYTES_MAX and (
             fields.expects_continue or fields.content_length > HTTP_DISCARDED_BODY_BYTES_MAX
         ):
-            raise _value_too_large(fields.content_length)
+            raise value_too_large(fields.content_length)
         is_put = parser.get_method() == b"PUT"
         keeps = (
             is_put
@@ -225,6 +247,9 @@ class Intake:
             and self._keeps_body_of(fields.authorization)
         )
         self._body = b"" if keeps else None
+        if is_put and fields.content_length > INLINE_VALUE_BYTES_MAX and (keeps or fields.expects_continue):
+            # Who asks first is told at once, whatever the token.
+            self._begin_large(b"")
         if fields.expects_continue and has_body:
             self._taker.send_continue()
 
@@ -235,9 +260,13 @@ class Intake:
         if self._body_bytes > VALUE_BYTES_MAX:
             self._drop_body()
             if self._body_bytes > HTTP_DISCARDED_BODY_BYTES_MAX:
-                raise _value_too_large(self._body_bytes)
+                raise value_too_large(self._body_bytes, is_all=False)
+        elif self._large is not None:
+            self._large.feed(part)
         elif self._body is not None:
-            if self._taker.hold(len(part)):
+            if self._body_bytes > INLINE_VALUE_BYTES_MAX:
+                self._begin_large(part)
+            elif self._taker.hold(len(part)):
                 self._append(part)
             else:
                 self._drop_body()
@@ -250,7 +279,21 @@ class Intake:
         else:  # most bodies come in one part, which is not copied
             self._body = bytearray(body) + part if body else part
 
+    def _begin_large(self, part: bytes) -> None:
+        """Hand the request over, with what there is of its body; drop the body where it means nothing."""
+        early = self._body
+        self._drop_body()
+        exchange = Exchange(self._parser.get_method(), self._target, self._fields, self._clock())
+        if exchange.is_key_write:
+            self._large = exchange
+            self._taker.take_large(exchange)
+            for one in (early, part):
+                if one:
+                    exchange.feed(bytes(one))
+
     def _drop_body(self) -> None:
+        if self._large is not None:
+            self._large.drop_body()
         body, self._body = self._body, None
         if body:
             self._taker.release(len(body))
@@ -281,12 +324,27 @@ class Intake:
             return
         if not is_kept_alive and parser.get_http_version() not in _HTTP_VERSIONS:
             raise _version_not_supported()
+        if self._large is not None:
+            self._complete_large(self._large, is_kept_alive=is_kept_alive)
+            return
         body_bytes, kept, self._body = self._body_bytes, self._body, None
         body = b"" if not body_bytes else None if kept is None else bytes(kept)
         refusal, self._refusal = self._refusal, None
         exchange = Exchange(method, target, fields, self._clock(), body, body_bytes, refusal)
         exchange.closes = self.is_last = not is_kept_alive or method == b"CONNECT"
         self._taker.take(exchange)
+        if self.is_last:
+            raise _LastRequest
+
+    def _complete_large(self, exchange: Exchange, *, is_kept_alive: bool) -> None:
+        self._large = self._body = None
+        exchange.body_bytes = self._body_bytes
+        exchange.received_at = self._clock()
+        if self._body_bytes > VALUE_BYTES_MAX:
+            exchange.refusal = value_too_large(self._body_bytes)
+        self.is_last = not is_kept_alive
+        exchange.closes = exchange.closes or self.is_last
+        self._taker.end_large(exchange)
         if self.is_last:
             raise _LastRequest
 
@@ -309,9 +367,11 @@ def _headers_too_large() -> RequestError:
     )
 
 
-def _value_too_large(value_bytes: int) -> RequestError:
+def value_too_large(value_bytes: int, *, is_all: bool = True) -> RequestError:
+    """Return the refusal of a value; `is_all` is False when more of it may follow."""
+    more = "" if is_all else " or more"
     return RequestError(
         "value_too_large",
-        f"the value has {value_bytes} bytes or more; {VALUE_BYTES_MAX} are the limit",
+        f"the value has {value_bytes} bytes{more}; {VALUE_BYTES_MAX} are the limit",
         VALUE_BYTES_MAX,
     )

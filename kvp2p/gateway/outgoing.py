@@ -20,7 +20,7 @@ import trio
 
 from kvp2p.errors import StoreError
 from kvp2p.gateway.streams import ValueStream
-from kvp2p.limits import HTTP_RESPONSE_BUFFER_BYTES_MAX
+from kvp2p.limits import HTTP_RESPONSE_BUFFER_BYTES_MAX, HTTP_STREAM_NOT_SENT_BYTES
 
 if TYPE_CHECKING:
     from kvp2p.gateway.server import Gateway
@@ -77,6 +77,7 @@ class Outgoing:
     def add_stream(self, stream: ValueStream) -> None:
         """Send a value behind what was added. It is closed at its end, whatever that is."""
         assert self._stream is None, "one stream at a time"
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, HTTP_STREAM_NOT_SENT_BYTES)
         self._stream = stream
         self.waiting_bytes += HTTP_RESPONSE_BUFFER_BYTES_MAX
 

@@ -1,6 +1,7 @@
 """From a request to whoever answers it.
 
-Decides: which route and method is served by what; what is sent to the node, and when a read waits for it.
+Decides: which route and method is served by what; what is sent to the node, and when a read waits for it. A large value is checked before
+    anything of it is sent to the node, and once more before its write is, because a token may have been revoked meanwhile.
 Keeps true: I10, each write is submitted once and its outcome becomes its answer. A request with `X-KV-Namespace` is binding
     protocol whatever its path, and `/proxy/` is Miniflare's: until those are served, both are 501 and never 404, because
     their clients read 404 as "there is no value".
@@ -26,8 +27,9 @@ from kvp2p.gateway.fields import Fields
 from kvp2p.gateway.reads import Reads
 from kvp2p.gateway.streams import ValueStream
 from kvp2p.gateway.target import Route, Target
+from kvp2p.gateway.uploads import Upload
 from kvp2p.gateway.views import Views
-from kvp2p.gateway.writes import Writes, outcome_answer, without_value
+from kvp2p.gateway.writes import SOME_PUT, Writes, outcome_answer, without_value
 from kvp2p.ids import Version
 from kvp2p.limits import WRITE_DEADLINE_MS
 from kvp2p.runtime.node_port import NodePort
@@ -67,9 +69,10 @@ class Routes:
         except RequestError as refusal:
             answer = refusal_answer(refusal)
         except StoreError as error:
-            _LOG.warning("store_failed", error=str(error))
-            answer = error_answer("unavailable", "this node cannot read its store, nothing was applied; see its log")
+            answer = _store_failed(error)
         if answer is not None:
+            if exchange.upload is not None:
+                exchange.upload.close()
             exchange.end(answer)
 
     def _answer(self, exchange: Exchange) -> bytes | ValueStream | None:
@@ -94,8 +97,39 @@ class Routes:
         if exchange.refusal is not None:
             raise exchange.refusal
         operation = self._operation(exchange, fields, target)
-        self._submit(exchange, operation)
+        if exchange.upload is not None:
+            exchange.upload.begin()
+        else:
+            self._submit(exchange, operation)
         return None
+
+    def drive(self, exchange: Exchange) -> None:
+        """Go on with a large value that has begun: send chunks, submit its write, or answer that it failed."""
+        upload = exchange.upload
+        assert upload is not None, "only a large value is driven"
+        upload.drive()
+        if exchange.answer is not None or upload.is_submitted:
+            return
+        if upload.failure is not None:
+            exchange.end(outcome_answer(SOME_PUT, upload.failure))
+        elif exchange.refusal is not None:
+            exchange.end(refusal_answer(exchange.refusal))
+        elif upload.is_ready:
+            self._submit_large(exchange, upload)
+
+    def _submit_large(self, exchange: Exchange, upload: Upload) -> None:
+        fields, target = exchange.fields, exchange.target
+        assert fields is not None
+        try:
+            put = self.writes.put(target, fields, b"", 0)
+        except RequestError as refusal:
+            upload.close()
+            exchange.end(refusal_answer(refusal))
+        except StoreError as error:
+            upload.close()
+            exchange.end(_store_failed(error))
+        else:
+            upload.submit(put, lambda outcome: exchange.end(outcome_answer(SOME_PUT, outcome)))
 
     def _read(self, exchange: Exchange, fields: Fields, target: Target) -> bytes | ValueStream | None:
         if target.route is Route.HEALTH:
@@ -171,7 +205,8 @@ class Routes:
         is_put = exchange.method == b"PUT"
         if target.route is Route.KEY:
             if is_put:
-                return self.writes.put(target, fields, exchange.body, exchange.body_bytes)
+                body = exchange.body if exchange.upload is None else b""
+                return self.writes.put(target, fields, body, exchange.body_bytes)
             return self.writes.delete(target, fields)
         return (self.writes.create_namespace if is_put else self.writes.delete_namespace)(target, fields)
 
@@ -180,3 +215,8 @@ class Routes:
         self.node.submit_nowait(
             (operation,), WRITE_DEADLINE_MS, lambda outcome: exchange.end(outcome_answer(asked, outcome))
         )
+
+
+def _store_failed(error: StoreError) -> bytes:
+    _LOG.warning("store_failed", error=str(error))
+    return error_answer("unavailable", "this node cannot read its store, nothing was applied; see its log")

@@ -64,7 +64,7 @@ class Gateway:
         self.bodies = Bodies()
         self.access = Access()
         self.views = Views(replica, self.access)
-        self.clock = LeaderClock(node)
+        self.clock = LeaderClock(node, replica.kept_now)
         replica.hide_by(self.clock.now)
         self.reads = Reads(self.views, self.access, Streams(streams_max), self.clock.now)
         self.writes = Writes(self.views, self.access)
@@ -124,7 +124,16 @@ class Gateway:
         finally:
             self.views.release()
 
+    def resume_soon(self, connection: Connection) -> None:
+        """Let a connection go on at the next turn: for whoever has no turn of its own that ends with `resume_answered`."""
+        self.note_answered(connection)
+        self.nursery.start_soon(self._resume)
+
     # --- tasks
+
+    async def _resume(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.resume_answered()
 
     async def _accept(self, listener: socket.socket) -> None:
         with listener:

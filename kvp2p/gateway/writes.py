@@ -19,6 +19,7 @@ from kvp2p.errors import RequestError, StoreError
 from kvp2p.gateway.access import Access
 from kvp2p.gateway.answers import CODES, error_answer, json_answer, no_content_answer, version_lines
 from kvp2p.gateway.fields import Fields
+from kvp2p.gateway.intake import value_too_large
 from kvp2p.gateway.target import Target, decode_key, decode_title, refuse_query
 from kvp2p.gateway.views import Views
 from kvp2p.ids import ID_BYTES, SYSTEM_NAMESPACE, NamespaceId, Version
@@ -45,15 +46,11 @@ class Writes:
             return False  # the route tells it
         return not {Permission.WRITE, Permission.ADMIN}.isdisjoint(token.permissions)
 
-    def put(self, target: Target, fields: Fields, value: bytes | None, value_bytes: int) -> Operation:
-        """Return what PUT of a key asks for. `value` is None when the body was too large, or not kept."""
+    def put(self, target: Target, fields: Fields, value: bytes | None, value_bytes: int) -> Put:
+        """Return what PUT of a key asks for. `value` is None when the body was too large, or not kept; empty for one that is uploaded."""
         namespace, key = self._place(target, fields)
         if value_bytes > VALUE_BYTES_MAX:
-            raise RequestError(
-                "value_too_large",
-                f"the value has {value_bytes} bytes; {VALUE_BYTES_MAX} are the limit",
-                VALUE_BYTES_MAX,
-            )
+            raise value_too_large(value_bytes)
         if value is None:
             # The token became valid between the head and the end of the body.
             raise RequestError("not_ready", "the token was not known when the request began; send it again")
@@ -119,12 +116,12 @@ def _condition(fields: Fields) -> tuple[Condition, Version | None]:
     return (Condition.PRESENT, None) if isinstance(match, bool) else (Condition.VERSION_IS, match)
 
 
-_SOME_PUT: Final = Put(SYSTEM_NAMESPACE, b"", b"")
+SOME_PUT: Final = Put(SYSTEM_NAMESPACE, b"", b"")
 
 
 def without_value(operation: Operation) -> Operation:
     """Return what `outcome_answer` needs of an operation: values are not kept until the answer [I9]."""
-    return _SOME_PUT if isinstance(operation, Put) else operation
+    return SOME_PUT if isinstance(operation, Put) else operation
 
 
 def outcome_answer(operation: Operation, outcome: Outcome) -> bytes:

@@ -2,7 +2,7 @@
 
 Decides: how requests of local processes reach the machine and how answers go back, many to a send.
 Keeps true: I10, every request has one answer or its connection ends; I9, a connection that does not take its answers is closed. Uploads end
-with the connection that they came over.
+with the connection that they came over. I7: gateways are told the leader's clock as soon as it is known here, and when it is another.
 In and out: `wire/local.py` messages. A connection that ends is a process that may have died: the store's reader slots are checked.
 """
 
@@ -20,7 +20,7 @@ import trio
 
 from kvp2p.core.operations import Ending, Outcome, refused
 from kvp2p.errors import RemoteProtocolError
-from kvp2p.limits import LOCAL_ANSWERS_MAX, LOCAL_UPLOADS_MAX, WRITE_TIMEOUT_MS_MAX
+from kvp2p.limits import CLOCK_TOLD_MS, LOCAL_ANSWERS_MAX, LOCAL_UPLOADS_MAX, WRITE_TIMEOUT_MS_MAX
 from kvp2p.node.status import Counters
 from kvp2p.runtime.driver import MS, ReplicaDriver
 from kvp2p.runtime.local_stream import LocalStream
@@ -91,9 +91,13 @@ class LocalServer:
         self._readiness = Readiness(ready=False, reason="the node is starting")
 
     def end_turn(self, is_ready: bool, reason: str) -> None:
-        """Send the answers of a turn of the driver, and its readiness if that changed. To be called after each turn."""
-        if (self._readiness.ready, self._readiness.reason) != (is_ready, reason):
-            self._readiness = Readiness(is_ready, reason)
+        """Send the answers of a turn of the driver, and its readiness and clock if these changed. To be called after each turn."""
+        told = self._readiness
+        ahead_ms = self._driver.machine.board.clock_ahead_ms()
+        # A rise may wait: until it is told a gateway hides a little late, and never early [I7].
+        is_clock_told = told.clock_ahead_ms <= ahead_ms < told.clock_ahead_ms + CLOCK_TOLD_MS
+        if (told.ready, told.reason) != (is_ready, reason) or not is_clock_told:
+            self._readiness = Readiness(is_ready, reason, ahead_ms)
             for connection in self._connections.values():
                 connection.queue(self._readiness)
         for connection in self._connections.values():
@@ -170,6 +174,10 @@ class LocalServer:
             )
         clock.shift(offset_ms)
         log.warning("clock_shifted", offset_ms=offset_ms)
+        self._driver.machine.board.now = self._driver.now()
+        self.end_turn(
+            self._readiness.ready, self._readiness.reason
+        )  # not with the next turn, which may be 2 s from now
         return Outcome(Ending.ACKED)
 
     def _upload(self, connection: _Connection, upload: int) -> int:

@@ -12,10 +12,13 @@ from dataclasses import asdict
 from typing import Any
 
 import kvp2p
+from kvp2p.core.hlc import COUNTER_BITS
 from kvp2p.core.leadership import Role
 from kvp2p.core.messages import Lane
 from kvp2p.core.port import Identity
+from kvp2p.core.purging import Purger
 from kvp2p.core.vector import VersionVector
+from kvp2p.ids import version_stamp
 from kvp2p.limits import VECTOR_ISSUERS_MAX
 from kvp2p.net.link import Traffic
 from kvp2p.runtime.driver import ReplicaDriver
@@ -134,6 +137,7 @@ def status_document(
         "issuers_max": VECTOR_ISSUERS_MAX,
         "diverged": machine.readiness.is_diverged,
         "candidates": [node.hex() for node in board.candidates],
+        "purge": _purge_document(machine.purger),
         "peers": peers,
         "members": [
             {
@@ -150,6 +154,19 @@ def status_document(
     }
 
 
+def _purge_document(purger: Purger) -> dict[str, Any]:
+    board, blocker = purger.board, purger.blocked_by
+    fence = board.vector.fence
+    return {
+        "fence": fence.hex(),
+        "fence_ms": version_stamp(fence) >> COUNTER_BITS,
+        "tombstones": board.garbage.tombstones,
+        "log_positions": board.garbage.log_positions,
+        "blocked_by": None if blocker is None else blocker.hex(),
+        "blocked_why": "" if blocker is None else purger.hindrance(blocker),
+    }
+
+
 def own_counters(driver: ReplicaDriver) -> dict[str, int]:
     """Return the node process's own samples."""
     board, large_values = driver.machine.board, driver.machine.large_values
@@ -161,6 +178,10 @@ def own_counters(driver: ReplicaDriver) -> dict[str, int]:
         "kvp2p_node_ready": int(driver.machine.readiness.is_ready),
         "kvp2p_node_leads": int(driver.machine.leadership.role is Role.LEADING),
         "kvp2p_node_lag_ms": driver.machine.readiness.lag_ms(),
+        "kvp2p_node_tombstones": board.garbage.tombstones,
+        "kvp2p_node_log_positions": board.garbage.log_positions,
+        "kvp2p_node_purges_total": driver.machine.purger.purges,
+        "kvp2p_node_purge_blocked": int(driver.machine.purger.blocked_by is not None),
         "kvp2p_node_uploads": len(large_values.uploads),
         "kvp2p_node_pending_values": len(board.pending.versions),
         "kvp2p_node_chunks_pulled_total": large_values.pulls.pulled,

@@ -7,11 +7,13 @@ namespace if they were the same before its first row was read and after its last
 In and out: read transactions in, `Damage` out. `scrub.py` opens the file and paces the work.
 
 A row         fits the format and its digest; is covered by the vector, unless `above` tells that some are not; stands in the log at its
-              own position, unless the log does not reach back so far; is in the expiry index if it expires
+              own position, unless the log does not reach back so far; is in the expiry index if it expires, among the graves if it is a tombstone
 A marker      has a row with a long key behind it
 A position    is covered by the vector, and its key has a row that is no older. It needs none when the namespace is deleted, or when
               the position is not to be served: up to the floor, below the fence, while a walk is under way
 An entry of the expiry index    leads to a row that expires then
+A grave       leads to a tombstone of its version
+Chunks        see `check_chunks.py`
 Totals        are the count and the sum of the rows; a deleted namespace has none
 """
 
@@ -50,10 +52,21 @@ from kvp2p.ids import (
     version_stamp,
     version_term,
 )
+from kvp2p.store.check_chunks import ChunkCheck
 from kvp2p.store.layout import MARKER_BYTES, LayoutReader, short_hash
-from kvp2p.store.tables import EXPIRY, LOG, ROWS, TAILS, ReadableTables
+from kvp2p.store.tables import CHUNKS, EXPIRY, GRAVES, LOG, PENDING, ROWS, TAILS, ReadableTables
 
-_FACTS: Final = ("identity", "vector", "floor", "above", "complete", "designation", "members")
+_FACTS: Final = (
+    "identity",
+    "vector",
+    "floor",
+    "above",
+    "complete",
+    "restored",
+    "clock_offset_ms",
+    "designation",
+    "members",
+)
 _HASH_BYTES: Final = 16
 _ENTRY_BYTES: Final = 64  # what an entry costs besides its length; guess
 _NO_TOTALS: Final = NamespaceTotals(0, 0, 0)
@@ -87,17 +100,28 @@ class StoreCheck:
         self.positions_seen = 0
         self.not_compared: list[NamespaceId] = []  # whose totals changed while their rows were read
         self._stages: deque[tuple[str, Callable[[_View], Iterator[int]]]] = deque(
-            [("rows", self._rows), ("expiry", self._expiry), ("log", self._log)]
+            [
+                ("rows", self._rows),
+                ("expiry", self._expiry),
+                ("graves", self._graves),
+                ("log", self._log),
+                ("pending", self._pending),
+                ("chunks", self._chunks),
+            ]
         )
+        self._chunk_check = ChunkCheck(self._found)
+        self._reader: LayoutReader | None = None
+        self._is_one_transaction = True
         self._has_facts = False
         self._after = b""  # where the stage goes on
+        self._entries_left = 0  # of the stage
         self._log_upto = EMPTY_VECTOR  # the vector when the log's turn came
         self._counting: _Counting | None = None
         self._counted: set[NamespaceId] = set()
 
     @property
     def stage(self) -> str:
-        """What is being looked at: rows, expiry, log; "" at the end."""
+        """What is being looked at: rows, expiry, graves, log, pending, chunks; "" at the end."""
         return self._stages[0][0] if self._stages else ""
 
     def go_on(self, reader: LayoutReader, bytes_max: int | None = None) -> Slice:
@@ -105,8 +129,10 @@ class StoreCheck:
         self.damage = []
         seen = 0
         if not self._has_facts and not self._check_facts(reader):
-            self._stages.clear()  # nothing can be judged without them
+            self.give_up()  # nothing can be judged without them
             return Slice(self.damage, seen, is_last=True)
+        self._is_one_transaction = self._is_one_transaction and self._reader in (None, reader)
+        self._reader = reader
         view = _View(reader)
         while self._stages:
             for entry_bytes in self._stages[0][1](view):
@@ -117,8 +143,15 @@ class StoreCheck:
             self._after = b""
         return Slice(self.damage, seen, is_last=True)
 
-    def _found(self, what: str, full_key: bytes, message: str) -> None:
-        self.damage.append(Damage(what, NamespaceId(full_key[:ID_BYTES]), full_key[ID_BYTES:], message))
+    def give_up(self) -> None:
+        """End the check where it is: LMDB cannot go on."""
+        self._stages.clear()
+
+    def _found(self, what: str, full_key: bytes | None, message: str) -> None:
+        if full_key is None:
+            self.damage.append(Damage(what, None, None, message))
+        else:
+            self.damage.append(Damage(what, NamespaceId(full_key[:ID_BYTES]), full_key[ID_BYTES:], message))
 
     def _check_facts(self, reader: LayoutReader) -> bool:
         self._has_facts = True
@@ -153,6 +186,9 @@ class StoreCheck:
         expires_at = row_expires_at(row)
         if expires_at and view.tables.get(EXPIRY, _expiry_place(expires_at, full_key)) != full_key:
             self._found("expiry_missing", full_key, f"the row expires at {expires_at}, and the expiry index lacks it")
+        if is_tombstone(row) and view.tables.get(GRAVES, row_version(row)) != full_key:
+            self._found("grave_missing", full_key, "the row is a tombstone, and the graves lack it")
+        self._chunk_check.take_row(view.reader, full_key, row)
         if view.is_deleted(NamespaceId(full_key[:ID_BYTES])):
             return  # its positions are those of its tombstone [I7]
         version = row_version(row)
@@ -212,13 +248,42 @@ class StoreCheck:
     # --- indexes
 
     def _expiry(self, view: _View) -> Iterator[int]:
-        for place, full_key in view.tables.scan(EXPIRY, self._after, after=bool(self._after)):
-            self._after = place
+        def check(place: bytes, full_key: bytes) -> None:
             row = view.row(full_key)
             if row is None or _expiry_place(row_expires_at(row), full_key) != place:
                 expires_at = int.from_bytes(place[:8], "big")
                 self._found("expiry_stale", full_key, f"the expiry index has {expires_at}, and no such row is there")
-            yield len(place) + len(full_key)
+
+        return self._entries(view, EXPIRY, check)
+
+    def _graves(self, view: _View) -> Iterator[int]:
+        def check(place: bytes, full_key: bytes) -> None:
+            row = view.row(full_key)
+            if row is None or not is_tombstone(row) or row_version(row) != place:
+                self._found("grave_stale", full_key, f"the graves have {place.hex()}, and no such tombstone is there")
+
+        return self._entries(view, GRAVES, check)
+
+    def _pending(self, view: _View) -> Iterator[int]:
+        return self._entries(view, PENDING, lambda place, raw: self._chunk_check.take_pending(view.reader, place, raw))
+
+    def _chunks(self, view: _View) -> Iterator[int]:
+        def check(place: bytes, raw: bytes) -> None:
+            self._chunk_check.take_chunk(view.reader, place, raw, is_one_transaction=self._is_one_transaction)
+
+        return self._entries(view, CHUNKS, check)
+
+    def _entries(self, view: _View, table: str, check: Callable[[bytes, bytes], None]) -> Iterator[int]:
+        """Walk over a table. A node that adds entries at its end, as fast as they are read, does not keep that going for ever."""
+        if not self._after:
+            self._entries_left = 2 * view.tables.count(table)
+        for place, content in view.tables.scan(table, self._after, after=bool(self._after)):
+            if not self._entries_left:
+                break
+            self._entries_left -= 1
+            self._after = place
+            check(place, content)
+            yield len(place) + len(content)
 
     def _log(self, view: _View) -> Iterator[int]:
         if not self._after:

@@ -9,8 +9,8 @@ Keeps true
 * I9: a page looks at a bounded number of rows, so tombstones cannot make a list slow; it may be short, or empty, with a cursor.
 In and out: names and keys in, copies out; nothing returned points into the file.
 
-By which clock rows expire is told by who makes the reader: a gateway has the leader's from its node. A program that reads the file has
-its own wall clock (`Replica._now`).
+By which clock rows expire is told by who makes the reader: a gateway has the leader's from its node. A program that reads the file goes by
+its own wall clock and by how far that was off the leader's when the node wrote it down last (`Replica.kept_now`).
 
 A read is one LMDB transaction. What it needs to know of the namespaces is kept from read to read: LMDB's transaction number
 tells that nothing was written since, the state hash of the system namespace that no system row was.
@@ -28,6 +28,7 @@ from typing import Any, Final, NamedTuple, Self
 import lmdb
 
 from kvp2p.core.chunk_rows import shown_row
+from kvp2p.core.clock import OFFSET_KEPT_MS
 from kvp2p.core.entry import (
     FLAG_METADATA,
     ROW_HEAD_BYTES,
@@ -96,9 +97,10 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """The live namespaces, as of one transaction. Replaced whole, so that threads may share it."""
+    """The live namespaces, and the clock's offset, as of one transaction. Replaced whole, so that threads may share it."""
 
     transaction: int
+    clock_offset_ms: int
     generation: bytes
     namespaces: tuple[Namespace, ...]
     ids: dict[str | bytes, NamespaceId]  # by 16 bytes, by 32 hex digits, by title
@@ -186,24 +188,31 @@ class View:
 class Replica:
     """A reader of the node whose data directory this is; the node need not run.
 
-    `path` is the data directory or the store inside it. `now` gives the unix seconds by which rows expire. Titles are looked up in `account` (None: the
-    cluster's first). Raises StoreError, or StoreFormatError, when there is no store that can be read.
+    `path` is the data directory or the store inside it. `now` gives the unix seconds by which rows expire (None: `kept_now`), `wall_s` this
+    machine's clock. Titles are looked up in `account` (None: the cluster's first). Raises StoreError, or StoreFormatError, when there is no store
+    that can be read.
     May be used from several threads. Close it, or use it as a context manager.
     """
 
     def __init__(
-        self, path: Path | str, *, now: Callable[[], float] | None = None, account: AccountId | None = None
+        self,
+        path: Path | str,
+        *,
+        now: Callable[[], float] | None = None,
+        wall_s: Callable[[], float] = time.time,
+        account: AccountId | None = None,
     ) -> None:
         directory = Path(path)
         if not (directory / DATA_FILE).exists() and (directory / STORE_DIRECTORY).exists():
             directory /= STORE_DIRECTORY
         self.store = LmdbStore.open(directory, readonly=True)
         self._given_now = now
+        self._wall_s = wall_s
         self._account = account
         self.tables: dict[str, Any] = self.store.environment.tables
         self._rows = self.tables[ROWS]
         self.begin: Callable[..., lmdb.Transaction[bytes]] = self.store.environment.handle.begin
-        self._known = _Known(-1, b"", (), {})
+        self._known = _Known(-1, 0, b"", (), {})
         self._hot = (self._known.transaction, self._known.ids)
 
     def close(self) -> None:
@@ -230,9 +239,20 @@ class Replica:
         """Let rows expire by another clock from here on."""
         self._given_now = now
 
+    def kept_now(self) -> float:
+        """Return what the leader's clock is at least, as far as the file tells, in unix seconds: up to a second less than it is.
+
+        While a step of this machine's clock is not written down yet (2 s, or as long as the node is gone) it is off by as much.
+        """
+        return self._kept_now(self._current())
+
+    def _kept_now(self, known: _Known) -> float:
+        # The node does not write down what is less, so by less than that it may be later by this machine's clock [I7].
+        return self._wall_s() + (known.clock_offset_ms - OFFSET_KEPT_MS) / 1_000
+
     def _now(self) -> float:
         """Return the unix seconds by which rows are hidden; asked for rows that expire only."""
-        return time.time() if self._given_now is None else self._given_now()
+        return self._kept_now(self._known) if self._given_now is None else self._given_now()
 
     # --- single keys
 
@@ -400,17 +420,19 @@ class Replica:
         if known.transaction == number:
             return known
         generation = transaction.get(SYSTEM_NAMESPACE, b"", self.tables[HASHES])
+        raw_offset = transaction.get(meta.CLOCK_OFFSET.name, None, self.tables[META])
+        offset_ms = cached_field(meta.CLOCK_OFFSET, raw_offset, self.store.decoded)
         if known.transaction >= 0 and known.generation == generation:
-            known = _Known(number, generation, known.namespaces, known.ids)
+            known = _Known(number, offset_ms, generation, known.namespaces, known.ids)
         else:
             known = self._load(
-                LayoutReader(LmdbTables(transaction, self.tables), self.store.decoded), number, generation
+                LayoutReader(LmdbTables(transaction, self.tables), self.store.decoded), number, offset_ms, generation
             )
         self._known = known
         self._hot = (known.transaction, known.ids)
         return known
 
-    def _load(self, transaction: ReadTransaction, number: int, generation: bytes) -> _Known:
+    def _load(self, transaction: ReadTransaction, number: int, offset_ms: int, generation: bytes) -> _Known:
         account = self._account or transaction.identity.account
         namespaces = []
         for key, row in transaction.rows(SYSTEM_NAMESPACE, start=NAMESPACE_PREFIX):
@@ -421,4 +443,4 @@ class Replica:
         ids: dict[str | bytes, NamespaceId] = {one.title: one.namespace for one in namespaces if one.account == account}
         for one in namespaces:  # after the titles: an id wins
             ids[one.namespace.hex()] = ids[bytes(one.namespace)] = one.namespace
-        return _Known(number, generation, tuple(namespaces), ids)
+        return _Known(number, offset_ms, generation, tuple(namespaces), ids)

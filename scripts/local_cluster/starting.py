@@ -89,26 +89,43 @@ def ports_beside(state: State) -> list[int]:
 # --- making
 
 
-def make_cluster(directory: Path, count: int, gateways: int, base_port: int | None, *, has_faults: bool) -> State:
-    """Make the directories of a new cluster; nothing runs yet, and nothing is left of a failure."""
+def make_cluster(
+    directory: Path,
+    count: int,
+    gateways: int,
+    base_port: int | None,
+    *,
+    has_faults: bool,
+    settings: Mapping[str, object] | None = None,
+) -> State:
+    """Make the directories of a new cluster, with these settings besides ports and gateways; nothing runs yet, and nothing is left
+    of a failure.
+    """
     from kvp2p.errors import KvError
     from kvp2p.supervisor.directory import create_cluster, create_member
 
     found = [one.name for one in directory.iterdir() if one.name != STATE_LOCK_FILE]
     if found:
         raise CannotError(f"{directory} has {', '.join(sorted(found)[:5])}, but no {STATE_FILE}; name a new directory")
+    given = settings or {}
+    chosen = [name for name in given if name in {*_OF_EACH_NODE, "host", "advertise", "join"}]
+    if chosen:
+        raise UsageError(f"{chosen[0]} cannot be set: this program chooses it for each node")
     each = PORTS_PER_NODE + has_faults
     ports = choose_ports(each * count, base_port)
     nodes = [_new_node(directory, index + 1, ports[each * index :][:each]) for index in range(count)]
+    state = State("", "", "", gateways, nodes, has_faults, settings=dict(given))
     try:
-        first = create_cluster(nodes[0].directory, nodes[0].name, _settings_of(nodes[0], gateways))
+        first = create_cluster(nodes[0].directory, nodes[0].name, _settings_of(nodes[0], state))
         for node in nodes[1:]:
-            create_member(node.directory, node.name, nodes[0].mesh_url, first.key_file, _settings_of(node, gateways))
+            create_member(node.directory, node.name, nodes[0].mesh_url, first.key_file, _settings_of(node, state))
     except KvError as error:
         for node in nodes:
             shutil.rmtree(node.directory, ignore_errors=True)
         raise CannotError(str(error)) from error
-    return State(first.cluster_id.hex(), first.account_id.hex(), first.admin_token, gateways, nodes, has_faults)
+    return state._replace(
+        cluster_id=first.cluster_id.hex(), account_id=first.account_id.hex(), admin_token=first.admin_token
+    )
 
 
 def add_member(directory: Path) -> str:
@@ -125,7 +142,7 @@ def add_member(directory: Path) -> str:
         node = _new_node(directory, number, ports_beside(state))
         try:
             key_file = member.directory / "cluster.key"
-            create_member(node.directory, node.name, member.mesh_url, key_file, _settings_of(node, state.gateways))
+            create_member(node.directory, node.name, member.mesh_url, key_file, _settings_of(node, state))
         except KvError as error:
             raise CannotError(str(error)) from error
         state.nodes.append(node)
@@ -144,16 +161,18 @@ def _new_node(directory: Path, number: int, ports: Sequence[int]) -> Node:
     return node._replace(proxy_port=more[0], address=address, clock_offset_ms=0)
 
 
-def _settings_of(node: Node, gateways: int) -> dict[str, object]:
-    return {
-        "host": HOST,
-        "data_port": node.data_port,
-        "api_port": node.api_port,
-        "mesh_port": node.mesh_port,
-        "gateways": gateways,
-        "advertise_mesh_port": node.proxy_port,
-        "mesh.dial_from": node.address,
-    }
+_OF_EACH_NODE = {
+    "data_port": "data_port",
+    "api_port": "api_port",
+    "mesh_port": "mesh_port",
+    "advertise_mesh_port": "proxy_port",
+    "mesh.dial_from": "address",
+}
+
+
+def _settings_of(node: Node, state: State) -> dict[str, object]:
+    own = {name: getattr(node, field) for name, field in _OF_EACH_NODE.items()}
+    return {"host": HOST, "gateways": state.gateways, **(state.settings or {}), **own}
 
 
 # --- starting

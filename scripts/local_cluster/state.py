@@ -76,7 +76,10 @@ class Node(NamedTuple):
 
 
 class State(NamedTuple):
-    """A cluster as written down; the last three are about the proxy that makes faults of links, if it has one."""
+    """A cluster as written down; the three behind `nodes` are about the proxy that makes faults of links, if it has one.
+
+    `settings` are those that new nodes get besides their ports, by name; None for none.
+    """
 
     cluster_id: str
     account_id: str
@@ -86,6 +89,7 @@ class State(NamedTuple):
     has_faults: bool = False
     proxy_pid: int | None = None
     proxy_started: int | None = None
+    settings: dict[str, object] | None = None
 
     def node(self, name: str) -> Node:
         for node in self.nodes:

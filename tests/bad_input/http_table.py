@@ -156,24 +156,45 @@ METADATA: tuple[HttpRow | StoredRow, ...] = (
 
 EXPIRY: tuple[HttpRow | StoredRow, ...] = (
     HttpRow(
-        what="a TTL (`KV-Expires-In`) of 59, 0, −1, 60.5, `soon`, 2^63, nothing",
-        sends=tuple(put("bad", ("KV-Expires-In", ttl)) for ttl in ("59", "0", "-1", "60.5", "soon", str(1 << 63), "")),
+        what="a TTL (`KV-Expires-In`) of 59, 0, −1, 60.5, `soon`, nothing",
+        sends=tuple(put("bad", ("KV-Expires-In", ttl)) for ttl in ("59", "0", "-1", "60.5", "soon", "1e3", "٦٠", "")),
+        status=400,
+        code="bad_expiry",
+        limit=60,
+    ),
+    HttpRow(
+        what="a TTL of 2^63",
+        sends=(put("bad", ("KV-Expires-In", str(1 << 63))),),
+        status=400,
+        code="bad_expiry",
+        limit=(1 << 52) - 1,
+    ),
+    HttpRow(
+        what="an expiry (`KV-Expires-At`) in the past, or within a minute",
+        sends=tuple(put("bad", ("KV-Expires-At", at)) for at in ("1", "$past", "$soon")),
         status=400,
         code="bad_expiry",
     ),
     HttpRow(
-        what="an expiry (`KV-Expires-At`) in the past, within a minute, −1, `soon`, 2^64",
-        sends=tuple(
-            put("bad", ("KV-Expires-At", at)) for at in ("0", "1", "$past", "$soon", "-1", "soon", str(1 << 64))
-        ),
+        what="an expiry of 0, −1, 60.5, `soon`, nothing",
+        sends=tuple(put("bad", ("KV-Expires-At", at)) for at in ("0", "-1", "60.5", "soon", "2026-01-01", "")),
         status=400,
         code="bad_expiry",
+        limit=1,
+    ),
+    HttpRow(
+        what="an expiry of 2^64",
+        sends=(put("bad", ("KV-Expires-At", str(1 << 64))),),
+        status=400,
+        code="bad_expiry",
+        limit=(1 << 53) - 1,
     ),
     HttpRow(
         what="a good expiry and a bad TTL: the TTL counts",
         sends=(put("bad", ("KV-Expires-In", "59"), ("KV-Expires-At", "$later")),),
         status=400,
         code="bad_expiry",
+        limit=60,
     ),
     StoredRow(
         what="a good TTL and an expiry in the past: the TTL counts",

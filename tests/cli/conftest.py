@@ -16,6 +16,7 @@ import pytest
 from kvp2p.cli.main import main
 
 TOKEN = "kv_secret"
+CLOCK = 4_000_000_000  # of the fake node, unix seconds
 NAMESPACE_ID = "0123456789abcdef0123456789abcdef"
 
 
@@ -27,6 +28,8 @@ class FakeNode:
     """
 
     values: dict[bytes, tuple[bytes, str | None]] = field(default_factory=dict)
+    expiries: dict[bytes, int] = field(default_factory=dict)  # of these
+    value_bytes_sent_max: int | None = None  # then the connection is cut
     requests: list[tuple[str, str]] = field(default_factory=list)
     refusal: tuple[int, str, str] | None = None
     cuts_writes: bool = False
@@ -76,6 +79,9 @@ class Handler(BaseHTTPRequestHandler):
         if status != 204:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        if self.node.value_bytes_sent_max is not None and len(body) > self.node.value_bytes_sent_max:
+            body = body[: self.node.value_bytes_sent_max]
+            self.close_connection = True
         self.wfile.write(body)
 
     def error(self, status: int, code: str, message: str = "the fake says so") -> None:
@@ -85,7 +91,11 @@ class Handler(BaseHTTPRequestHandler):
     def handle_one(self) -> None:
         node = self.node
         node.requests.append((self.command, self.path))
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client left in the middle: no node acts on that
+            self.close_connection = True
+            return
         parts = urlsplit(self.path)
         if parts.path == "/healthz":
             self.answer(200, {"name": "n1", "api_url": node.url, "cluster_id": "c" * 32})
@@ -126,6 +136,11 @@ class Handler(BaseHTTPRequestHandler):
                 self.error(412, "precondition_failed")
                 return
             values[key] = (body, self.headers.get("KV-Metadata"))
+            self.node.expiries.pop(key, None)
+            if expires_in := self.headers.get("KV-Expires-In"):
+                self.node.expiries[key] = CLOCK + int(expires_in)
+            elif expires_at := self.headers.get("KV-Expires-At"):
+                self.node.expiries[key] = int(expires_at)
             self.answer(200, {"version": version_of(len(values))})
         elif self.command == "DELETE":
             values.pop(key, None)
@@ -133,6 +148,8 @@ class Handler(BaseHTTPRequestHandler):
         elif key in values:
             value, metadata = values[key]
             headers = {"KV-Version": version_of(7)} | ({"KV-Metadata": metadata} if metadata else {})
+            if key in self.node.expiries:
+                headers["KV-Expires-At"] = str(self.node.expiries[key])
             self.answer(200, body=value, headers=headers)
         else:
             self.error(404, "key_not_found")
@@ -151,7 +168,9 @@ class Handler(BaseHTTPRequestHandler):
         keys = []
         for name in names[:limit]:
             metadata = self.node.values[name][1]
-            one = {"name": name.decode("utf-8", "replace"), "version": version_of(7)}
+            one: dict[str, Any] = {"name": name.decode("utf-8", "replace"), "version": version_of(7)}
+            if name in self.node.expiries:
+                one["expiration"] = self.node.expiries[name]
             keys.append(one if metadata is None else {**one, "metadata": json.loads(metadata)})
         more = {"cursor": names[limit - 1].decode()} if len(names) > limit else {}
         self.answer(200, {"keys": keys, "list_complete": not more, **more})

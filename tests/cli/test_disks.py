@@ -1,12 +1,17 @@
-"""`kvp2p backup` and `restore`: what people are told, and exit codes."""
+"""`kvp2p backup`, `restore` and `scrub`: what people are told, and exit codes."""
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kvp2p.core.messages import Member
+from kvp2p.ids import SYSTEM_NAMESPACE, NodeId
 from kvp2p.store.lmdb_store import LmdbStore
+from kvp2p.store.tables import ROWS
 from kvp2p.supervisor.directory import create_cluster
 
 Run = Callable[..., Any]
@@ -57,9 +62,6 @@ def test_restore_of_the_only_node_says_that_it_would_wait_in_vain(kvp2p: Run, di
 
 
 def test_restore_of_a_member_says_that_it_catches_up_first(kvp2p: Run, directory: Path, tmp_path: Path) -> None:
-    from kvp2p.core.messages import Member
-    from kvp2p.ids import NodeId
-
     with LmdbStore.open(directory / "store") as store, store.write() as writer:
         writer.set_members((Member(NodeId(b"2" * 16), 1, "n2", "", "", ""),))
     kvp2p("backup", str(directory), str(tmp_path / "b"))
@@ -94,3 +96,69 @@ def test_help_says_what_is_secret_and_what_may_be_lost(kvp2p: Run) -> None:
     told = kvp2p("restore", "--help").out.decode()
     assert "WARNING: --lead-alone gives that up" in told
     assert "must not run anywhere else" in told
+
+
+# --- scrub
+
+
+def spoil(directory: Path, key: bytes) -> None:
+    """Turn a bit over in the value of a system row."""
+    with LmdbStore.open(directory / "store") as store, store.write() as writer:
+        row = writer.row(SYSTEM_NAMESPACE, key)
+        assert row is not None
+        writer._tables.put(ROWS, SYSTEM_NAMESPACE + key, row[:-1] + bytes([row[-1] ^ 1]))
+
+
+def test_scrub_of_a_sound_store_says_how_much_it_has_read(kvp2p: Run, directory: Path) -> None:
+    result = kvp2p("scrub", str(directory))
+    assert (result.status, result.out) == (0, b"")
+    assert result.err == "5 rows and 5 positions of the log: no damage found.\n"
+    document = kvp2p("scrub", str(directory), "--consistent", "--mib-per-second", "0", "--json").document
+    assert document == {"damage": [], "damaged": 0, "rows": 5, "positions": 5, "not_compared": []}
+
+
+def test_scrub_names_what_is_damaged_and_ends_with_1(kvp2p: Run, directory: Path) -> None:
+    spoil(directory, b"leader")
+    result = kvp2p("scrub", str(directory))
+    assert result.status == 1
+    assert result.out.decode() == f"row\t{SYSTEM_NAMESPACE.hex()}/leader\ta row does not match its digest\n"
+    assert "1 place is damaged" in result.err
+    assert "Restore a backup" in result.err
+    asked_for_json = kvp2p("scrub", str(directory), "--json")
+    assert asked_for_json.status == 1
+    (damage,) = asked_for_json.document["damage"]
+    assert (damage["what"], damage["key"], damage["title"]) == ("row", "leader", "")
+
+
+def test_scrub_outlives_a_file_that_ends_whoever_reads_it(kvp2p: Run, directory: Path) -> None:
+    os.truncate(directory / "store" / "data.mdb", 20_000)
+    result = kvp2p("scrub", str(directory))
+    assert result.status == 1
+    assert "ended the process with SIG" in result.out.decode()
+    document = kvp2p("scrub", str(directory), "--json").document
+    assert ([one["what"] for one in document["damage"]], document["rows"]) == (["file"], None)
+
+
+def test_scrub_refuses_what_is_no_store(kvp2p: Run, directory: Path, tmp_path: Path) -> None:
+    assert kvp2p("scrub", str(tmp_path / "nothing")).status == 2
+    (directory / "store" / "data.mdb").unlink()
+    refused = kvp2p("scrub", str(directory))
+    assert (refused.status, "there is no store" in refused.err) == (3, True)
+    assert kvp2p("scrub", str(directory), "--mib-per-second", "-1").status == 2
+
+
+def test_scrub_that_is_killed_is_no_damage(
+    kvp2p: Run, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho complaint >&2\nkill -KILL $$\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    result = kvp2p("scrub", str(directory))
+    assert result.status == 3
+    assert "ended by SIGKILL before it was through. complaint" in result.err
+
+
+def test_scrub_shows_progress_on_a_terminal(kvp2p: Run, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert "scrubbing" in kvp2p("scrub", str(directory)).err

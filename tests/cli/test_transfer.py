@@ -2,11 +2,17 @@
 
 import base64
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+
+from kvp2p.cli import transfer
+from kvp2p.limits import VALUE_BYTES_MAX
+from tests.cli.conftest import CLOCK
 
 Run = Callable[..., Any]
 Node = Any
@@ -100,6 +106,11 @@ def test_stdin_is_read_where_a_dash_stands(kvp2p: Run, node: Node) -> None:
         [{"key": "k", "value": 1}],
         [{"key": "k", "value": "***", "base64": True}],
         [{"key": "k", "value": "v", "expiration": "soon"}],
+        [{"key": "k", "value": "v", "expiration": 0}],
+        [{"key": "k", "value": "v", "expiration": True}],
+        [{"key": "k", "value": "v", "expiration": 2**63}],
+        [{"key": "k", "value": "v", "expiration_ttl": 59}],
+        [{"key": "k", "value": "v", "expiration_ttl": 60.5}],
         [{"key": "k", "value": "v", "ttl": 60}],
     ],
     ids=repr,
@@ -155,3 +166,68 @@ def test_an_import_with_an_unknown_outcome_ends_with_4(kvp2p: Run, node: Node, t
 def test_an_import_of_nothing_is_done_at_once(kvp2p: Run, node: Node) -> None:
     assert kvp2p("import", "settings", "-", stdin=b"[]").status == 0
     assert node.requests == []
+
+
+def test_what_expires_is_exported_and_imported_with_it(kvp2p: Run, node: Node, tmp_path: Path) -> None:
+    entries = [
+        {"key": "at", "value": "1", "expiration": 4_000_000_000},
+        {"key": "both", "value": "2", "expiration": 4_000_000_000, "expiration_ttl": 99},
+        {"key": "in", "value": "3", "expiration_ttl": 60},
+        {"key": "never", "value": "4", "expiration": None},
+        {"key": "over", "value": "5", "expiration": 1_000_000_000},
+        {"key": "over but for its ttl", "value": "6", "expiration": 1_000_000_000, "expiration_ttl": 70},
+    ]
+    result = kvp2p("import", "settings", bulk_file(tmp_path, entries))
+    assert result.status == 0
+    assert result.err.startswith("1 entry has expired and is left out\n5 of 5 written")
+    assert node.expiries == {b"at": CLOCK, b"both": CLOCK + 99, b"in": CLOCK + 60, b"over but for its ttl": CLOCK + 70}
+    exported = kvp2p("export", "settings").document
+    assert exported == [
+        {"key": "at", "value": "1", "expiration": CLOCK},
+        {"key": "both", "value": "2", "expiration": CLOCK + 99},
+        {"key": "in", "value": "3", "expiration": CLOCK + 60},
+        {"key": "never", "value": "4"},
+        {"key": "over but for its ttl", "value": "6", "expiration": CLOCK + 70},
+    ]
+    before = dict(node.expiries)
+    node.values, node.expiries = {}, {}
+    assert kvp2p("import", "settings", bulk_file(tmp_path, exported)).status == 0
+    assert node.expiries == before
+
+
+def test_large_values_are_exported_and_imported_and_larger_ones_refused(kvp2p: Run, node: Node, tmp_path: Path) -> None:
+    large = {b"text": ("é" * 2_000_000).encode(), b"bytes": os.urandom(3_000_000), b"most": bytes(VALUE_BYTES_MAX)}
+    node.values = {key: (value, None) for key, value in large.items()} | {b"small": (b"v", None)}
+    before = dict(node.values)
+    exported = kvp2p("export", "settings", "--output", str(tmp_path / "dump.json"))
+    assert exported.err == "4 keys\n"
+    node.values = {}
+    assert kvp2p("import", "settings", str(tmp_path / "dump.json")).status == 0
+    assert node.values == before
+    node.requests.clear()
+    result = kvp2p("import", "settings", bulk_file(tmp_path, [{"key": "k", "value": "v" * (VALUE_BYTES_MAX + 1)}]))
+    assert result.status == 2
+    assert f"the value has {VALUE_BYTES_MAX + 1} bytes" in result.err
+    assert node.requests == []
+
+
+async def test_writes_under_way_have_so_many_bytes_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "UNDERWAY_BYTES_MAX", 100)
+    room = transfer._Room()
+    underway = most = done = 0
+
+    async def write(count: int) -> None:
+        nonlocal underway, most, done
+        async with room.held(count):
+            underway += count
+            most = max(most, underway if count < 100 else 0)
+            assert underway == count or underway <= 100, "one that is larger than all goes alone"
+            await trio.sleep(0.001)
+            underway -= count
+            done += 1
+
+    async with trio.open_nursery() as nursery:
+        for count in [30, 60, 250, 10, 100, 0, 40] * 5:
+            nursery.start_soon(write, count)
+    assert (done, room._bytes) == (35, 0)
+    assert most > 60

@@ -7,6 +7,7 @@ import trio
 import trio.testing
 
 from kvp2p.client import Connection, ConnectionConfig, NotSent, Request, Response, ResponseInvalid, Unanswered
+from kvp2p.client.connection import _Exchange
 from tests.client.fake_server import Caller, Seen, answer, fake_server, saying
 
 HUGE = bytes(30_000_000)  # more than the two kernel buffers of a loopback connection hold
@@ -366,3 +367,81 @@ async def test_an_address_that_is_no_data_address_is_refused(url: str) -> None:
 def test_limits_of_zero_are_refused() -> None:
     with pytest.raises(ValueError, match="pipeline_depth_max must be at least 1, not 0"):
         ConnectionConfig(pipeline_depth_max=0)
+
+
+async def test_answers_are_given_one_by_one_in_order_and_not_kept() -> None:
+    bodies = [bytes([number]) * 200_000 for number in range(20)]
+    got: list[tuple[int, bytes]] = []
+
+    async with fake_server(saying(*[answer(200, body) for body in bodies])) as url, trio.open_nursery() as nursery:
+        connection = await Connection.open(nursery, url)
+
+        def take(index: int, result: object) -> None:
+            assert isinstance(result, Response)
+            assert len(got) == index
+            got.append((index, result.body[:1]))
+
+        await connection.request_each([Request(b"GET", b"/")] * 20, take)
+        await connection.request_each([], take)
+        connection.close()
+        lost: list[object] = []
+        await connection.request_each([Request(b"GET", b"/")] * 2, lambda _, result: lost.append(result))
+    assert got == [(number, body[:1]) for number, body in enumerate(bodies)]
+    assert [type(one) for one in lost] == [NotSent, NotSent]
+
+
+async def test_what_a_taker_raises_is_raised_after_the_rest_and_the_connection_goes_on() -> None:
+    async with fake_server(saying(*[answer(200, b"%d" % number) for number in range(4)])) as url:
+        taken: list[int] = []
+        async with trio.open_nursery() as nursery:
+            connection = await Connection.open(nursery, url)
+
+            def take(index: int, _: object) -> None:
+                taken.append(index)
+                raise ValueError(f"at {index}")
+
+            with pytest.raises(ValueError, match="at 0"):
+                await connection.request_each([Request(b"GET", b"/")] * 3, take)
+            assert taken == [0]
+            assert (await connection.request(b"GET", b"/")).body == b"3"
+            connection.close()
+
+
+async def test_server_that_answers_slowly_and_steadily_is_not_given_up() -> None:
+    async def drip(caller: Caller) -> None:
+        await caller.read()
+        said = answer(200, b"0123456789")
+        for at in range(len(said)):
+            await caller.say(said[at : at + 1])
+            await trio.sleep(0.02)
+        await caller.read()
+
+    async with fake_server(drip) as url, trio.open_nursery() as nursery:
+        connection = await Connection.open(nursery, url, config=ConnectionConfig(answer_timeout_ms=400))
+        began = trio.current_time()
+        assert (await connection.request(b"GET", b"/")).body == b"0123456789"
+        assert trio.current_time() - began > 0.8
+        connection.close()
+
+
+async def test_large_request_is_given_more_time() -> None:
+    async def think(caller: Caller) -> None:
+        while requests := await caller.read():
+            await trio.sleep(0.4)
+            await caller.say(answer(200, b"%d" % len(requests[0].body)))
+
+    async with fake_server(think) as url, trio.open_nursery() as nursery:
+        config = ConnectionConfig(answer_timeout_ms=100)
+        connection = await Connection.open(nursery, url, config=config)
+        assert (await connection.request(b"PUT", b"/", (), bytes(2_000_000))).body == b"2000000"
+        with pytest.raises(Unanswered):
+            await connection.request(b"PUT", b"/", (), b"small")
+
+
+async def test_many_large_requests_are_not_joined_for_one_call() -> None:
+    async with fake_server(saying(*[answer(200)] * 4)) as url, trio.open_nursery() as nursery:
+        connection = await Connection.open(nursery, url)
+        connection._queue.extend(_Exchange(bytes(700_000), is_head=False) for _ in range(4))
+        assert [len(connection._take_batch()) for _ in range(2)] == [1_400_000, 1_400_000]
+        connection._in_flight.clear()
+        connection.close()

@@ -265,6 +265,28 @@ def test_taken_port_is_named_and_nothing_is_left(tmp_path: Path, cluster: Cluste
     assert "not within 20000 to 32000" in other.run("start", "--base-port", "31999", status=2).stderr
 
 
+@pytest.mark.parametrize(
+    ("given", "status", "told"),
+    [
+        ("replica.purge_after=500", 1, "'purge_after' is no setting; the nearest known name is 'purge_after_ms'"),
+        ("replica.purge_after_ms=soon", 1, "purge_after_ms must be a whole number, not 'soon'"),
+        ("mesh_port=8789", 2, "mesh_port cannot be set: this program chooses it for each node"),
+        ("log_level", 2, "must be NAME=VALUE"),
+    ],
+)
+def test_setting_that_cannot_be_is_refused_and_nothing_is_left(
+    tmp_path: Path, given: str, status: int, told: str
+) -> None:
+    other = Cluster(tmp_path / "c")
+    assert told in other.run("start", "--set", given, status=status).stderr
+    assert "has no cluster" in other.run("status", status=1).stderr
+
+
+def test_settings_for_new_nodes_are_refused_where_there_are_nodes(cluster: Cluster) -> None:
+    told = cluster.run("start", "--set", "log_level=debug", status=2).stderr
+    assert "--set is for new nodes: edit nX/kvp2p.toml in it and `restart` nX" in told
+
+
 def test_start_that_fails_in_part_stops_what_it_started(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="kvp2p-") as name:
         broken = Cluster(Path(name).resolve() / "c")

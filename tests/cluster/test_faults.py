@@ -5,23 +5,22 @@ left when all is mended.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
 
-from kvp2p.client import Acked, Client, Namespace, Refused, Unknown, open_client
+from kvp2p.client import Acked, Client, Refused, Unknown
+from kvp2p.config import load_config
 from kvp2p.limits import WRITE_DEADLINE_MS
 from kvp2p.supervisor.group import read_process
-from scripts.local_cluster.asking import ask_status
 from scripts.local_cluster.state import Node, State, read_state, write_state
-from tests.cluster.rig import Cluster, run_beside, until_equal
+from tests.cluster.rig import Cluster, clients_of, run_beside, settings, until, until_equal
 
 # So that a test need not wait 5 s for a link to be given up.
-QUICK_LINKS = "mesh.ping_interval_ms = 500\nmesh.link_timeout_ms = 2000\nmesh.handshake_timeout_ms = 2000\n"
+QUICK_LINKS = settings(mesh__ping_interval_ms=500, mesh__link_timeout_ms=2000, mesh__handshake_timeout_ms=2000)
 EQUAL_SECONDS_MAX = 5
 HOUR_MS = 3_600_000
 
@@ -32,15 +31,12 @@ def cluster() -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="kvp2p-") as name:
         cluster = Cluster(Path(name).resolve() / "c")
         try:
-            first = cluster.document("start", "--faults", "--nodes", "3", "--gateways", "1")
+            first = cluster.document("start", "--faults", "--nodes", "3", "--gateways", "1", *QUICK_LINKS)
             assert first["faults"] == []
             assert read_process(first["proxy_pid"]) is not None
             cluster.run("link", "n1", "n2", "--cut")
             cluster.run("stop")
             assert read_process(first["proxy_pid"]) is None
-            for node in read_state(cluster.directory).nodes:
-                settings = node.directory / "kvp2p.toml"
-                settings.write_text(settings.read_text() + QUICK_LINKS)
             again = cluster.document("start")
             assert again["proxy_pid"] != first["proxy_pid"]
             assert again["faults"] == [], "faults end with the proxy"
@@ -63,32 +59,8 @@ async def mend(cluster: Cluster) -> None:
 async def clients(cluster: Cluster, namespace: str) -> AsyncIterator[dict[str, Client]]:
     """Give a client of each node, and a namespace that all have, on a cluster without any fault that an earlier test has left."""
     await mend(cluster)
-    state = read_state(cluster.directory)
-    async with AsyncExitStack() as stack:
-        opened = {
-            node.name: await stack.enter_async_context(
-                open_client(f"http://127.0.0.1:{node.data_port}", state.admin_token)
-            )
-            for node in state.nodes
-        }
-        assert isinstance(await opened["n1"].create_namespace(namespace), Namespace)
-        await until_equal(cluster, 10)
+    async with clients_of(cluster, namespace) as opened:
         yield opened
-
-
-def status_of(cluster: Cluster, name: str) -> dict[str, Any]:
-    """Return what a node says of itself."""
-    state = read_state(cluster.directory)
-    said = ask_status(state, state.node(name))
-    assert said is not None
-    return said
-
-
-async def until(is_so: Callable[[], bool], seconds: float = 10) -> None:
-    """Wait for what a node tells when it is asked."""
-    with trio.fail_after(seconds):
-        while not await trio.to_thread.run_sync(is_so):  # noqa: ASYNC110
-            await trio.sleep(0.05)
 
 
 async def value_of(client: Client, namespace: str, key: str) -> bytes | None:
@@ -114,7 +86,7 @@ async def test_side_without_the_leader_reads_and_refuses_writes_until_the_cut_is
             for name in ("n1", "n2"):
                 assert isinstance(await nodes[name].put("cut", "key", name.encode()), Acked)
         # A link that n1 had not given up, too, would bring it the write after all, and an unknown one may be applied.
-        await until(lambda: len(status_of(cluster, "n1")["peers"]) == 1)
+        await until(lambda: len(cluster.status_of("n1")["peers"]) == 1)
         refused = await nodes["n3"].put("cut", "key", b"n3")
         assert isinstance(refused, Refused)
         assert (refused.status, refused.code) == (503, "no_leader")
@@ -185,7 +157,7 @@ async def test_suspended_replica_catches_up(cluster: Cluster) -> None:
     async with clients(cluster, "replica") as nodes:
         await run_beside(cluster, "kill", "n3", "--signal", "STOP")
         try:
-            await until(lambda: len(status_of(cluster, "n1")["peers"]) == 1)  # it is given up
+            await until(lambda: len(cluster.status_of("n1")["peers"]) == 1)  # it is given up
             for number in range(100):
                 assert isinstance(await nodes["n2"].put("replica", f"key/{number}", b"missed"), Acked)
         finally:
@@ -236,15 +208,15 @@ async def test_steps_of_an_hour_of_any_clock_lose_no_write_and_versions_keep_gro
                 nursery.start_soon(write, name)
             for name, offset_ms in (("n1", HOUR_MS), ("n2", HOUR_MS), ("n1", -HOUR_MS), ("n2", -HOUR_MS)):
                 await run_beside(cluster, "clock", name, "--offset-ms", str(offset_ms))
-                assert status_of(cluster, name)["clock_offset_ms"] == offset_ms
+                assert cluster.status_of(name)["clock_offset_ms"] == offset_ms
                 await trio.sleep(0.3)
             # The best of eight digests is believed, so a step back is seen when all eight are younger.
-            await until(lambda: abs(status_of(cluster, "n3")["skew_ms"] + HOUR_MS) < 60_000)
+            await until(lambda: abs(cluster.status_of("n3")["skew_ms"] + HOUR_MS) < 60_000)
             nursery.cancel_scope.cancel()
         # The leader starts again with a clock that says what it said an hour ago, and does not issue the past.
         await run_beside(cluster, "kill", "n1")
         await run_beside(cluster, "restart", "n1")
-        assert status_of(cluster, "n1")["clock_offset_ms"] == -HOUR_MS
+        assert cluster.status_of("n1")["clock_offset_ms"] == -HOUR_MS
         with trio.fail_after(10):
             while not isinstance(last := await nodes["n2"].put("clocks", "n2", b"last"), Acked):  # noqa: ASYNC110
                 await trio.sleep(0.05)
@@ -267,7 +239,7 @@ async def test_leader_whose_clock_is_a_day_ahead_raises_an_alarm_and_writes_go_o
         alarms = log.read_text().count("clock_skewed")
         await run_beside(cluster, "clock", "n1", "--offset-ms", str(24 * HOUR_MS))
         ahead = await nodes["n2"].put("day", "key", b"ahead")
-        await until(lambda: abs(status_of(cluster, "n2")["skew_ms"] - 24 * HOUR_MS) < 60_000)
+        await until(lambda: abs(cluster.status_of("n2")["skew_ms"] - 24 * HOUR_MS) < 60_000)
         assert log.read_text().count("clock_skewed") > alarms
         assert f"clock +{24 * HOUR_MS} ms" in await run_beside(cluster, "status")
         await run_beside(cluster, "clock", "n1", "--offset-ms", "0")
@@ -283,9 +255,9 @@ def test_clock_of_a_node_that_is_down_is_wrong_when_it_starts(cluster: Cluster) 
     cluster.run("kill", "n3")
     cluster.run("clock", "n3", "--offset-ms", str(HOUR_MS))
     cluster.run("restart", "n3")
-    assert status_of(cluster, "n3")["clock_offset_ms"] == HOUR_MS
+    assert cluster.status_of("n3")["clock_offset_ms"] == HOUR_MS
     cluster.run("clock", "n3", "--offset-ms", "0")
-    assert status_of(cluster, "n3")["clock_offset_ms"] == 0
+    assert cluster.status_of("n3")["clock_offset_ms"] == 0
 
 
 @pytest.mark.slow
@@ -293,6 +265,7 @@ def test_clock_of_a_node_that_is_down_is_wrong_when_it_starts(cluster: Cluster) 
 async def test_added_node_is_linked_through_the_proxy_and_may_be_cut_off(cluster: Cluster) -> None:
     await run_beside(cluster, "heal")
     await run_beside(cluster, "add")
+    assert load_config(cluster.directory / "n4" / "kvp2p.toml").mesh.link_timeout_ms == 2_000
     await until_equal(cluster, 10)
     assert await run_beside(cluster, "partition", "n4") == "n4 | n1,n2,n3\n"
     assert "n3 -> n4: cut" in await run_beside(cluster, "status")

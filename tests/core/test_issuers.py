@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvp2p.core.batches import FrameBatch, WriteGroup
+from kvp2p.core.batches import FrameBatch, Settle, WriteGroup
 from kvp2p.core.entry import Kind, encode_row
 from kvp2p.core.events import Stop
 from kvp2p.core.messages import Digest, Frame
@@ -22,6 +22,7 @@ from tests.core.harness import (
     frame_of,
     issuer_of,
     issuer_rows,
+    member,
     new_store,
     node_id,
     put,
@@ -351,9 +352,27 @@ def test_an_operator_closes_an_issuer_from_before_issuers_had_rows() -> None:
     assert closed_at(a) == 6
 
 
-def test_an_open_issuer_of_nobody_waits_for_the_operator() -> None:
-    a = leader(frame_of_issuer(IssuerRow(X, None, 0, None), 5))
-    a.meets("b", given_way(a, x=5))
+def test_an_open_issuer_of_nobody_waits_for_the_operator_or_until_every_member_was_heard() -> None:
+    store = new_store("a", designation=designated("a", 2))
+    apply(store, FrameBatch(frame_of_issuer(IssuerRow(X, None, 0, None), 5)))
+    apply(store, Settle(members=(member("b"), member("c"))))
+    a = Cluster().add("a", store=store)
+    a.meets("b", digest_of(vector(x=5)))
+    assert a.role == "leading"
+    a.hears("b", given_way(a, x=5))
+    assert closed_at(a) is None, "c may have more"
+    a.meets("c", digest_of(complete=False))
+    assert closed_at(a) is None, "c does not say yet"
+    a.hears("c", given_way(a, x=5))
+    assert closed_at(a) == 5
+
+
+def test_an_operator_closes_an_open_issuer_of_nobody() -> None:
+    store = new_store("a", designation=designated("a", 2))
+    apply(store, FrameBatch(frame_of_issuer(IssuerRow(X, None, 0, None), 5)))
+    apply(store, Settle(members=(member("b"),)))
+    a = Cluster().add("a", store=store)
+    a.cluster.pass_ms(SETTINGS.first_contact_ms)
     assert closed_at(a) is None
     assert a.replies[a.close_issuer(X)].ending == Ending.ACKED
     assert closed_at(a) == 5

@@ -209,6 +209,34 @@ def test_a_skewed_clock_is_told_when_it_begins_and_when_it_ends() -> None:
     assert a.machine.readiness.skew_ms == -3, "the sample that waited least on its way"
 
 
+HOUR_MS = 3_600_000
+
+
+@pytest.mark.parametrize(
+    ("peers_ms", "leaders_skew_ms"),
+    [
+        ([], None),
+        ([HOUR_MS], HOUR_MS),
+        ([-HOUR_MS], -HOUR_MS),
+        ([0, HOUR_MS], 0),
+        ([-HOUR_MS, 0], 0),
+        ([HOUR_MS, HOUR_MS + 1], HOUR_MS),
+        ([-HOUR_MS, -HOUR_MS - 1], -HOUR_MS),
+        ([0, 0, HOUR_MS], 0),
+        ([0, 1, HOUR_MS, HOUR_MS], 1),
+    ],
+)
+def test_a_leader_believes_its_own_clock_to_be_off_only_when_most_say_so(
+    peers_ms: list[int], leaders_skew_ms: int | None
+) -> None:
+    a = Cluster().add("a", leads=True)
+    for name, skew_ms in zip("wxyz", peers_ms, strict=False):
+        a.meets(name, digest_of(wall_ms=EPOCH_MS + skew_ms))
+    assert a.machine.readiness.skew_ms == leaders_skew_ms
+    skew_ms = leaders_skew_ms or 0
+    assert a.notices.count("clock_skewed") - a.notices.count("clock_skew_over") == (abs(skew_ms) > 1_000)
+
+
 # --- digests
 
 

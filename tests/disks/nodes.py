@@ -13,8 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kvp2p.store.check import Damage
+from kvp2p.store.scrub import check_store
+
 ROOT = Path(__file__).resolve().parents[2]
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 40.0
 RESERVE_BYTES = 32 * 1024 * 1024  # what a store keeps free for deleting
 
 
@@ -38,7 +41,7 @@ def request(method: str, url: str, token: str, body: bytes | None = None) -> Ans
     """Ask a node once."""
     asked = urllib.request.Request(url, body, {"Authorization": f"Bearer {token}"}, method=method)  # noqa: S310  loopback
     try:
-        with urllib.request.urlopen(asked, timeout=10) as answer:  # noqa: S310  loopback
+        with urllib.request.urlopen(asked, timeout=20) as answer:  # noqa: S310  loopback
             return Answer(answer.status, answer.read())
     except urllib.error.HTTPError as error:
         with error:
@@ -68,6 +71,10 @@ class Nodes:
 
     def data_file(self, node: int = 1) -> Path:
         return self.directory / f"n{node}" / "store" / "data.mdb"
+
+    def damage(self, node: int = 1) -> list[Damage]:
+        """Check the store of a node, running or not."""
+        return check_store(self.data_file(node).parent)
 
     def log(self, node: int = 1) -> str:
         return (self.directory / f"n{node}" / "log").read_text()
@@ -119,5 +126,5 @@ def running_nodes(directory: Path, count: int, environment: Mapping[str, str] = 
 
 def _run(directory: Path, *arguments: str, environment: Mapping[str, str]) -> str:
     command = [sys.executable, str(ROOT / "scripts" / "cluster.py"), *arguments, "--dir", str(directory)]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=90, check=True)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=120, check=True)
     return done.stdout

@@ -48,3 +48,4 @@ def test_node_whose_disk_fails_is_started_again_until_it_works_and_reads_go_on(
         assert nodes.get("early").body == b"acknowledged"
         assert nodes.get("lost").status == 404, "its write, or its sync, failed"
         assert nodes.get("refused").status == 404
+        assert nodes.damage() == []

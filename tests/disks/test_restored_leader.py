@@ -83,5 +83,6 @@ def test_restored_leader_catches_up_before_it_leads_and_loses_nothing(short_tmp_
         assert nodes.get("alone", node=2).status == 404
         status = nodes.status()
         assert (status["leader"], status["restored"], status["waiting"]) == (True, False, "")
+        assert nodes.damage() == []
         log = nodes.log()
         assert log.index("leader_waits_restored") < log.index("leader_catching_up") < log.index(" leading ")

@@ -98,19 +98,19 @@ async def test_condition_of_a_read_does_not_see_what_has_expired(short_tmp_path:
         assert (await r.ask("GET", "/v1/words/k", headers={"If-None-Match": f'"{version}"'})).status == 404
 
 
-def test_clock_is_this_machines_until_told_and_then_never_steps_back() -> None:
+def test_clock_is_that_of_the_store_until_told_and_then_never_steps_back() -> None:
     node = NodePort("nowhere", "gateway")
-    wall, monotonic = 5_000.0, 10.0
-    clock = LeaderClock(node, lambda: wall, lambda: monotonic)
+    kept, monotonic = 5_000.0, 10.0
+    clock = LeaderClock(node, lambda: kept, lambda: monotonic)
 
     def hear(seconds: float) -> None:
         node.readiness = Readiness(True, "", int(seconds * 1_000))
 
     assert clock.now() == 5_000.0
-    wall = 4_000.0
+    kept = 4_000.0
     assert clock.now() == 4_000.0
     hear(990.0)
-    assert clock.now() == 1_000.0, "its own clock, an hour ahead, has hidden too much: that ends"
+    assert clock.now() == 1_000.0, "a clock of an hour ahead has hidden too much: that ends"
     monotonic = 12.0
     assert clock.now() == 1_002.0
     hear(980.0)

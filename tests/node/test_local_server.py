@@ -15,17 +15,30 @@ import trio
 import trio.testing
 
 from kvp2p.api.metrics import families
+from kvp2p.core.clock import LeaderClock
 from kvp2p.core.entry import Kind, encode_row
 from kvp2p.core.messages import ChunkPart, Digest, Frame, Lane
 from kvp2p.core.operations import Ending, Outcome, Put
+from kvp2p.core.system_rows import CANDIDATES_KEY, encode_candidates
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
-from kvp2p.ids import Issuer, NodeId, Stamp, Version, make_version, version_issuer, version_stamp, version_term
-from kvp2p.limits import CHUNK_BYTES, VECTOR_ISSUERS_MAX
+from kvp2p.ids import (
+    SYSTEM_NAMESPACE,
+    Issuer,
+    NodeId,
+    Now,
+    Stamp,
+    Version,
+    make_version,
+    version_issuer,
+    version_stamp,
+    version_term,
+)
+from kvp2p.limits import CHUNK_BYTES, CLOCK_TOLD_MS, VECTOR_ISSUERS_MAX
 from kvp2p.net.link import Traffic
 from kvp2p.node import local_server
 from kvp2p.node.local_server import LocalServer
 from kvp2p.node.status import Counters, mesh_counters, own_counters, readiness, status_document
-from kvp2p.runtime.driver import ReplicaDriver
+from kvp2p.runtime.driver import MS, ReplicaDriver
 from kvp2p.runtime.wall_clock import WallClock
 from kvp2p.wire.local import LocalDecoder, encode_local
 from kvp2p.wire.local_messages import (
@@ -86,7 +99,8 @@ class LocalProcess:
 
     async def outcome(self, message: SubmitWrite | AwaitVersion | StageChunk | SetClock) -> Outcome:
         await self.send(message)
-        answer = await self.receive()
+        while isinstance(answer := await self.receive(), Readiness):
+            assert isinstance(message, SetClock), "the clock is another, and told before"
         assert isinstance(answer, LocalOutcome)
         assert answer.request == message.request
         return answer.outcome
@@ -280,6 +294,8 @@ async def test_status_tells_what_the_node_believes(store: GatedStore, short_tmp_
     assert len(status["state_hash"]) == 32
     assert int(status["state_hash"], 16) != 0
     assert (status["candidates"], status["peers"]) == ([], [])
+    purge = {"tombstones": 0, "log_positions": 3, "blocked_by": None, "blocked_why": ""}
+    assert status["purge"] == {"fence": "00" * 20, "fence_ms": 0, **purge}
     assert status["members"] == [
         {
             "node_id": NODE.hex(),
@@ -291,6 +307,19 @@ async def test_status_tells_what_the_node_believes(store: GatedStore, short_tmp_
             "linked": True,
         }
     ]
+
+
+async def test_status_tells_which_candidate_keeps_a_leader_from_purging(
+    store: GatedStore, short_tmp_path: Path
+) -> None:
+    other = NodeId(b"o" * 16)
+    candidates = Put(SYSTEM_NAMESPACE, CANDIDATES_KEY, encode_candidates((NODE, other)))
+    async with serving(store, short_tmp_path / "node.sock") as rig, rig.process() as process:
+        await process.outcome(SubmitWrite(1, in_ms(5_000), (candidates,)))
+        status = await process.query("status")
+        assert own_counters(rig.driver)["kvp2p_node_purge_blocked"] == 1
+    purge = status["purge"]
+    assert (purge["blocked_by"], purge["blocked_why"]) == (other.hex(), "it is not reachable")
 
 
 async def test_status_tells_what_a_designated_node_waits_for(store: GatedStore) -> None:
@@ -359,12 +388,48 @@ async def test_readiness_is_told_at_connect_and_pushed_when_it_changes(store: Ga
         rig.server.end_turn(False, "held back")
         async with await trio.open_unix_socket(str(rig.path)) as stream:
             process = LocalProcess(stream)
-            assert await process.receive() == Readiness(False, "held back")
+            told = [await process.receive()]
             rig.server.end_turn(True, "")
             rig.server.end_turn(True, "")
             rig.server.end_turn(False, "it lags")
-            assert await process.receive() == Readiness(True, "")
-            assert await process.receive() == Readiness(False, "it lags")
+            told += [await process.receive(), await process.receive()]
+    expected = [(False, "held back"), (True, ""), (False, "it lags")]
+    assert [(one.ready, one.reason) for one in told if isinstance(one, Readiness)] == expected
+
+
+async def test_leaders_clock_is_pushed_when_it_falls_or_rises_by_much(store: GatedStore, short_tmp_path: Path) -> None:
+    async with serving(store, short_tmp_path / "node.sock", WallClock(0)) as rig:
+        rig.driver.on_handled = lambda: None
+        board = rig.driver.machine.board
+        async with await trio.open_unix_socket(str(rig.path)) as stream:
+            process = LocalProcess(stream)
+
+            async def told_ms() -> int:
+                answer = await process.receive()
+                assert isinstance(answer, Readiness)
+                return answer.clock_ahead_ms
+
+            own_ms = time.time_ns() // MS - time.monotonic_ns() // MS
+            first_ms = await told_ms()
+            assert abs(first_ms - own_ms) < 1_000
+            board.leads = False  # so that the clock is what was heard
+            for change_ms, is_told in ((CLOCK_TOLD_MS - 1, False), (CLOCK_TOLD_MS, True), (CLOCK_TOLD_MS - 1, True)):
+                board.clock = clock_of(rig.driver.now(), first_ms + change_ms)
+                rig.server.end_turn(True, "")
+                if is_told:
+                    assert await told_ms() == first_ms + change_ms
+            await process.send(SetClock(1, 3_600_000))  # which a follower's wall clock has nothing to do with
+            assert isinstance(await process.receive(), LocalOutcome)
+            board.leads = True
+            await process.send(SetClock(2, 7_200_000))
+            assert abs(await told_ms() - own_ms - 7_200_000) < 1_000
+
+
+def clock_of(now: Now, ahead_ms: int) -> LeaderClock:
+    """Return a clock that is so far ahead of the monotonic one."""
+    clock = LeaderClock(0, now)
+    clock.hear(now.mono_ns // MS + ahead_ms, now)
+    return clock
 
 
 async def test_a_node_that_starts_tells_when_it_is_ready(store: GatedStore, short_tmp_path: Path) -> None:
@@ -372,7 +437,9 @@ async def test_a_node_that_starts_tells_when_it_is_ready(store: GatedStore, shor
         status = await process.query("status")
         assert status["ready"] is True
         async with await trio.open_unix_socket(str(rig.path)) as stream:
-            assert await LocalProcess(stream).receive() == Readiness(True, "")
+            told = await LocalProcess(stream).receive()
+            assert isinstance(told, Readiness)
+            assert (told.ready, told.reason) == (True, "")
 
 
 @pytest.mark.parametrize(

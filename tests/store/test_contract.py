@@ -269,7 +269,7 @@ def test_count_of_a_table_includes_what_the_transaction_changed(store: Store, ma
 def test_writer_that_reads_more_rows_than_it_remembers_reads_them_right(
     store: Store, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvp2p.store.layout.REMEMBERED_ROWS_MAX", 3)
+    monkeypatch.setattr("kvp2p.store.layout_writer.REMEMBERED_ROWS_MAX", 3)
     with store.write() as writer:
         for round_ in range(3):
             for number in range(10):

@@ -3,6 +3,7 @@
 How to judge thousands of them, with other seeds: see crash_images.py.
 """
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from tests.store.crash_images import ACKNOWLEDGED, MODES, Recording, draw_images, opener, record
 from tests.store.disk_shim import SYNC, WRITE
 
-IMAGES = 250
+IMAGES = 200
 BATCHES = 60
 
 
@@ -31,7 +32,9 @@ def test_each_batch_is_written_synced_and_only_then_acknowledged(recording: Reco
                 batches[-1].append(word)
     assert batches.pop() == []
     assert len(batches) == len(recording.states) == 1 + BATCHES
-    assert {tuple(batch) for batch in batches} == {("write", "sync", "meta")}
+    kinds = Counter(tuple(batch) for batch in batches)
+    assert set(kinds) <= {("write", "sync", "meta"), ()}, "one that changes nothing needs nothing"
+    assert kinds[()] < BATCHES // 4
 
 
 @pytest.mark.slow

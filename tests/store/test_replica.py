@@ -13,6 +13,7 @@ import kvp2p
 from kvp2p import Replica
 from kvp2p.core.apply import apply_batch
 from kvp2p.core.batches import NamespaceSweep, StampedWrite, WriteGroup
+from kvp2p.core.clock import OFFSET_KEPT_MS
 from kvp2p.core.entry import row_digest_holds
 from kvp2p.core.operations import CreateNamespace, Delete, DeleteNamespace, Ending, Operation, Put
 from kvp2p.core.port import Identity
@@ -176,6 +177,27 @@ def test_row_is_hidden_from_the_second_at_which_it_expires(node: Node) -> None:
             assert (node.replica.find("things", key) is not None) is shown
         listed = names(node.replica.list("things"))
         assert listed == ([b"soon", b"s" * 512, b"stays"] if shown else [b"stays"])
+
+
+def test_program_hides_by_the_leaders_clock_as_the_node_wrote_it_down_and_not_early(node: Node) -> None:
+    leader_s, wall_s = 1_000.0, 1_000.0
+    node.put(b"key", expires_at=1_000)
+    with Replica(node.directory, wall_s=lambda: wall_s) as replica:
+
+        def shows() -> bool:
+            assert names(replica.list("things")) == ([b"key"] if replica.find("things", "key") else [])
+            return replica.get("things", "key") is not None
+
+        assert shows(), "clocks that are less apart than this are not written down"
+        wall_s = leader_s + OFFSET_KEPT_MS / 1_000
+        assert not shows()
+        for offset_ms in (3_600_000, -3_600_000):
+            with node.store.write() as txn:
+                txn.set_clock_offset_ms(offset_ms)
+            for seconds, is_shown in ((-3_600, True), (0.499, True), (0.5, False), (3_600, False)):
+                wall_s = leader_s - offset_ms / 1_000 + seconds
+                assert shows() is is_shown
+                assert replica.kept_now() == pytest.approx(leader_s + seconds - 0.5)
 
 
 def test_clock_is_not_asked_for_rows_that_stay(node: Node) -> None:

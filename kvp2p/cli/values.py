@@ -1,0 +1,156 @@
+"""Where the values of commands come from and go to: an argument, files, stdin, stdout; and how far they have come.
+
+Decides: which values are large, so that they are sent part by part and their progress is shown on a terminal.
+Keeps true: [I9] a large value is never whole in memory; stdin, whose length nobody knows, is put aside before anything is sent, and no
+    further than the limit. A file that is written takes the place of an older one when it is whole, not before.
+In and out: paths and streams in; a `Source`, or a function that takes the parts of a value, out. What the system says of a path that cannot be
+    used ends the command as wrong usage.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any, Final
+
+from kvp2p.cli.failures import refused, usage
+from kvp2p.cli.output import say
+from kvp2p.limits import VALUE_BYTES_MAX
+
+LARGE_BYTES: Final = 1024 * 1024  # guess: up to here a value is a matter of a moment
+PART_BYTES: Final = 256 * 1024
+
+Advance = Callable[[int], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A value that is to be sent. `name` is what messages call it."""
+
+    name: str
+    stream: IO[bytes]
+    value_bytes: int
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is sent part by part."""
+        return self.value_bytes > LARGE_BYTES
+
+    def read(self) -> bytes:
+        """Return it whole."""
+        try:
+            return self.stream.read()
+        except OSError as error:
+            usage(f"{self.name} cannot be read: {error.strerror}")
+
+    def parts(self, advance: Advance) -> Iterator[bytes]:
+        """Give it part by part, and say how far it has come."""
+        while True:
+            try:
+                part = self.stream.read(PART_BYTES)
+            except OSError as error:
+                usage(f"{self.name} cannot be read: {error.strerror}")
+            if not part:
+                return
+            advance(len(part))
+            yield part
+
+
+@contextmanager
+def open_source(value: str | None, file: Path | None) -> Iterator[Source]:
+    """Open the value of a command: the argument, else the file, else stdin."""
+    with SpooledTemporaryFile[bytes](max_size=LARGE_BYTES) as aside:
+        name = "the value"
+        if value is not None:
+            aside.write(os.fsencode(value))
+        elif file is None or str(file) == "-":
+            if file is None and sys.stdin.isatty():
+                say("Reading the value from the terminal; end it with Ctrl-D.")
+            name = "stdin"
+            _put_aside(sys.stdin.buffer, aside, name)
+        else:
+            name = str(file)
+            with _opened(file) as stream:
+                status = os.fstat(stream.fileno())
+                if stat.S_ISREG(status.st_mode):
+                    yield Source(name, stream, status.st_size)
+                    return
+                _put_aside(stream, aside, name)
+        value_bytes = aside.tell()
+        aside.seek(0)
+        yield Source(name, aside, value_bytes)
+
+
+def _opened(file: Path) -> IO[bytes]:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        usage(f"{file} cannot be read: {error.strerror}")
+
+
+def _put_aside(stream: IO[bytes], aside: IO[bytes], name: str) -> None:
+    left = VALUE_BYTES_MAX + 1
+    try:
+        while left and (part := stream.read(min(left, PART_BYTES))):
+            left -= len(part)
+            aside.write(part)
+    except OSError as error:
+        usage(f"{name} cannot be read: {error.strerror}")
+    if not left:
+        raise refused(
+            "value_too_large", f"{name} has more than {VALUE_BYTES_MAX} bytes, which are the limit; nothing was sent"
+        )
+
+
+@contextmanager
+def open_sink(output: Path | None) -> Iterator[Callable[[bytes], Any]]:
+    """Give a function that takes the parts of a value: for a file, or stdout."""
+    if output is None:
+        yield sys.stdout.buffer.write
+        sys.stdout.buffer.flush()
+        return
+    with replacement(output) as stream:
+        yield stream.write
+
+
+@contextmanager
+def replacement(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file beside `path` that takes its place when the block ends well; otherwise `path` stays as it was."""
+    target = path.resolve()  # of a link, what it points to is replaced
+    if target.exists() and not target.is_file():  # a pipe or a device: there is no old content to keep
+        with target.open("wb") as stream:
+            yield stream
+        return
+    beside = target.with_name(f".{target.name[:200]}.{os.getpid()}.part")
+    try:
+        with beside.open("xb") as stream:
+            if target.exists():
+                shutil.copymode(target, beside)
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def byte_progress(word: str, total: int) -> Iterator[Advance]:
+    """Show on stderr, when that is a terminal and the value is large, how far it has come; give a function to call with each part's bytes."""
+    if total <= LARGE_BYTES or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn(word), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(word, total=total)
+        yield lambda count: progress.advance(task, count)
