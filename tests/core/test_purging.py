@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from kvp2p.core import purging
-from kvp2p.core.chunk_rows import Pending
 from kvp2p.core.entry import Kind, encode_row
 from kvp2p.core.events import Stop
 from kvp2p.core.messages import Digest, Frame, Purge
@@ -21,8 +20,11 @@ from tests.core.harness import (
     Cluster,
     Node,
     all_rows,
+    chunked_row,
     designated,
     digest_of,
+    frame_of,
+    frame_with,
     issuer_of,
     node_id,
     put,
@@ -424,27 +426,15 @@ def test_a_purge_whose_fence_would_not_rise_is_not_ordered() -> None:
     assert "PurgeBatch" not in batches(a)
 
 
-# --- what is whole
-
-
-def test_what_is_whole_ends_before_the_first_row_that_lacks_chunks() -> None:
-    board = Cluster().add("a").machine.board
-    board.vector = vector(x=10, y=5, z=3)
-    assert board.whole_vector() == board.vector
-    board.pending = Pending((version(8), version(4), version(1, "z"), version(9, "w"), version(6, "y")), has_more=False)
-    assert board.whole_vector() == vector(x=3, y=5)
-    board.pending = Pending((version(4),), has_more=True)
-    assert board.whole_vector() == EMPTY_VECTOR, "others may lack some, too"
-    board.vector = VersionVector([version(10)], version(5))
-    board.pending = Pending((version(4),), has_more=False)
-    assert board.whole_vector() == EMPTY_VECTOR
-    board.pending = Pending((version(7),), has_more=False)
-    assert board.whole_vector() == VersionVector([version(6)], version(5))
+# --- what is whole (more of it in test_chunk_rows.py)
 
 
 def test_a_node_that_lacks_chunks_says_what_it_has_whole() -> None:
     a = Cluster().add("a")
-    a.machine.board.vector = a.machine.board.accepted = vector(x=10)
-    a.machine.board.pending = Pending((version(8),), has_more=False)
+    a.meets("z", digest_of())
+    a.hears("z", frame_of(0, 7))
+    a.hears("z", frame_with(7, 8, key=b"large", row=chunked_row(8, b"value")))
+    a.hears("z", frame_of(8, 10))
     a.meets("b")
-    assert a.sent_to("b", Digest)[-1].whole == vector(x=7)
+    digest = a.sent_to("b", Digest)[-1]
+    assert (digest.vector, digest.whole) == (vector(x=10), vector(x=7))
