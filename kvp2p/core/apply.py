@@ -40,6 +40,7 @@ from kvp2p.core.entry import (
     is_chunked,
     is_tombstone,
     is_value,
+    row_chunks,
     row_version,
 )
 from kvp2p.core.group_writing import GroupWriter
@@ -59,7 +60,7 @@ from kvp2p.ids import (
     Version,
     make_version,
 )
-from kvp2p.limits import WALK_ROWS_LOOKED_AT_MAX
+from kvp2p.limits import CHUNKS_SWEPT_MAX, WALK_ROWS_LOOKED_AT_MAX
 
 
 def apply_batch(txn: WriteTransaction, batch: Batch, *, is_full: bool = False) -> BatchResult:
@@ -315,9 +316,14 @@ class _Application:
         if not self.rows.is_dead(namespace):
             return
         rows = list(islice(self.txn.rows(namespace), rows_max + 1))
+        removed = chunks = 0
         for key, row in rows[:rows_max]:
             self.rows.remove(namespace, key, row)
-        if len(rows) > rows_max:
+            removed += 1
+            chunks += len(row_chunks(row))
+            if chunks >= CHUNKS_SWEPT_MAX:
+                break
+        if len(rows) > removed:
             self.rows.newly_dead.append(namespace)
 
     # --- purging

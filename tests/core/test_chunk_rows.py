@@ -281,3 +281,14 @@ def test_the_chunks_of_a_deleted_namespace_go_when_it_is_swept() -> None:
     apply(store, NamespaceSweep(SPACE, 10))
     assert chunks_in(store) == []
     assert pending(store) == Pending()
+
+
+def test_a_slice_of_a_sweep_ends_early_when_its_rows_name_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apply_module, "CHUNKS_SWEPT_MAX", 3)
+    store = new_store()
+    for n in range(4):
+        frame(store, n + 1, chunked_row(n + 1, OLD), b"%d" % n)
+    rows = ((SYSTEM_NAMESPACE, system_rows.namespace_key(SPACE), tombstone_row(5)),)
+    apply(store, FrameBatch(Frame(1, issuer_of("x"), Stamp(4), Stamp(5), ((Stamp(5), 0),), rows)))
+    swept = [apply(store, NamespaceSweep(SPACE, 10)) for _ in range(2)]
+    assert [(one.rows_changed, one.namespaces_to_sweep) for one in swept] == [(2, (SPACE,)), (2, ())]

@@ -9,7 +9,7 @@ import trio
 from kvp2p.config import HttpSettings
 from kvp2p.core.entry import chunk_id
 from kvp2p.core.operations import Ending, Outcome, refused
-from kvp2p.core.port import PendingRow
+from kvp2p.core.port import Hidden, PendingRow
 from kvp2p.gateway import streams as streams_module
 from kvp2p.gateway.streams import streams_max
 from kvp2p.limits import CHUNK_BYTES, HTTP_STREAMS_MAX, INLINE_VALUE_BYTES_MAX, STORE_STREAMS_MAX
@@ -322,7 +322,8 @@ async def test_version_is_not_here_before_its_value_is_whole(short_tmp_path: Pat
         version = r.writer.put_large(b"k", os.urandom(MIB))
         later = r.writer.put(b"s", b"w")
         with r.writer.store.write() as txn:
-            txn.put_pending(PendingRow(version_of(version), NAMESPACE, b"k", b""))
+            hidden = Hidden(version_of(version), version_of(version))
+            txn.put_pending(PendingRow(version_of(version), NAMESPACE, b"k", b"", (hidden,)))
         for wanted, is_here in ((small, True), (version, False), (later, False)):
             await wire.ask(request("GET", "/v1/words/s", headers={"KV-Min-Version": wanted}))
             assert bool(r.node.awaited) is not is_here
