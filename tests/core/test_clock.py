@@ -177,7 +177,7 @@ def test_a_leaders_clock_is_its_wall_clock() -> None:
         now = Now(second * SECOND, EPOCH_MS + second * 1_000)
         clock.lead(now)
         assert clock.read(now) == now.wall_ms
-    assert clock.offset_ms(now) == 0
+        assert clock.offset_ms(now) == 0
 
 
 def test_a_leaders_clock_follows_a_step_forwards_and_none_backwards() -> None:
