@@ -131,7 +131,9 @@ class Marks:
         """Fetch marks until cancelled."""
         while True:
             await trio.sleep(ASK_SECONDS)
-            with trio.CancelScope(shield=True):  # a node forgets what it has told: an answer that is cut off would be missing
+            with trio.CancelScope(
+                shield=True
+            ):  # a node forgets what it has told: an answer that is cut off would be missing
                 await self.fetch()
 
     async def fetch(self) -> None:
