@@ -199,7 +199,10 @@ class Cluster:
             ]
             self._acked += mine
             with host.disk.store.read() as txn:
-                covered = txn.vector.covers(outcome.version) and all(_shows(txn, one) for one in mine)
+                # A title that is taken is answered with its namespace, which may stand above the vector, and is there all the same.
+                is_there = not (outcome.created or mine) and outcome.namespace is not None
+                covered = txn.vector.covers(outcome.version) or is_there
+                covered = covered and all(_shows(txn, one) for one in mine)
         ending = outcome.ending.name.lower()
         self.history.append(Ended(now_ns, number, ending, outcome.code, versions, outcome.visible, covered))
 
@@ -414,4 +417,7 @@ class _Acked:
 
 
 def _shows(txn: ReadTransaction, acked: _Acked) -> bool:
-    return is_namespace_deleted(txn, acked.namespace) or large.shows(txn, acked.namespace, acked.key, acked.version)
+    row = txn.row(SYSTEM_NAMESPACE, system_rows.namespace_key(acked.namespace))
+    if acked.namespace != SYSTEM_NAMESPACE and (row is None or row_kind(row) == Kind.TOMBSTONE):
+        return True  # the namespace is gone, and its tombstone perhaps with it [I8]
+    return large.shows(txn, acked.namespace, acked.key, acked.version)
