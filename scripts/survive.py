@@ -1,7 +1,7 @@
 """Kill nodes of a real cluster under load, cut its mesh, and count what was lost.
 
 Writes are offered open-loop through nodes that do not lead, while a node is killed (SIGKILL, the whole node) every few seconds
-and started again. With --partitions the mesh is also cut for some seconds between random groups of nodes, again and again; the last
+and started again. With --suspend-s nodes are stopped for so long instead (SIGSTOP, SIGCONT), as when a machine sleeps. With --partitions the mesh is also cut for some seconds between random groups of nodes, again and again; the last
 cut is healed when the load has ended. Afterwards every node is read key by key over HTTP. Violations are judged by pure functions over
 what clients saw:
 
@@ -55,6 +55,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=1_000, metavar="R", help="writes offered per second (1000)")
     parser.add_argument("--seconds", type=float, default=30, metavar="S", help="length of the load (30)")
     parser.add_argument("--kill-every-s", type=float, default=5, metavar="S", help="time between two kills (5)")
+    parser.add_argument(
+        "--suspend-s", type=float, metavar="S", help="do not kill them, but let them stand still for so long"
+    )
     parser.add_argument("--partitions", action="store_true", help="cut the mesh between random groups meanwhile")
     parser.add_argument("--seed", type=int, metavar="X", help="of the victims and values (a random one, printed)")
     parser.add_argument("--dir", type=Path, metavar="DIR", help="a new directory (a temporary one, removed at the end)")
@@ -63,6 +66,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parsed = parser.parse_args(arguments)
     if parsed.nodes < 2 or parsed.rate * parsed.seconds < 1 or parsed.kill_every_s <= 0:
         parser.error("--nodes must be 2 or more, --rate, --seconds and --kill-every-s more than nothing")
+    if parsed.suspend_s is not None and not 0 < parsed.suspend_s < parsed.seconds:
+        parser.error("--suspend-s must be more than nothing and less than --seconds")
     return parsed
 
 
@@ -75,16 +80,17 @@ async def survive(arguments: argparse.Namespace, directory: Path, seed: int) -> 
     names = [node["name"] for node in started["nodes"]]
     leader = next(node["name"] for node in started["nodes"] if node["leader"])
     randomness = random.Random(seed)
-    kill_count = int((arguments.seconds - DOWN_SECONDS) / arguments.kill_every_s)
+    down_s = arguments.suspend_s or DOWN_SECONDS
+    kill_count = int((arguments.seconds - down_s) / arguments.kill_every_s)
     history = History(leader, arguments.rate, arguments.seconds, leader_kills_wanted=2 if kill_count >= 3 else 1)
     # A plan of its own: the same seed kills the same nodes with and without cuts.
     cuts = plan_cuts(names, arguments.seconds, random.Random(seed + 1)) if arguments.partitions else []
     history.cuts_wanted = len(cuts)
-    run = Run(history, directory, names, randomness)
+    run = Run(history, directory, names, randomness, arguments.suspend_s)
     async with AsyncExitStack() as stack:
         await run.open(stack, started["nodes"], started["admin_token"])
         kills = plan_kills(
-            names, leader, arguments.seconds, arguments.kill_every_s, history.leader_kills_wanted, randomness
+            names, leader, arguments.seconds - down_s, arguments.kill_every_s, history.leader_kills_wanted, randomness
         )
         await run.load(kills, cuts)
         await run.compare()
@@ -92,7 +98,7 @@ async def survive(arguments: argparse.Namespace, directory: Path, seed: int) -> 
     violations = judge(history)
     lines = "".join(json.dumps(asdict(write)) + "\n" for write in history.writes)
     await trio.Path(directory.parent / "history.jsonl").write_text(lines, encoding="utf-8")
-    return {"seed": seed, **describe(history, names, run.summary, violations)}
+    return {"seed": seed, "suspend_s": arguments.suspend_s, **describe(history, names, run.summary, violations)}
 
 
 def main() -> int:

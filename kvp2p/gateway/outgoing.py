@@ -85,11 +85,17 @@ class Outgoing:
         """Send all that is ready in one call; what the peer does not take now is left to a task."""
         if self.is_pushing or self._is_closed:
             return
-        rest = memoryview(b"")
         if self.parts:
             data = self._take_parts()
-            rest = memoryview(data)[self._send(data) :]
-        if (rest or self._stream is not None) and not self._is_closed:
+            sent = self._send(data)
+            if sent < len(data):
+                self._start_pushing(memoryview(data)[sent:])
+                return
+        if self._stream is not None:
+            self._start_pushing(memoryview(b""))
+
+    def _start_pushing(self, rest: memoryview) -> None:
+        if not self._is_closed:
             self.is_pushing = True
             self._gateway.nursery.start_soon(self._push, rest)
 

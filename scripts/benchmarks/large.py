@@ -59,15 +59,17 @@ class Found:
     rates: dict[str, list[float]] = field(default_factory=dict)
 
 
-def measure(effort: Effort, value_bytes: int = VALUE_BYTES, seconds_min: float = PHASE_SECONDS_MIN) -> Figure:
+def measure(
+    effort: Effort, nodes: int = NODES, value_bytes: int = VALUE_BYTES, seconds_min: float = PHASE_SECONDS_MIN
+) -> Figure:
     seconds = max(2 * effort.seconds, seconds_min)
-    with cluster(NODES) as running:
+    with cluster(nodes) as running:
         found = run_async(_measure, running, effort, value_bytes, seconds)
-    size = f"{value_bytes / 2**20:g} MiB"
+    size = f"{value_bytes / 2**20:.3g} MiB"
     method = (
-        f"{NODES} nodes, one gateway each; {RATE_PER_S} small writes/s through the {NODES - 1} nodes that do not lead, {seconds:g} s alone and as long beside a process that "
+        f"{nodes} nodes, one gateway each; {RATE_PER_S} small writes/s through the {nodes - 1} nodes that do not lead, {seconds:g} s alone and as long beside a process that "
         f"writes {value_bytes} B after {value_bytes} B through one of them. Stored at every node, and digests: by marks of the nodes. Added: at p99, of neighbouring "
-        f"phases. All {NODES} nodes and the clients share {cores()} processors and one disk: how busy, by anything and by the nodes, stands below, in percent of all. "
+        f"phases. All {nodes} nodes and the clients share {cores()} processors and one disk: how busy, by anything and by the nodes, stands below, in percent of all. "
         "MB/s (10^6 bytes): one value at a time; everywhere: until the last node has it whole, from the first byte."
     )
     return Figure("large", method, effort.repetitions, tuple(_rows(found, size)))

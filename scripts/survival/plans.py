@@ -25,8 +25,8 @@ class PlannedCut(NamedTuple):
 def plan_kills(
     names: Sequence[str], leader: str, seconds: float, every_s: float, leader_kills: int, randomness: random.Random
 ) -> list[tuple[float, str]]:
-    """Return when to kill whom: random nodes, the leader at least so often, the last early enough to be back at the end."""
-    count = max(0, int((seconds - DOWN_SECONDS) / every_s))
+    """Return when to kill whom within so many seconds: random nodes, the leader at least so often."""
+    count = max(0, int(seconds / every_s))
     victims = [randomness.choice(names) for _ in range(count)]
     missing = max(0, leader_kills - victims.count(leader))
     others = [index for index, name in enumerate(victims) if name != leader]

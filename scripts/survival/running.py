@@ -33,6 +33,9 @@ CLIENT = ClientConfig(connections=4)
 # What a node is offered at once. A node that is cut off lets a write wait for 5 s; it must not take all that the load may have under way.
 DOOR_WRITES_MAX = 4 * 64
 LOAD_WRITES_MAX = 2_000
+# A node that stood still: its peers have given up its links, and it has to find out itself.
+READY_SECONDS_MAX = 30.0
+LAG_MS_MAX = 1_000
 
 
 @dataclass(slots=True)
@@ -49,11 +52,19 @@ class Door:
 class Run:
     """One run on a cluster that is up: load, kills, then the reading of all nodes."""
 
-    def __init__(self, history: History, directory: Path, names: Sequence[str], randomness: random.Random) -> None:
+    def __init__(
+        self,
+        history: History,
+        directory: Path,
+        names: Sequence[str],
+        randomness: random.Random,
+        suspend_s: float | None = None,
+    ) -> None:
         self.history = history
         self.directory = directory
         self.names = names
         self.random = randomness
+        self.suspend_s = suspend_s  # None: nodes are killed
         self.doors: dict[str, Door] = {}
         self.summary: LatencySummary | None = None
         self.ended_at = 0.0  # the load, or the last cut
@@ -81,7 +92,7 @@ class Run:
         self._started = trio.current_time()
         async with trio.open_nursery() as nursery:
             for at_s, name in kills:
-                nursery.start_soon(self._kill_and_restart, at_s, name)
+                nursery.start_soon(self._kill_and_restart if self.suspend_s is None else self._suspend, at_s, name)
             for plan in cuts:
                 nursery.start_soon(self._cut_and_heal, plan)
             self.summary = await run_open_loop(
@@ -142,6 +153,41 @@ class Run:
                 ready_s = float("inf")
             self.history.kills.append(Kill(name, name == self.history.leader, killed_s, ready_s))
 
+    async def _suspend(self, at_s: float, name: str) -> None:
+        """Let a node stand still when its time has come. It is ready when all nodes that run lag no more than a moment.
+
+        It is given no new writes meanwhile: each would hang until its client gives up. Those under way do.
+        """
+        assert self.suspend_s is not None
+        await trio.sleep_until(self._started + at_s)
+        async with self.doors[name].killing:
+            stopped_s = self._now_s()
+            self.doors[name].is_open = False
+            await self._cluster("kill", name, "--signal", "STOP")
+            await trio.sleep_until(self._started + stopped_s + self.suspend_s)
+            await self._cluster("kill", name, "--signal", "CONT")
+            ready_s = math.inf
+            with trio.move_on_after(READY_SECONDS_MAX):
+                while not self._is_in_step(await self._document()):  # noqa: ASYNC110
+                    await trio.sleep(0.1)
+                await self.doors[name].client.reconnect()
+                self.doors[name].is_open = True
+                ready_s = self._now_s()
+            if ready_s == math.inf:
+                self.history.told.append(f"{name}, stopped at {stopped_s:.1f} s, did not come back")
+            self.history.kills.append(Kill(name, name == self.history.leader, stopped_s, ready_s))
+
+    @staticmethod
+    def _is_in_step(document: Mapping[str, Any]) -> bool:
+        """Tell whether the nodes that answer are ready and near their leader; one that is stopped does not answer."""
+        said = [(node["ready"], node["lag_ms"]) for node in document["nodes"] if node["lag_ms"] is not None]
+        return bool(said) and all(ready and lag_ms < LAG_MS_MAX for ready, lag_ms in said)
+
+    async def _document(self) -> dict[str, Any]:
+        return await trio.to_thread.run_sync(
+            partial(cluster_document, "status", "--dir", str(self.directory), "--json")
+        )
+
     async def _cut_and_heal(self, plan: PlannedCut) -> None:
         """Cut the mesh when the time has come, and heal it again if the plan says when."""
         await trio.sleep_until(self._started + plan.at_s)
@@ -169,9 +215,7 @@ class Run:
         """Wait until all nodes say that they are equal, then read every key at each of them."""
         document: dict[str, Any] = {"nodes": []}
         while trio.current_time() < self.ended_at + EQUAL_SECONDS_MAX:
-            document = await trio.to_thread.run_sync(
-                partial(cluster_document, "status", "--dir", str(self.directory), "--json")
-            )
+            document = await self._document()
             said = [(node["ready"], node["state_hash"], node["vector"]) for node in document["nodes"]]
             if said[0][0] and said[0][1] and all(one == said[0] for one in said):
                 self.history.equal_after_s = trio.current_time() - self.ended_at

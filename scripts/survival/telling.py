@@ -64,7 +64,7 @@ def print_table(document: Mapping[str, Any]) -> None:
         ("offered", f"{document['rate']:g}/s for {document['seconds']:g} s, through nodes that do not lead"),
         ("outcomes", ", ".join(f"{count} {word}" for word, count in sorted(document["outcomes"].items()))),
         ("not acknowledged", ", ".join(f"{count} {code}" for code, count in document["codes"].items()) or "none"),
-        ("SIGKILL", kills or "none"),
+        ("SIGKILL" if document["suspend_s"] is None else f"SIGSTOP for {document['suspend_s']:g} s", kills or "none"),
         ("partitions", cuts or "none"),
         ("windows with a leader", f"{len(document['windows'])} whole seconds"),
         ("acknowledged in them", f"mean {document['acked_per_s_mean']:.0f}/s, least {document['acked_per_s_min']}/s"),

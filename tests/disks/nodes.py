@@ -37,9 +37,10 @@ class Answer(NamedTuple):
         return str(self.document["error"]["code"]) if self.status >= 400 else ""
 
 
-def request(method: str, url: str, token: str, body: bytes | None = None) -> Answer:
-    """Ask a node once."""
-    asked = urllib.request.Request(url, body, {"Authorization": f"Bearer {token}"}, method=method)  # noqa: S310  loopback
+def request(method: str, url: str, token: str, body: bytes | None = None, **headers: str) -> Answer:
+    """Ask a node once; underscores in the names of headers are hyphens."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    asked = urllib.request.Request(url, body, {"Authorization": f"Bearer {token}", **named}, method=method)  # noqa: S310  loopback
     try:
         with urllib.request.urlopen(asked, timeout=20) as answer:  # noqa: S310  loopback
             return Answer(answer.status, answer.read())
@@ -83,11 +84,11 @@ class Nodes:
         pids: dict[str, Any] = json.loads((self.directory / f"n{node}" / "pids.json").read_text())
         return pids
 
-    def ask(self, method: str, path: str, body: bytes | None = None, node: int = 1) -> Answer:
-        return request(method, self.urls[node - 1] + path, self.token, body)
+    def ask(self, method: str, path: str, body: bytes | None = None, node: int = 1, **headers: str) -> Answer:
+        return request(method, self.urls[node - 1] + path, self.token, body, **headers)
 
-    def put(self, key: str, value: bytes, node: int = 1) -> Answer:
-        return self.ask("PUT", f"/v1/things/{key}", value, node)
+    def put(self, key: str, value: bytes, node: int = 1, **headers: str) -> Answer:
+        return self.ask("PUT", f"/v1/things/{key}", value, node, **headers)
 
     def get(self, key: str, node: int = 1) -> Answer:
         return self.ask("GET", f"/v1/things/{key}", None, node)

@@ -47,3 +47,22 @@ def test_no_acknowledged_write_is_lost_when_the_mesh_is_cut_as_well(short_tmp_pa
     assert document["equal_after_s"] <= 5
     assert (document["lost"], document["invented"]) == (0, 0)
     assert document["outcomes"]["unknown"] > 0  # what n3 had taken when it was cut off
+
+
+@pytest.mark.slow
+def test_leader_that_stands_still_loses_nothing_and_goes_on(short_tmp_path: Path) -> None:
+    options = ["--nodes", "3", "--rate", "150", "--seconds", "6", "--kill-every-s", "2", "--suspend-s", "1.5"]
+    done = subprocess.run(
+        [str(PROGRAM), *options, "--seed", "3", "--json", "--dir", str(short_tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.stdout, done.stderr
+    document = json.loads(done.stdout)
+    assert document["violations"] == []
+    assert done.returncode == 0
+    assert len(document["kills"]) == 2
+    assert "n1" in {kill["node"] for kill in document["kills"]}
+    assert all(kill["ready_s"] - kill["killed_s"] >= 1.5 for kill in document["kills"])
