@@ -45,6 +45,7 @@ class Disk:
         self.syncs = 0
         self.is_full = False  # while so, a batch that may not use the reserve fails at its sync and changes nothing
         self.failed = 0
+        self.apply_batch = apply_batch  # replaced by planted bugs only
         self._is_syncing = False
         self._power = 0  # counts crashes: a sync that was cut short never ends
 
@@ -88,7 +89,7 @@ class Disk:
     def apply(self, batch: Batch) -> BatchResult:
         """Apply a batch in one transaction of the store."""
         with self.store.write() as txn:
-            return apply_batch(txn, batch, is_full=self.is_full)
+            return self.apply_batch(txn, batch, is_full=self.is_full)
 
     def _result_of(self, batch: Batch) -> BatchResult | None:
         return self.apply(batch) if batch.may_use_reserve or not self.is_full else None

@@ -8,7 +8,7 @@ In and out: events from network, disk and clients in; effects out. The process d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Protocol
@@ -34,6 +34,7 @@ from kvp2p.core.events import (
 )
 from kvp2p.core.messages import ChunkPull, Member, Message, Pull, WalkRequest
 from kvp2p.core.operations import Outcome
+from kvp2p.core.port import ReadTransaction
 from kvp2p.core.replica import ReplicaMachine
 from kvp2p.core.serve import serve
 from kvp2p.core.settings import ReplicaSettings
@@ -280,10 +281,14 @@ class Host:
         def answer() -> None:
             if link is not None and self.is_alive and link == self.world.network.link_number(self, peer):
                 with self.disk.store.read() as txn:
-                    messages = list(serve(txn, request))
+                    messages = list(self.answer(txn, request))
                 self._send_next(link, peer, messages)
 
         self.world.schedule.after(self.random.random() * 2 * MS, answer)
+
+    def answer(self, txn: ReadTransaction, request: Pull | WalkRequest | ChunkPull) -> Iterator[Message]:
+        """Yield what a peer is answered from an open transaction."""
+        return serve(txn, request)
 
     def _send_next(self, link: int, peer: NodeId, messages: list[Message]) -> None:
         """Send an answer at the link's own pace, a message about every millisecond; it ends with the link."""
