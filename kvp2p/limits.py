@@ -60,6 +60,9 @@ HTTP_DISCARDED_BODY_BYTES_MAX: Final = VALUE_BYTES_MAX + 1024 * 1024
 # meanwhile. 60 s for 25 MiB take a line of 3.5 Mbit/s (DESIGN §5); the number is a guess, well above the 50 that are tested.
 HTTP_STREAMS_MAX: Final = 64
 HTTP_STREAM_SECONDS_MAX: Final = 60.0
+# In the kernel, of one connection that a value has been streamed on: it would take up to 4 MiB otherwise. It also makes progress finer: a reader
+# counts as steady when it takes so much within its time.
+HTTP_STREAM_NOT_SENT_BYTES: Final = 256 * 1024
 HTTP_ACCEPTS_MAX: Final = 64  # connections in one go, so that a flood of them does not stop those that are there; guess
 HTTP_BACKLOG_MAX: Final = 1_024  # connections that the kernel keeps for us; guess
 HTTP_LINGER_SECONDS: Final = 1.0  # after our last byte, so that the peer reads it before a reset
@@ -98,7 +101,7 @@ NOT_SENT_BYTES_MAX: Final = 16 * 1024
 # Of a payload that is not whole yet, within the time after which a peer counts as silent (5 s): it is then a slow line, with 26 kbit/s or more, and
 # the largest payload has 80 s. Guess.
 LINK_PROGRESS_BYTES_MIN: Final = 16 * 1024
-CREDIT_STEP_BYTES: Final = DATA_CREDIT_BYTES_MAX // 8  # taken in before credit goes back
+CREDIT_STEPS: Final = 8  # of a lane's window: so much of it is taken in before credit goes back
 # data behind control in one payload; delays it no more than the kernel does, which holds as much
 SHARED_PAYLOAD_BYTES_MAX: Final = 16 * 1024
 MEMBER_NAME_CHARS_MAX: Final = 128  # guess
@@ -155,6 +158,9 @@ CLOCK_OFFSET_MS_MAX: Final = 366 * 86_400_000
 CHUNK_PART_BYTES: Final = (
     64 * 1024
 )  # of a chunk in one mesh message: a control message waits for no more than this; guess
+CHUNK_CREDIT_BYTES_MAX: Final = (
+    512 * 1024
+)  # sent and not yet taken in by the peer: it stands before whatever comes later; guess
 CHUNK_PAYLOAD_BYTES_MAX: Final = CHUNK_PART_BYTES + 1024  # one part with its head
 CHUNK_PART_BYTES_MIN: Final = 256  # what may be asked for: a chunk is at most 1 024 messages
 CHUNK_PULLS_MAX: Final = 4  # chunks under way to this node for its rows, so at most 1 MiB of parts in its memory; guess
@@ -174,7 +180,8 @@ UPLOADS_MAX: Final = 512  # large values on their way in at one node, at most 51
 # under way, or some are refused as `overloaded`; guess
 UPLOAD_BYTES_WAITING_MAX: Final = 32 * 1024 * 1024
 # of chunks given to the store and not synced yet: what a small write may find before it in its own sync; guess
-CHUNK_BYTES_TO_DISK_MAX: Final = 4 * CHUNK_BYTES
+CHUNK_BYTES_TO_DISK_MAX: Final = 2 * CHUNK_BYTES
+CHUNKS_SWEPT_MAX: Final = 2_048  # that rows of a deleted namespace name, freed in one transaction: 10 us each, measured
 CHUNKS_PER_WRITE_MAX: Final = (
     4 * CHUNKS_PER_VALUE_MAX
 )  # of all values of one write: Cloudflare's bulk write has up to 100 MB

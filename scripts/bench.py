@@ -12,7 +12,8 @@ figures:
     bootstrap     an empty peer joins: MB/s, against a bare websocket in the same run
     catch-up      a peer comes back: entries/s
     memory        anonymous memory of node, gateway and api
-    large         small writes and digests beside values of 25 MiB; MB/s and memory of those
+    large         small writes and digests beside values of 25 MiB, and the MB/s of those
+    large-memory  anonymous memory while 50 values of 25 MiB are written, or read, at once
 
 Exit status: 0 all were measured (kept budgets or not); 1 one could not be; 2 wrong usage.
 """
@@ -27,7 +28,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kvp2p.runtime import logs
-from scripts.benchmarks import bootstrap, catch_up, large, memory, port, propagation, replica
+from scripts.benchmarks import bootstrap, catch_up, large, large_memory, memory, port, propagation, replica
 from scripts.benchmarks.effort import Effort
 from scripts.benchmarks.results import CannotMeasure, Figure, document_head
 from scripts.benchmarks.text import text_of
@@ -41,6 +42,7 @@ FIGURES: dict[str, Callable[[Effort], Figure]] = {
     "catch-up": catch_up.measure,
     "memory": memory.measure,
     "large": large.measure,
+    "large-memory": large_memory.measure,
 }
 
 

@@ -20,7 +20,7 @@ from kvp2p.core.leadership import Leadership
 from kvp2p.core.messages import Digest, Frame, KeyedRow, Pull, PullEnd, RowKey, WalkPart, WalkRequest
 from kvp2p.core.purge import Obstacle
 from kvp2p.core.vector import VersionVector
-from kvp2p.ids import Issuer, NodeId, Stamp, Version, make_version, version_issuer, version_term
+from kvp2p.ids import Issuer, NodeId, Stamp, Version, make_version, version_issuer, version_stamp, version_term
 from kvp2p.limits import PERSIST_BYTES_IN_FLIGHT_MAX, PULL_BYTES_MAX, PULLS_MAX
 
 _WALK_PATIENCE_MAX = 64
@@ -219,11 +219,16 @@ class AntiEntropy:
         self.board.send(source, Pull(term, issuer, after, PULL_BYTES_MAX))
 
     def _sources(self, term: int, issuer: Issuer, after: Stamp) -> tuple[list[NodeId], list[NodeId]]:
-        """Return the peers whose log has what comes after, and those that have it without a log."""
+        """Return the peers whose log has what comes after, and those that have it without a log.
+
+        Where a fence alone covers the issuer nobody can tell whether anything comes after. The Purge that raised it will: if it finds something
+        missing, that is walked for then.
+        """
         sources: list[NodeId] = []
         trimmed: list[NodeId] = []
         for peer, digest in self.board.digests():
-            if digest.complete and digest.vector.reach(term, issuer) > after:
+            top = digest.vector.top_of(issuer)
+            if digest.complete and top is not None and version_stamp(top) > after:
                 has_log = digest.floor.reach(term, issuer) <= after
                 is_able = has_log and not self.board.peers[peer].is_trimmed(issuer, after)
                 (sources if is_able else trimmed).append(peer)
@@ -310,9 +315,12 @@ class AntiEntropy:
         self._pull_all_after_grace()
 
     def _is_known(self, top: Version) -> bool:
-        """Tell whether some peer's vector has an entry for what is lacking: then its log, or its refusal, leads on."""
-        issuer = version_issuer(top)
-        return any(digest.complete and digest.vector.top_of(issuer) for _, digest in self.board.digests())
+        """Tell whether some peer's vector has an entry that covers what is lacking: then its log, or its refusal, leads on.
+
+        An entry that ends before is no help. Two replicas that are behind alike would each take the other for one who can.
+        """
+        shown = [digest.vector.top_of(version_issuer(top)) for _, digest in self.board.digests() if digest.complete]
+        return any(one is not None and one >= top for one in shown)
 
     # --- the store
 

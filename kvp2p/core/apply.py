@@ -40,6 +40,7 @@ from kvp2p.core.entry import (
     is_chunked,
     is_tombstone,
     is_value,
+    row_chunks,
     row_version,
 )
 from kvp2p.core.group_writing import GroupWriter
@@ -51,7 +52,7 @@ from kvp2p.core.operations import (
 from kvp2p.core.port import ReadTransaction, WriteTransaction
 from kvp2p.core.purge import PLACE_BYTES, Obstacle, obstacle
 from kvp2p.core.removal import Purging, trim_log
-from kvp2p.core.vector import EMPTY_VECTOR
+from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.ids import (
     SYSTEM_NAMESPACE,
     NamespaceId,
@@ -59,7 +60,7 @@ from kvp2p.ids import (
     Version,
     make_version,
 )
-from kvp2p.limits import WALK_ROWS_LOOKED_AT_MAX
+from kvp2p.limits import CHUNKS_SWEPT_MAX, WALK_ROWS_LOOKED_AT_MAX
 
 
 def apply_batch(txn: WriteTransaction, batch: Batch, *, is_full: bool = False) -> BatchResult:
@@ -152,6 +153,16 @@ def issuers_of(txn: ReadTransaction) -> tuple[system_rows.IssuerRow, ...]:
     return tuple(row for row in rows if row is not None)
 
 
+def _above(above: VersionVector, walked: VersionVector, fence: Version) -> VersionVector:
+    """Return up to where rows may stand above the vector, with what a part of a walk has brought; `fence` is this replica's own.
+
+    The peer's fence does not go along: it would hide what is held here below it, of which the peer may never have heard, and a Purge looks for
+    just that [I8]. Nor is it needed: the position of the Purge that raised it is among the peer's entries, and whoever covers that has the fence.
+    """
+    tops = (*above.tops(), *walked.tops())
+    return VersionVector(top for top in tops if top >= fence)
+
+
 def _dead_namespaces_with_rows(txn: ReadTransaction) -> tuple[NamespaceId, ...]:
     dead = []
     for key, row in txn.rows(SYSTEM_NAMESPACE, start=system_rows.NAMESPACE_PREFIX):
@@ -234,7 +245,7 @@ class _Application:
         part, vector = batch.part, self.txn.vector
         # Until the vector covers what the peer covered when it read this part, rows may stand above the vector, and others
         # may be gone that it still covers.
-        above = self.txn.above.join(part.vector)
+        above = _above(self.txn.above, part.vector, vector.fence)
         for _, _, row in part.rows:
             version = row_version(row)
             if not above.covers(version):  # above the vector there, too
@@ -305,9 +316,14 @@ class _Application:
         if not self.rows.is_dead(namespace):
             return
         rows = list(islice(self.txn.rows(namespace), rows_max + 1))
+        removed = chunks = 0
         for key, row in rows[:rows_max]:
             self.rows.remove(namespace, key, row)
-        if len(rows) > rows_max:
+            removed += 1
+            chunks += len(row_chunks(row))
+            if chunks >= CHUNKS_SWEPT_MAX:
+                break
+        if len(rows) > removed:
             self.rows.newly_dead.append(namespace)
 
     # --- purging

@@ -205,6 +205,8 @@ class Board:
         """Return what this node believes the leader's clock to be, its own when it leads: by it values expire [I7]."""
         if self.leads:
             self.clock.lead(self.now)
+        else:
+            self.clock.follow(self.now)
         return self.clock.read(self.now)
 
     def clock_ahead_ms(self) -> int:

@@ -113,7 +113,7 @@ class EndUpload:
 
 @value
 class Await:
-    """A local reader waits until this replica covers a version (KV-Min-Version); ends in one Reply."""
+    """A local reader waits until all up to a version is here, whole (KV-Min-Version); ends in one Reply."""
 
     request: int
     version: Version

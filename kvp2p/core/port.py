@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 from kvp2p.core.entry import ChunkId
 from kvp2p.core.messages import Designation, KeyedRow, Member, RowKey
 from kvp2p.core.vector import VersionVector
-from kvp2p.ids import AccountId, ClusterId, Issuer, NamespaceId, NodeId, Stamp, Version
+from kvp2p.ids import AccountId, ClusterId, Issuer, NamespaceId, NodeId, Stamp, Version, version_issuer
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,15 @@ class PendingRow:
     namespace: NamespaceId
     key: bytes
     shown: bytes
-    hidden: tuple[Hidden, ...] = ()
+    hidden: tuple[Hidden, ...]
     is_walked: bool = False
+
+    def may_hide_upto(self, version: Version) -> bool:
+        """Tell whether readers may miss something of the log of a version's issuer, up to that version, because of this row."""
+        issuer = version_issuer(version)
+        return self.is_walked or any(
+            hidden.first <= version and version_issuer(hidden.first) == issuer for hidden in self.hidden
+        )
 
 
 @dataclass(frozen=True, slots=True)

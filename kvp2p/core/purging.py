@@ -14,7 +14,7 @@ A Purge makes positions below its fence unservable, so whoever lacks them must w
 from __future__ import annotations
 
 from kvp2p.core.batches import BatchResult, LogTrim, PurgeBatch
-from kvp2p.core.board import Board
+from kvp2p.core.board import MS, Board
 from kvp2p.core.hlc import COUNTER_BITS
 from kvp2p.core.leadership import Leadership
 from kvp2p.core.messages import Digest
@@ -45,10 +45,12 @@ class Purger:
         self.leadership = leadership
         self.purges = 0
         self._is_busy = False
+        self._hurry_until_ns = 0  # there may be more to purge than one Purge removes
+        self._trim_at_ns = 0
 
     def start(self) -> None:
         """Begin to look now and then."""
-        self.board.set_timer("purge", self.board.settings.purge_interval_ms)
+        self._look_later()
 
     @property
     def blocked_by(self) -> NodeId | None:
@@ -72,10 +74,21 @@ class Purger:
 
     def on_timer(self) -> None:
         """Purge and trim what is due."""
-        self.start()
-        if not self._is_busy and not self.board.is_stopping and self.board.complete:
+        self._look_later()
+        board = self.board
+        if self._is_busy or board.is_stopping or not board.complete:
+            return
+        if board.now.mono_ns >= self._trim_at_ns:
+            self._trim_at_ns = board.now.mono_ns + board.settings.purge_interval_ms * MS
             self._trim()
-            self._purge()
+        self._purge()
+
+    def _look_later(self) -> None:
+        settings = self.board.settings
+        is_hurried = self.board.now.mono_ns < self._hurry_until_ns
+        # A Purge needs a word from every candidate that it has the one before: no more than a digest of theirs is waited for.
+        soon_ms = min(settings.digest_busy_ms, settings.purge_interval_ms)
+        self.board.set_timer("purge", soon_ms if is_hurried else settings.purge_interval_ms)
 
     # --- the log
 
@@ -86,6 +99,8 @@ class Purger:
         keep = board.vector
         for candidate in self._candidates():
             digest = self._digest_of(candidate)
+            if digest is None and candidate in board.peers:
+                return  # it has just come back, and has not said yet what it lacks
             if digest is not None and digest.complete:
                 keep = keep.minimum(digest.vector)
         age_ms = max(0, board.clock_ms() - settings.log_age_ms)
@@ -123,10 +138,12 @@ class Purger:
 
         def done(result: BatchResult) -> None:
             self._is_busy = False
+            self._hurry_until_ns = 0
             if result.frame is not None:
                 self.purges += 1
-                self.board.notice("purged", "debug", rows=result.rows_changed, fence=result.vector.fence.hex())
-                self._purge()  # if there is more
+                board.notice("purged", "debug", rows=result.rows_changed, fence=result.vector.fence.hex())
+                self._hurry_until_ns = board.now.mono_ns + settings.purge_interval_ms * MS
+                self._look_later()
 
         def failed(_: str) -> None:
             self._is_busy = False  # a full disk: the timer tries again
@@ -177,9 +194,11 @@ class Purger:
     def _least_addable(self, floor: VersionVector, writer: LeaderWriter) -> Version:
         """Return the least version that an issuer not wholly under `floor` could still add, or has added beyond it [I8]."""
         board = self.board
-        # What a peer shows counts too: a deposed leader may have begun an issuer that nobody else has heard of yet.
-        vectors = [board.vector, *(digest.vector for _, digest in board.digests())]
-        terms = {version_issuer(top): version_term(top) for vector in vectors for top in vector.tops()}
+        terms = {version_issuer(top): version_term(top) for top in board.vector.tops()}
+        # What a peer shows counts too: a deposed leader may have begun an issuer that nobody else has heard of yet. What is covered here was
+        # heard of, and may have ended long ago: a peer that is far behind, and goes on showing it, holds nothing back.
+        shown = [top for _, digest in board.digests() for top in digest.vector.tops() if not board.vector.covers(top)]
+        terms |= {version_issuer(top): version_term(top) for top in shown}
         terms |= {row.issuer: row.term for row in board.issuers.values()}
         terms[writer.issuer] = writer.designation.term
         return min(

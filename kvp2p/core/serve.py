@@ -135,6 +135,8 @@ def _serve_pull(txn: ReadTransaction, pull: Pull) -> Iterator[Message]:
             if builder.positions:
                 yield builder.take()
             yield builder.take_purge(stamp, purge)
+            if builder.bytes_sent >= pull.bytes_max:
+                break
             continue
         key = key_served_for(row_key, dead.has)
         row = txn.row(*key)

@@ -142,22 +142,21 @@ class Connection:
         settings, intake = self._gateway.settings, self._intake
         if self._is_shut or self.is_closed:
             return
-        if self._is_full():
+        if intake.phase is Phase.BETWEEN:
+            # Waiting for the node is bounded by the node port, waiting for the peer to read by `Outgoing.deadline`.
+            is_busy = self._pending or self._out.waiting_bytes
+            self._deadline = math.inf if is_busy else now + settings.idle_timeout_seconds
+        elif self._is_full():
             # It is not read on, so the peer is not late: it may be taking answers, or we do not take its value. How fast it takes answers is
             # timed in `Outgoing`, how fast the node takes values in the node port.
             upload = None if self._receiving is None else self._receiving.upload
             self._deadline = math.inf if upload is None else upload.room_deadline
             self._head_timed = -1
-        elif intake.phase is Phase.HEAD:
-            if self._head_timed != intake.heads_begun:  # more bytes of the same head give it no more time
-                self._head_timed = intake.heads_begun
-                self._deadline = now + settings.head_timeout_seconds
         elif intake.phase is Phase.BODY:
             self._deadline = now + settings.body_timeout_seconds
-        else:
-            # Waiting for the node is bounded by the node port, waiting for the peer to read by `Outgoing.deadline`.
-            is_busy = self._pending or self._out.waiting_bytes
-            self._deadline = math.inf if is_busy else now + settings.idle_timeout_seconds
+        elif self._head_timed != intake.heads_begun:  # more bytes of the same head give it no more time
+            self._head_timed = intake.heads_begun
+            self._deadline = now + settings.head_timeout_seconds
 
     # --- from the intake
 

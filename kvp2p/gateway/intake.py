@@ -119,6 +119,9 @@ class Intake:
 
     def feed(self, data: bytes) -> None:
         """Read on. Stops for good when `is_last` or `rejection` is set."""
+        if self._plain_body_bytes_left() >= len(data):
+            self._feed(data)  # nothing in it is a head
+            return
         head_before = self.heads_begun if self.phase is Phase.HEAD else -1
         if self.phase is Phase.HEAD or self._is_chunked_body() or _CHUNKED.search(data):
             self._feed_sliced(data)
@@ -128,6 +131,12 @@ class Intake:
             self._head_bytes = self._head_bytes + len(data) if head_before == self.heads_begun else 0
             if self._head_bytes > HTTP_URL_BYTES_MAX + HTTP_HEADER_BYTES_MAX or len(self._pairs) > HTTP_HEADERS_MAX:
                 self.rejection = _headers_too_large()
+
+    def _plain_body_bytes_left(self) -> int:
+        """Return how many of the next bytes belong to a body of known length."""
+        if self.phase is not Phase.BODY or self._fields.is_chunked:
+            return 0
+        return self._fields.content_length - self._body_bytes
 
     def _is_chunked_body(self) -> bool:
         return self.phase is Phase.BODY and self._fields.is_chunked
@@ -160,6 +169,8 @@ class Intake:
             was_chunked_body = self._is_chunked_body()
             if was_chunked_body or self.phase is Phase.HEAD:
                 end = at + _SLICE_BYTES
+            elif left := self._plain_body_bytes_left():
+                end = at + left
             else:
                 match = _CHUNKED.search(data, at)
                 end = max(match.start(), at + 1) if match else len(data)

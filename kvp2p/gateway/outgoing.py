@@ -20,7 +20,7 @@ import trio
 
 from kvp2p.errors import StoreError
 from kvp2p.gateway.streams import ValueStream
-from kvp2p.limits import HTTP_RESPONSE_BUFFER_BYTES_MAX
+from kvp2p.limits import HTTP_RESPONSE_BUFFER_BYTES_MAX, HTTP_STREAM_NOT_SENT_BYTES
 
 if TYPE_CHECKING:
     from kvp2p.gateway.server import Gateway
@@ -77,6 +77,7 @@ class Outgoing:
     def add_stream(self, stream: ValueStream) -> None:
         """Send a value behind what was added. It is closed at its end, whatever that is."""
         assert self._stream is None, "one stream at a time"
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, HTTP_STREAM_NOT_SENT_BYTES)
         self._stream = stream
         self.waiting_bytes += HTTP_RESPONSE_BUFFER_BYTES_MAX
 
@@ -84,11 +85,17 @@ class Outgoing:
         """Send all that is ready in one call; what the peer does not take now is left to a task."""
         if self.is_pushing or self._is_closed:
             return
-        rest = memoryview(b"")
         if self.parts:
             data = self._take_parts()
-            rest = memoryview(data)[self._send(data) :]
-        if (rest or self._stream is not None) and not self._is_closed:
+            sent = self._send(data)
+            if sent < len(data):
+                self._start_pushing(memoryview(data)[sent:])
+                return
+        if self._stream is not None:
+            self._start_pushing(memoryview(b""))
+
+    def _start_pushing(self, rest: memoryview) -> None:
+        if not self._is_closed:
             self.is_pushing = True
             self._gateway.nursery.start_soon(self._push, rest)
 

@@ -2,7 +2,7 @@
 
 Decides: control before data before chunks, how messages of one lane are joined into payloads, and when credit is spent and given back.
 Keeps true: I9. Queued bytes of a lane stay under its limit; payload bytes of the data lane (and of the chunk lane, each for itself) that are sent and not yet
-taken in by the peer's consumer stay under DATA_CREDIT_BYTES_MAX, on both sides of the link: the sender does not send beyond it, and a
+taken in by the peer's consumer stay under CREDIT_BYTES_MAX, on both sides of the link: the sender does not send beyond it, and a
 receiver closes on one that does.
 I10. A forwarded write whose time ran out while it waited here is never sent.
 In and out: encoded messages and payloads, nothing that waits; `net/link.py` is the tasks around it.
@@ -25,9 +25,10 @@ from typing import Final
 from kvp2p.core.messages import LANE_OF, Lane, Message
 from kvp2p.errors import RemoteProtocolError
 from kvp2p.limits import (
+    CHUNK_CREDIT_BYTES_MAX,
     CHUNK_PAYLOAD_BYTES_MAX,
     CONTROL_QUEUE_BYTES_MAX,
-    CREDIT_STEP_BYTES,
+    CREDIT_STEPS,
     DATA_CREDIT_BYTES_MAX,
     DATA_QUEUE_BYTES_MAX,
     MESH_MESSAGE_BYTES_MAX,
@@ -41,6 +42,8 @@ QUEUE_BYTES_MAX: Final = {
     Lane.DATA: DATA_QUEUE_BYTES_MAX,
     Lane.CHUNKS: DATA_QUEUE_BYTES_MAX,
 }
+# What is on its way of chunks arrives in front of everything that is sent later: their window is narrow.
+CREDIT_BYTES_MAX: Final = {Lane.DATA: DATA_CREDIT_BYTES_MAX, Lane.CHUNKS: CHUNK_CREDIT_BYTES_MAX}
 PAYLOAD_BYTES_MAX: Final = {Lane.DATA: MESH_MESSAGE_BYTES_MAX, Lane.CHUNKS: CHUNK_PAYLOAD_BYTES_MAX}
 # A small message costs more than its bytes while it waits: a limit in bytes alone would let millions of pings queue up.
 MESSAGE_OVERHEAD_BYTES: Final = 100
@@ -87,7 +90,7 @@ class SendLanes:
         spent = PACK_HEAD_BYTES + sum(map(len, elements))
         for lane, in_flight in self._in_flight.items():
             payload_bytes_max = SHARED_PAYLOAD_BYTES_MAX if elements else PAYLOAD_BYTES_MAX[lane]
-            more = self._take(lane, min(payload_bytes_max, DATA_CREDIT_BYTES_MAX - in_flight) - spent)
+            more = self._take(lane, min(payload_bytes_max, CREDIT_BYTES_MAX[lane] - in_flight) - spent)
             if more:
                 payload = pack(elements + more)
                 self._in_flight[lane] = in_flight + len(payload)
@@ -149,7 +152,7 @@ class ReceiveLanes:
             return
         if lane is Lane.CONTROL:
             payload_bytes += len(messages) * MESSAGE_OVERHEAD_BYTES
-        limit = CONTROL_QUEUE_BYTES_MAX if lane is Lane.CONTROL else DATA_CREDIT_BYTES_MAX
+        limit = CREDIT_BYTES_MAX.get(lane, CONTROL_QUEUE_BYTES_MAX)
         arrived = self._lanes[lane]
         arrived.queued += payload_bytes
         if arrived.held() > limit:
@@ -173,7 +176,7 @@ class ReceiveLanes:
         due: list[Credit] = []
         for lane in (Lane.DATA, Lane.CHUNKS):
             arrived = self._lanes[lane]
-            if arrived.taken_in >= CREDIT_STEP_BYTES:
+            if arrived.taken_in >= CREDIT_BYTES_MAX[lane] // CREDIT_STEPS:
                 due.append(Credit(lane, arrived.taken_in))
                 arrived.taken_in = 0
         return due

@@ -7,12 +7,11 @@ In and out: `run_for`, `write`, `read`, `crash`, `restart`, `cut` for those who 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from kvp2p.core import system_rows
-from kvp2p.core.apply import apply_batch, is_namespace_deleted, issuers_of, state_hash_seed
+from kvp2p.core.apply import apply_batch, is_namespace_deleted, issuers_of
 from kvp2p.core.batches import Batch, BatchResult, StampedWrite, WriteGroup
 from kvp2p.core.chunk_rows import shown_row
 from kvp2p.core.entry import (
@@ -20,16 +19,13 @@ from kvp2p.core.entry import (
     Kind,
     row_expires_at,
     row_kind,
-    row_state_hash,
     row_version,
 )
 from kvp2p.core.events import Await, CloseIssuer, Notice, Promote, Write
-from kvp2p.core.group_writing import key_served_for
 from kvp2p.core.hlc import HybridClock, stamp_wall_ms
 from kvp2p.core.messages import Designation, Member
 from kvp2p.core.operations import Delete, Ending, Operation, Outcome, Put
 from kvp2p.core.port import Identity, ReadTransaction
-from kvp2p.core.purge import purge_at
 from kvp2p.core.settings import ReplicaSettings
 from kvp2p.core.system_rows import IssuerRow
 from kvp2p.ids import (
@@ -42,7 +38,6 @@ from kvp2p.ids import (
     Stamp,
     Version,
     version_issuer,
-    version_term,
 )
 from kvp2p.limits import WRITE_DEADLINE_MS
 from kvp2p.sim import large
@@ -54,9 +49,6 @@ from kvp2p.sim.history import (
     Issued,
     Record,
     Seen,
-    StandingIssuer,
-    StandingPosition,
-    StandingRow,
     StoreState,
     Told,
     asked_of,
@@ -66,6 +58,7 @@ from kvp2p.sim.host import EPOCH_MS, Host, World
 from kvp2p.sim.network import Network, NetworkProfile, Pair
 from kvp2p.sim.schedule import MS, SECOND, Schedule
 from kvp2p.sim.seeds import Seeds
+from kvp2p.sim.standing import state_of
 from kvp2p.sim.trace import Trace
 from kvp2p.store.memory import MemoryStore
 
@@ -206,7 +199,10 @@ class Cluster:
             ]
             self._acked += mine
             with host.disk.store.read() as txn:
-                covered = txn.vector.covers(outcome.version) and all(_shows(txn, one) for one in mine)
+                # A title that is taken is answered with its namespace, which may stand above the vector, and is there all the same.
+                is_there = not (outcome.created or mine) and outcome.namespace is not None
+                covered = txn.vector.covers(outcome.version) or is_there
+                covered = covered and all(_shows(txn, one) for one in mine)
         ending = outcome.ending.name.lower()
         self.history.append(Ended(now_ns, number, ending, outcome.code, versions, outcome.visible, covered))
 
@@ -421,80 +417,7 @@ class _Acked:
 
 
 def _shows(txn: ReadTransaction, acked: _Acked) -> bool:
-    return is_namespace_deleted(txn, acked.namespace) or large.shows(txn, acked.namespace, acked.key, acked.version)
-
-
-def state_of(host: Host, clock_ms: int) -> StoreState:
-    """Return a node's store as it stands; H is recounted from the rows, independently of `core/apply.py`."""
-    with host.disk.store.read() as txn:
-        seed = state_hash_seed(txn)
-        recount = 0
-        rows = []
-        dead: dict[NamespaceId, bool] = {}
-        for namespace, key, row in txn.all_rows():
-            if namespace not in dead:
-                dead[namespace] = is_namespace_deleted(txn, namespace)
-            if dead[namespace]:
-                continue
-            recount += row_state_hash(namespace, key, row, seed)
-            content = large.content_of_row(txn, namespace, key, row)
-            gone = row_kind(row) == Kind.TOMBSTONE
-            where = (namespace.hex(), key.hex())
-            rows.append(StandingRow(*where, row_version(row).hex(), content, gone, row_expires_at(row)))
-        counted, named = large.chunk_counts(txn)
-        return StoreState(
-            node=host.name,
-            complete=txn.complete,
-            vector=tuple((issuer.hex(), stamp) for issuer, stamp in txn.vector.items()),
-            fence=txn.vector.fence.hex(),
-            floor=tuple((issuer.hex(), stamp) for issuer, stamp in _floor(txn)),
-            state_hash=_hex(sum(totals.state_hash for _, totals in txn.all_totals())),
-            recount=_hex(recount),
-            namespaces=_live_namespaces(txn),
-            rows=tuple(rows),
-            log=tuple(_log(txn)),
-            issuers=tuple(
-                StandingIssuer(row.issuer.hex(), "" if row.node is None else row.node.hex(), row.closed)
-                for row in issuers_of(txn)
-            ),
-            clock_ms=clock_ms,
-            graves=txn.tombstones,
-            expiring=sum(1 for _ in txn.expiring()),
-            chunks=counted,
-            chunks_named=named,
-            staged=sum(1 for _ in txn.staged()),
-            pending=sum(1 for _ in txn.pending_rows()),
-        )
-
-
-def _hex(state_hash: int) -> str:
-    return f"{state_hash & STATE_HASH_MASK:032x}"
-
-
-def _live_namespaces(txn: ReadTransaction) -> tuple[str, ...]:
-    live = []
-    for key, row in txn.rows(SYSTEM_NAMESPACE, start=system_rows.NAMESPACE_PREFIX):
-        namespace = system_rows.namespace_of_key(key)
-        if namespace is not None and row_kind(row) == Kind.VALUE:
-            live.append(namespace.hex())
-    return tuple(live)
-
-
-def _floor(txn: ReadTransaction) -> Iterator[tuple[Issuer, Stamp]]:
-    """Iterate over what the log cannot serve of the issuers that the vector names."""
-    for top in txn.vector.tops():
-        issuer = version_issuer(top)
-        yield issuer, txn.floor.reach(version_term(top), issuer)
-
-
-def _log(txn: ReadTransaction) -> list[StandingPosition]:
-    positions = []
-    for issuer, unserved in _floor(txn):
-        for stamp, row_key in txn.positions(issuer, unserved):
-            if purge_at(row_key) is not None:
-                continue
-            namespace, key = key_served_for(
-                row_key, partial(is_namespace_deleted, txn)
-            )  # a deleted namespace's: its tombstone [I7]
-            positions.append(StandingPosition(issuer.hex(), stamp, namespace.hex(), key.hex()))
-    return positions
+    row = txn.row(SYSTEM_NAMESPACE, system_rows.namespace_key(acked.namespace))
+    if acked.namespace != SYSTEM_NAMESPACE and (row is None or row_kind(row) == Kind.TOMBSTONE):
+        return True  # the namespace is gone, and its tombstone perhaps with it [I8]
+    return large.shows(txn, acked.namespace, acked.key, acked.version)

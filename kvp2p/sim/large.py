@@ -121,11 +121,9 @@ def content_of_row(txn: ReadTransaction, namespace: NamespaceId, key: bytes, row
 
 
 def shows(txn: ReadTransaction, namespace: NamespaceId, key: bytes, version: Version) -> bool:
-    """Tell whether a reader sees a version of a key, or a newer one. A row that is gone was purged, which is newer."""
-    if txn.row(namespace, key) is None:
-        return True
+    """Tell whether a reader sees a version of a key, or a newer one. One below the fence may have been purged, and so be seen as nothing."""
     shown = shown_row(txn, namespace, key)
-    return shown is not None and row_version(shown) >= version
+    return version < txn.vector.fence if shown is None else row_version(shown) >= version
 
 
 # --- what a store says

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from kvp2p.core.apply import apply_batch
-from kvp2p.core.batches import Batch, BatchResult, FrameBatch, Settle
+from kvp2p.core.batches import Batch, BatchResult, ChunkBatch, FrameBatch, Settle
 from kvp2p.core.entry import STATE_HASH_MASK, Kind, row_kind, row_state_hash
 from kvp2p.core.events import Event, Received
 from kvp2p.core.messages import Forward, Frame
@@ -139,10 +139,54 @@ class _OneIssuer:
         return self._random.random()
 
 
+class ChunkFreedWhileNamed(Host):
+    """What a write under way keeps no longer goes, whether or not a row names it [I4]."""
+
+    def on_persisted(self, ticket: int, batch: Batch, result: BatchResult) -> None:
+        if isinstance(batch, ChunkBatch):
+            with self.disk.store.write() as txn:
+                for chunk in batch.release:
+                    state = txn.chunk_state(chunk)
+                    txn.set_chunk_state(chunk, None)
+                    txn.set_chunk_state(chunk, state)  # the count stays, and says that the content is here
+        super().on_persisted(ticket, batch, result)
+
+
+class ShownBeforeWhole(Host):
+    """A new value is shown as soon as its row is here, its chunks following [I3]."""
+
+    def on_persisted(self, ticket: int, batch: Batch, result: BatchResult) -> None:
+        if isinstance(batch, FrameBatch):
+            with self.disk.store.write() as txn:
+                for pending in list(txn.pending_rows()):
+                    txn.delete_pending(pending.version)
+        super().on_persisted(ticket, batch, result)
+
+
+class UploadLeaks(Host):
+    """Chunks of an upload that has ended, its value being refused, superseded or never written, are not let go [I4]."""
+
+    def persist(self, ticket: int, batch: Batch) -> None:
+        super().persist(ticket, replace(batch, release=()) if isinstance(batch, ChunkBatch) else batch)
+
+
+class CoveredTakenForWhole(Host):
+    """Whoever waits for a version is told that it is here when the vector covers it, whatever readers are shown [I3]."""
+
+    def on_persisted(self, ticket: int, batch: Batch, result: BatchResult) -> None:
+        if result.pending is not None:
+            result = result._replace(pending=result.pending._replace(hidden=()))
+        super().on_persisted(ticket, batch, result)
+
+
 PLANTED: dict[str, type[Host]] = {
     "acknowledge before persist": AcknowledgeBeforePersist,
+    "chunk freed while named": ChunkFreedWhileNamed,
+    "covered taken for whole": CoveredTakenForWhole,
     "gap ignored": GapIgnored,
     "vector before rows": VectorBeforeRows,
+    "shown before whole": ShownBeforeWhole,
     "tombstone lost at restart": TombstoneLostAtRestart,
+    "upload leaks": UploadLeaks,
     "issuer reused": IssuerReused,
 }

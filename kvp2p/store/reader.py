@@ -53,7 +53,7 @@ from kvp2p.store.layout import LONG_KEY_BYTES_MIN, LayoutReader, tail_key
 from kvp2p.store.lmdb_store import LmdbStore
 from kvp2p.store.lmdb_tables import LmdbTables
 from kvp2p.store.meta import cached_field
-from kvp2p.store.tables import HASHES, META, PENDING, ROWS, TAILS
+from kvp2p.store.tables import HASHES, META, ROWS, TAILS
 
 STORE_DIRECTORY: Final = "store"  # inside a node's data directory
 
@@ -61,6 +61,7 @@ STORE_DIRECTORY: Final = "store"  # inside a node's data directory
 _PLAIN_HEAD = bytes([Kind.VALUE]) + bytes(11)
 _PLAIN_HEAD_END = bytes([Kind.VALUE]) + bytes(10) + b"\x01"  # two comparisons are cheaper than a slice
 _NEVER = bytes(8)
+_PENDING_LOOKED_AT_MAX = 16  # guess: with more large values on their way the node is asked, which has this at hand
 
 
 class Found(NamedTuple):
@@ -174,11 +175,13 @@ class View:
         return shown_row(self.transaction, namespace, key)
 
     def shows(self, version: Version) -> bool:
-        """Tell whether this store has everything up to a version, and has it whole."""
+        """Tell whether this store has everything up to a version of its issuer, and has it whole. It may say no while it has."""
         if not self.vector.covers(version):
             return False
-        first = next(LmdbTables(self._transaction, self._replica.tables).scan(PENDING), None)
-        return first is None or first[0] > version
+        for looked_at, pending in enumerate(self.transaction.pending_rows()):
+            if looked_at == _PENDING_LOOKED_AT_MAX or pending.may_hide_upto(version):
+                return False  # of more than these the node can tell, which is asked when this says no
+        return True
 
     def open_value(self, row: bytes) -> OpenValue:
         """Read the value of a chunked row of this view chunk by chunk. The view belongs to it from now on, and ends with it."""

@@ -119,6 +119,30 @@ def hops_ms(
     return hops
 
 
+def stored_everywhere_ms(traces: Iterable[Trace], marks: Mapping[str, NodeMarks]) -> list[float]:
+    """Return the ms from a write's sending until the last node has it on disk, for each write of which all nodes have a mark."""
+    found = []
+    for trace in traces:
+        stored = [node.first("stored", trace.version) for node in marks.values()]
+        if None not in stored:
+            found.append((max(int(mark[1]) for mark in stored if mark is not None) - trace.sent_ns) / MS)
+    return found
+
+
+def digest_gaps_ms(marks: Iterable[Iterable[Sequence[str | int]]]) -> list[float]:
+    """Return the ms between any two successive digests that one node had from another."""
+    gaps = []
+    for of_node in marks:
+        latest: dict[str | int, int] = {}
+        for mark in of_node:
+            if mark[0] == "digest":
+                at_ns, peer = int(mark[1]), mark[2]
+                if peer in latest:
+                    gaps.append((at_ns - latest[peer]) / MS)
+                latest[peer] = at_ns
+    return gaps
+
+
 def _way_to_the_client(trace: Trace, via: NodeMarks, leader: NodeMarks, via_id: str) -> list[int] | None:
     request, replied_ns = via.replies.get(trace.version, (None, 0))
     stored = leader.first("stored", trace.version)

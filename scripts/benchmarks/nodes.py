@@ -39,6 +39,11 @@ class Node:
     api_process: int
     gateway_processes: tuple[int, ...]
 
+    @property
+    def processes(self) -> tuple[int, ...]:
+        """All that do the node's work."""
+        return (self.node_process, self.api_process, *self.gateway_processes)
+
 
 class Cluster:
     """A cluster that runs in `directory`."""
@@ -112,6 +117,18 @@ def cpu_seconds(process_ids: Sequence[int]) -> float:
     for process_id in process_ids:
         fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])  # utime and stime: fields 14 and 15 of proc(5)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def cores() -> int:
+    """Return how many processors there are for all of this."""
+    return len(os.sched_getaffinity(0))
+
+
+def busy_seconds() -> float:
+    """Return the time that the machine's processors have worked so far, for whomever."""
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]  # proc(5): the rest is counted among these
+    ticks = sum(map(int, fields)) - int(fields[3]) - int(fields[4])  # idle and iowait
     return ticks / os.sysconf("SC_CLK_TCK")
 
 

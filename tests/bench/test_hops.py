@@ -3,7 +3,16 @@
 import pytest
 
 from kvp2p.limits import WRITE_DEADLINE_MS
-from scripts.benchmarks.hops import MS, TO_A_PEER, TO_THE_CLIENT, NodeMarks, Trace, hops_ms
+from scripts.benchmarks.hops import (
+    MS,
+    TO_A_PEER,
+    TO_THE_CLIENT,
+    NodeMarks,
+    Trace,
+    digest_gaps_ms,
+    hops_ms,
+    stored_everywhere_ms,
+)
 
 ISSUER = "aa" * 8
 VERSION = "00000001" + f"{7:016x}" + ISSUER
@@ -76,3 +85,21 @@ def test_a_peer_that_has_no_mark_of_a_write_leaves_the_way_to_the_client_whole()
     hops = hops_of({**marks_of_a_write(), "n3": []}, seen_ns=ACKED)
     assert all(hops[name] for name in TO_THE_CLIENT)
     assert not any(hops[name] for name in TO_A_PEER)
+
+
+def test_a_write_is_stored_everywhere_when_the_last_node_has_it() -> None:
+    marks = marks_of_a_write()
+    marks["n2"].append(("stored", SYNCED + 40 * MS, ISSUER, f"{8:016x}", SYNCED))  # together with later ones
+    node_marks = {name: NodeMarks(found) for name, found in marks.items()}
+    trace = Trace("n2", VERSION, SENT, ACKED)
+    assert stored_everywhere_ms([trace], node_marks) == [(SYNCED + 40 * MS - SENT) / MS]
+    assert stored_everywhere_ms([trace], {**node_marks, "n4": NodeMarks([])}) == []
+
+
+def test_gaps_are_between_digests_of_one_node_at_another() -> None:
+    digests = [("digest", at * MS, peer, 0) for at, peer in ((1, "a"), (2, "b"), (251, "a"), (292, "b"), (501, "a"))]
+    assert digest_gaps_ms([digests, [("frame", 3 * MS, ISSUER, ""), ("digest", 9 * MS, "a", 0)]]) == [
+        250.0,
+        290.0,
+        250.0,
+    ]

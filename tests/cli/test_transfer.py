@@ -196,7 +196,7 @@ def test_what_expires_is_exported_and_imported_with_it(kvp2p: Run, node: Node, t
 
 
 def test_large_values_are_exported_and_imported_and_larger_ones_refused(kvp2p: Run, node: Node, tmp_path: Path) -> None:
-    large = {b"text": ("é" * 2_000_000).encode(), b"bytes": os.urandom(3_000_000), b"most": bytes(VALUE_BYTES_MAX)}
+    large = {b"text": ("é" * 2_000_000).encode(), b"bytes": os.urandom(3_000_000), b"most": b"x" * VALUE_BYTES_MAX}
     node.values = {key: (value, None) for key, value in large.items()} | {b"small": (b"v", None)}
     before = dict(node.values)
     exported = kvp2p("export", "settings", "--output", str(tmp_path / "dump.json"))

@@ -83,7 +83,7 @@ async def test_old_value_is_shown_until_the_new_one_is_whole(cluster: Cluster) -
         assert (await nodes["n3"].get(SPACE, "key", min_version=version)) is not None
         await run_beside(cluster, "link", "n1", "n3", *SLOW)
         version = await put(nodes["n2"], "key", new)
-        seen = []
+        seen: list[bytes] = []
         while not seen or seen[-1] != new:
             found = await nodes["n3"].get(SPACE, "key")
             assert found is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -10,12 +11,14 @@ from kvp2p.core import apply as apply_module
 from kvp2p.core import chunk_rows, system_rows
 from kvp2p.core.batches import ChunkBatch, FrameBatch, NamespaceSweep, WalkBatch
 from kvp2p.core.chunk_rows import Pending, pending_of, shown_row
-from kvp2p.core.entry import ChunkId, chunk_id, row_version
+from kvp2p.core.entry import ChunkId, ChunkList, chunk_id, decode_chunk_list, encode_chunk_list, row_version
 from kvp2p.core.messages import Frame, KeyedRow, WalkPart
-from kvp2p.core.port import Hidden
+from kvp2p.core.port import Hidden, PendingRow
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.core.whole import Whole
+from kvp2p.errors import RemoteProtocolError
 from kvp2p.ids import SYSTEM_NAMESPACE, VERSION_ZERO, Stamp, version_term
+from kvp2p.limits import CHUNK_BYTES, VALUE_BYTES_MAX
 from kvp2p.store.memory import MemoryStore
 from tests.core.harness import (
     SPACE,
@@ -184,6 +187,16 @@ def test_positions_that_a_pending_row_came_in_place_of_are_hidden_until_it_is_wh
     assert whole(store).covers(version(9))
 
 
+def test_a_pending_row_tells_by_itself_what_it_may_hide() -> None:
+    row = PendingRow(
+        version(7), SPACE, b"k", b"", (Hidden(version(3), version(7)), Hidden(version(5, "y"), version(5, "y")))
+    )
+    assert [row.may_hide_upto(version(stamp)) for stamp in (2, 3, 9)] == [False, True, True]
+    assert [row.may_hide_upto(version(stamp, "y")) for stamp in (4, 5)] == [False, True]
+    assert not row.may_hide_upto(version(9, "z"))
+    assert replace(row, is_walked=True).may_hide_upto(version(1, "z"))
+
+
 def test_a_position_of_another_issuer_that_lost_to_a_pending_row_is_hidden() -> None:
     store = new_store()
     frame(store, 1, value_row(1, b"first"))
@@ -281,3 +294,32 @@ def test_the_chunks_of_a_deleted_namespace_go_when_it_is_swept() -> None:
     apply(store, NamespaceSweep(SPACE, 10))
     assert chunks_in(store) == []
     assert pending(store) == Pending()
+
+
+def test_a_slice_of_a_sweep_ends_early_when_its_rows_name_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apply_module, "CHUNKS_SWEPT_MAX", 3)
+    store = new_store()
+    for n in range(4):
+        frame(store, n + 1, chunked_row(n + 1, OLD), b"%d" % n)
+    rows = ((SYSTEM_NAMESPACE, system_rows.namespace_key(SPACE), tombstone_row(5)),)
+    apply(store, FrameBatch(Frame(1, issuer_of("x"), Stamp(4), Stamp(5), ((Stamp(5), 0),), rows)))
+    swept = [apply(store, NamespaceSweep(SPACE, 10)) for _ in range(2)]
+    assert [(one.rows_changed, one.namespaces_to_sweep) for one in swept] == [(2, (SPACE,)), (2, ())]
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (bytes(12), "cannot have 12 bytes"),
+        (bytes(12) + bytes(33), "cannot have 45 bytes"),
+        (bytes(12) + bytes(32 * 101), "cannot have"),
+        (encode_chunk_list(ChunkList(1, 0, (ChunkId(bytes(32)),))), "break a limit"),
+        (encode_chunk_list(ChunkList(1, CHUNK_BYTES + 1, (ChunkId(bytes(32)),))), "break a limit"),
+        (encode_chunk_list(ChunkList(0, 1, (ChunkId(bytes(32)),))), "break a limit"),
+        (encode_chunk_list(ChunkList(VALUE_BYTES_MAX + 1, CHUNK_BYTES, 100 * (ChunkId(bytes(32)),))), "break a limit"),
+        (encode_chunk_list(ChunkList(3, 1, 2 * (ChunkId(bytes(32)),))), "does not have 2 chunks"),
+    ],
+)
+def test_a_chunk_list_that_contradicts_itself_or_a_limit_is_refused(body: bytes, told: str) -> None:
+    with pytest.raises(RemoteProtocolError, match=told):
+        decode_chunk_list(body)

@@ -17,7 +17,7 @@ from kvp2p.store.check import Damage
 from kvp2p.store.scrub import check_store
 
 ROOT = Path(__file__).resolve().parents[2]
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 40.0
 RESERVE_BYTES = 32 * 1024 * 1024  # what a store keeps free for deleting
 
 
@@ -42,7 +42,7 @@ def request(method: str, url: str, token: str, body: bytes | None = None, **head
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     asked = urllib.request.Request(url, body, {"Authorization": f"Bearer {token}", **named}, method=method)  # noqa: S310  loopback
     try:
-        with urllib.request.urlopen(asked, timeout=10) as answer:  # noqa: S310  loopback
+        with urllib.request.urlopen(asked, timeout=20) as answer:  # noqa: S310  loopback
             return Answer(answer.status, answer.read())
     except urllib.error.HTTPError as error:
         with error:
@@ -127,5 +127,5 @@ def running_nodes(directory: Path, count: int, environment: Mapping[str, str] = 
 
 def _run(directory: Path, *arguments: str, environment: Mapping[str, str]) -> str:
     command = [sys.executable, str(ROOT / "scripts" / "cluster.py"), *arguments, "--dir", str(directory)]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=90, check=True)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=120, check=True)
     return done.stdout

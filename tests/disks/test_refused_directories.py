@@ -29,7 +29,7 @@ def directory(short_tmp_path: Path, free_ports: Callable[[int], list[int]]) -> P
 def serve(directory: Path, environment: dict[str, str] | None = None) -> str:
     """Run `kvp2p serve`, which must refuse, and return what it says."""
     command = [sys.executable, "-c", "from kvp2p.cli.main import main; main()", "serve", "--dir", str(directory)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
     assert done.returncode == 3, done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr

@@ -343,6 +343,7 @@ class Rig:
             return await wire.ask(request(*args, **kwargs))
 
     async def restart_node(self) -> None:
+        await until(lambda: not Path(self.node.path).exists())  # the last that a stopped one does
         await self.nursery.start(self.node.run)
         await self.node_port.wait_connected()
 

@@ -9,7 +9,7 @@ import trio
 from kvp2p.config import HttpSettings
 from kvp2p.core.entry import chunk_id
 from kvp2p.core.operations import Ending, Outcome, refused
-from kvp2p.core.port import PendingRow
+from kvp2p.core.port import Hidden, PendingRow
 from kvp2p.gateway import streams as streams_module
 from kvp2p.gateway.streams import streams_max
 from kvp2p.limits import CHUNK_BYTES, HTTP_STREAMS_MAX, INLINE_VALUE_BYTES_MAX, STORE_STREAMS_MAX
@@ -125,13 +125,12 @@ async def test_stream_keeps_one_chunk_in_memory_however_slow_its_reader_is(short
 
 async def test_reader_that_never_reads_is_cut_and_gives_its_place_back(short_tmp_path: Path) -> None:
     impatient = HttpSettings(body_timeout_seconds=0.5, idle_timeout_seconds=0.2)
-    async with rig(short_tmp_path, impatient) as r, await r.connect() as wire:
-        r.writer.put_large(b"k", os.urandom(20 * MIB))
-        await wire.send(GET)
-        await head_of(wire)
-        await until(lambda: streaming(r) == 0)
-        assert not await wire.is_closed()  # in the middle of the value
-        await until(lambda: not r.gateway._connections)
+    async with rig(short_tmp_path, impatient) as r:
+        r.writer.put_large(b"k", os.urandom(20 * MIB))  # before anybody could be idle meanwhile
+        async with await r.connect() as wire:
+            await wire.send(GET)
+            await until(lambda: r.gateway.counters.streams_cut == 1)
+            await until(lambda: streaming(r) == 0 and not r.gateway._connections)
         assert r.gateway.counters.connections_timed_out == 1
         assert r.gateway.counters.streams_cut == 1
 
@@ -139,35 +138,37 @@ async def test_reader_that_never_reads_is_cut_and_gives_its_place_back(short_tmp
 async def test_value_that_takes_too_long_is_cut_however_steadily_it_is_read(
     short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams_module, "HTTP_STREAM_SECONDS_MAX", 0.5)
-    settings = HttpSettings(body_timeout_seconds=0.4, idle_timeout_seconds=0.2)
-    async with rig(short_tmp_path, settings) as r, await r.connect() as wire:
+    monkeypatch.setattr(streams_module, "HTTP_STREAM_SECONDS_MAX", 1.0)
+    settings = HttpSettings(body_timeout_seconds=10, idle_timeout_seconds=0.2)
+    async with rig(short_tmp_path, settings) as r:
         value = os.urandom(20 * MIB)
-        r.writer.put_large(b"k", value)
-        began = trio.current_time()
-        await wire.send(GET)
+        r.writer.put_large(b"k", value)  # before anybody could be idle meanwhile
         received = 0
-        try:
-            while data := await wire.stream.receive_some(MIB):
-                received += len(data)
-                await trio.sleep(0.1)
-        except trio.BrokenResourceError:
-            pass
-        assert MIB < received < len(value)
-        assert trio.current_time() - began >= 0.5
+        async with await r.connect() as wire:
+            began = trio.current_time()
+            await wire.send(GET)
+            try:
+                while data := await wire.stream.receive_some(MIB):
+                    received += len(data)
+                    await trio.sleep(0.1)
+            except trio.BrokenResourceError:
+                pass
+        assert received < len(value)
+        assert trio.current_time() - began >= 1.0
         assert r.gateway.counters.streams_cut == 1
 
 
 async def test_reader_that_is_slow_and_steady_is_not_idle(short_tmp_path: Path) -> None:
-    settings = HttpSettings(body_timeout_seconds=0.4, idle_timeout_seconds=0.2)
-    async with rig(short_tmp_path, settings) as r, await r.connect() as wire:
+    settings = HttpSettings(body_timeout_seconds=5, idle_timeout_seconds=0.2)
+    async with rig(short_tmp_path, settings) as r:
         value = os.urandom(12 * MIB)
-        r.writer.put_large(b"k", value)
-        await wire.send(GET)
+        r.writer.put_large(b"k", value)  # before anybody could be idle meanwhile
         received = b""
-        while len(received) < len(value):
-            received += await wire.stream.receive_some(MIB)
-            await trio.sleep(0.1 if len(received) < 5 * MIB else 0)
+        async with await r.connect() as wire:
+            await wire.send(GET)
+            while len(received) < len(value):
+                received += await wire.stream.receive_some(MIB)
+                await trio.sleep(0.1 if len(received) < 5 * MIB else 0)
         assert received.endswith(value[: len(received) - received.index(b"\r\n\r\n") - 4])
 
 
@@ -217,7 +218,8 @@ async def test_damaged_chunk_is_never_sent(
                 received += data
         except trio.BrokenResourceError:
             pass
-        assert received.partition(b"\r\n\r\n")[2] == value[: chunk * CHUNK_BYTES]
+        # A prefix: what was on its way when the connection was reset may be missing, too.
+        assert value[: chunk * CHUNK_BYTES].startswith(received.partition(b"\r\n\r\n")[2])
         assert streaming(r) == 0
         assert (await r.ask("GET", "/healthz")).status == 200
     assert chunk_id(content).hex() in capsys.readouterr().out
@@ -320,7 +322,8 @@ async def test_version_is_not_here_before_its_value_is_whole(short_tmp_path: Pat
         version = r.writer.put_large(b"k", os.urandom(MIB))
         later = r.writer.put(b"s", b"w")
         with r.writer.store.write() as txn:
-            txn.put_pending(PendingRow(version_of(version), NAMESPACE, b"k", b""))
+            hidden = Hidden(version_of(version), version_of(version))
+            txn.put_pending(PendingRow(version_of(version), NAMESPACE, b"k", b"", (hidden,)))
         for wanted, is_here in ((small, True), (version, False), (later, False)):
             await wire.ask(request("GET", "/v1/words/s", headers={"KV-Min-Version": wanted}))
             assert bool(r.node.awaited) is not is_here

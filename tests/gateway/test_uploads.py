@@ -28,7 +28,7 @@ from tests.gateway.test_writes import OUTCOMES, chunked_put
 MIB = 1 << 20
 GET = request("GET", "/v1/words/k")
 ACKED = Outcome(Ending.ACKED)
-IMPATIENT = HttpSettings(head_timeout_seconds=0.3, body_timeout_seconds=0.3, idle_timeout_seconds=0.4)
+IMPATIENT = HttpSettings(head_timeout_seconds=0.8, body_timeout_seconds=0.8, idle_timeout_seconds=2)
 
 
 async def nothing_is_left(r: Rig, chunks: int = 0) -> None:
@@ -201,13 +201,13 @@ async def test_body_is_asked_for_once_the_request_has_been_checked(short_tmp_pat
 
 
 async def test_client_is_not_read_while_the_node_has_not_stored_its_chunks(short_tmp_path: Path) -> None:
+    value = os.urandom(20 * MIB)
     async with rig(short_tmp_path, IMPATIENT) as r, await r.connect() as wire:
-        value = os.urandom(20 * MIB)
         r.node.stage_answer = lambda _: None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wire.send, request("PUT", "/v1/words/k", value))
             await until(lambda: len(r.node.staged) == 2)
-            await trio.sleep(1)  # longer than the patience for a client that is silent: this one is not
+            await trio.sleep(1.5)  # longer than the patience for a client that is silent: this one is not
             assert len(r.node.staged) == 2
             assert r.gateway.bodies.rooms == 3
             assert r.gateway.counters.bytes_received < 4 * CHUNK_BYTES
@@ -227,7 +227,7 @@ async def test_body_that_stops_is_408_and_nothing_of_it_stays(short_tmp_path: Pa
         await stuck.send(message[:-1])
         for at in range(0, len(message), 100_000):
             await slow.send(message[at : at + 100_000])
-            await trio.sleep(0.1)
+            await trio.sleep(0.12)
         assert (await slow.reply()).status == 200
         reply = await stuck.reply()
         assert (reply.status, reply.code, reply.headers["connection"]) == (408, "request_timeout", "close")

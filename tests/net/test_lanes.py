@@ -13,13 +13,13 @@ from kvp2p.limits import (
     CHUNK_PART_BYTES,
     CHUNK_PAYLOAD_BYTES_MAX,
     CONTROL_QUEUE_BYTES_MAX,
-    CREDIT_STEP_BYTES,
+    CREDIT_STEPS,
     DATA_CREDIT_BYTES_MAX,
     DATA_QUEUE_BYTES_MAX,
     MESH_MESSAGE_BYTES_MAX,
     SHARED_PAYLOAD_BYTES_MAX,
 )
-from kvp2p.net.lanes import QUEUE_BYTES_MAX, ReceiveLanes, SendLanes, lane_of
+from kvp2p.net.lanes import CREDIT_BYTES_MAX, QUEUE_BYTES_MAX, ReceiveLanes, SendLanes, lane_of
 from kvp2p.wire.link_messages import Credit, Ping
 from kvp2p.wire.mesh import ELEMENT_BYTES_MAX, encode_message
 
@@ -140,7 +140,7 @@ def test_a_receiver_hands_out_control_first_and_keeps_order() -> None:
 
 def test_credit_goes_back_in_steps_once_the_consumer_asks_for_more() -> None:
     lanes = ReceiveLanes()
-    half = CREDIT_STEP_BYTES // 2
+    half = DATA_CREDIT_BYTES_MAX // CREDIT_STEPS // 2
     for _ in range(2):
         lanes.push(Lane.DATA, [DATA, DATA], half)
         assert lanes.take() == [DATA, DATA]
@@ -150,14 +150,31 @@ def test_credit_goes_back_in_steps_once_the_consumer_asks_for_more() -> None:
     assert lanes.credit_due() == []
 
 
-def test_a_peer_beyond_its_credit_is_refused() -> None:
+@pytest.mark.parametrize("lane", [Lane.DATA, Lane.CHUNKS])
+def test_a_peer_beyond_its_credit_is_refused(lane: Lane) -> None:
     lanes = ReceiveLanes()
-    lanes.push(Lane.DATA, [DATA], DATA_CREDIT_BYTES_MAX)
+    lanes.push(lane, [DATA], CREDIT_BYTES_MAX[lane])
     lanes.take()  # handed out
     lanes.take()  # and taken in, but the credit has not gone back yet
-    with pytest.raises(RemoteProtocolError, match="data wait"):
-        lanes.push(Lane.DATA, [DATA], 1)
-    assert lanes.credit_due() == [Credit(Lane.DATA, DATA_CREDIT_BYTES_MAX)]
+    with pytest.raises(RemoteProtocolError, match=f"{lane.name.lower()} wait"):
+        lanes.push(lane, [DATA], 1)
+    assert lanes.credit_due() == [Credit(lane, CREDIT_BYTES_MAX[lane])]
+
+
+def test_the_window_of_chunks_is_narrow_and_comes_back_in_steps() -> None:
+    sender, receiver = SendLanes(), ReceiveLanes()
+    for _ in range(20):
+        assert sender.push(Lane.CHUNKS, bytes(CHUNK_PART_BYTES))
+    sent = 0
+    while (following := sender.next_payload()) is not None:
+        receiver.push(Lane.CHUNKS, [DATA], len(following[2]))
+        sent += 1
+    assert sent == CREDIT_BYTES_MAX[Lane.CHUNKS] // CHUNK_PART_BYTES - 1
+    receiver.take()
+    receiver.take()
+    (credit,) = receiver.credit_due()
+    sender.give_back(credit)
+    assert sender.next_payload() is not None
 
 
 def test_control_in_the_hands_of_a_consumer_still_counts() -> None:

@@ -1,6 +1,7 @@
 """Each checker against a good history and against bad ones written by hand."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ from kvp2p.sim.checkers import (
     VIOLATIONS_MAX,
     Checker,
     check,
+    check_chunks,
     check_convergence,
     check_issuers_are_closed,
     check_no_acknowledged_write_lost,
@@ -137,6 +139,16 @@ ONE_PUT: list[Record] = [invoked(1, put(RED)), acked(1, 5)]
 PUT_AND_DELETE: list[Record] = [*ONE_PUT, invoked(2, delete()), acked(2, 6)]
 PUT_AND_DROP: list[Record] = [*ONE_PUT, invoked(2, drop()), acked(2, 6)]
 
+CHUNK = "dd" * 32
+
+
+def with_chunks(**changes: Any) -> StoreState:
+    """A store with a row in one chunk, unless changed."""
+    return replace(
+        state("n1", row(RED, 5)), **{"chunks": ((CHUNK, 1, True),), "chunks_named": ((CHUNK, 1),), **changes}
+    )
+
+
 # Each bad history: the checker that must find it, what its violation says, and the history.
 BAD: list[tuple[Checker, str, list[Record]]] = [
     (check_convergence, "never became complete", [replace(state("n1"), complete=False)]),
@@ -213,6 +225,12 @@ BAD: list[tuple[Checker, str, list[Record]]] = [
     (check_outcomes_are_honest, "never ended", [invoked(1, put(RED))]),
     (check_outcomes_are_honest, "ended twice", [*ONE_PUT, ended(1, "unknown")]),
     (check_outcomes_are_honest, "does not have it", [invoked(1, put(RED)), replace(acked(1, 1), covered=False)]),
+    (check_chunks, "keeps 2 chunks for writes that have ended", [with_chunks(staged=2)]),
+    (check_chunks, "has 1 rows that lack chunks", [with_chunks(pending=1)]),
+    (check_chunks, "counts 2 rows that name chunk dddd", [with_chunks(chunks=((CHUNK, 2, True),))]),
+    (check_chunks, "counts 0 rows that name chunk dddd", [with_chunks(chunks=())]),
+    (check_chunks, "and has 0", [with_chunks(chunks_named=())]),
+    (check_chunks, "does not have chunk dddd", [with_chunks(chunks=((CHUNK, 1, False),))]),
     (check_no_alarm, "diverged", [Told(1, "n1", "I7", "diverged")]),
 ]
 
@@ -242,6 +260,8 @@ HARMLESS: list[list[Record]] = [
     # An earlier life's issuer is closed where it ended, or behind that.
     closed_at(9),
     closed_at(11),
+    # Chunks that rows name are there.
+    [*ONE_PUT, with_chunks()],
     # The hold ran out: acknowledged, told as pending.
     [invoked(1, put(RED)), replace(acked(1, 5), visible=False, covered=False), *both(row(RED, 5))],
 ]

@@ -1,12 +1,15 @@
 """Scenarios that read like a play, on the real machines: who is cut off, who dies, and what must be true then."""
 
 from collections.abc import Callable
+from random import Random
 
 from kvp2p.core.operations import CreateNamespace, Delete, DeleteNamespace, Ending, Operation, Outcome, Put
+from kvp2p.core.replica import ReplicaMachine
 from kvp2p.ids import NamespaceId
 from kvp2p.sim.checkers import check
 from kvp2p.sim.cluster import Cluster, ClusterPlan
 from kvp2p.sim.host import Host
+from kvp2p.sim.large import CHUNK_BYTES
 from kvp2p.sim.network import NetworkProfile
 from kvp2p.sim.planted import DeadlineFromArrival
 from kvp2p.sim.seeds import Seeds
@@ -346,3 +349,111 @@ def test_a_single_node_leads_as_soon_as_its_issuer_is_durable_after_each_restart
         play.node(1).start()
         play.run(6 * SYNC_MS / 1_000)
     play.end()
+
+
+# --- large values
+
+
+def large_put(key: bytes, seed: int = 1) -> Put:
+    """A value of 20 chunks; the cluster sends it in chunks before its write."""
+    return Put(NAMESPACE, key, Random(seed).randbytes(20 * CHUNK_BYTES - 7), is_chunked=True)
+
+
+def pulled(host: Host) -> int:
+    assert isinstance(host.machine, ReplicaMachine)
+    return host.machine.large_values.pulls.pulled
+
+
+def test_a_replica_that_dies_while_it_pulls_goes_on_where_it_was() -> None:
+    play = Play(delay_ms=20)
+    leader, replica = play.node(1), play.node(3)
+    old = play.write(replica, large_put(b"k"))
+    assert old is Ending.ACKED
+    play.run(5)
+    before = play.cluster.read(replica, NAMESPACE, b"k").content
+    ended: list[Outcome | None] = []
+    play.cluster.write(leader, large_put(b"k", 2), told=ended.append)
+    play.until(lambda: pulled(replica) >= 9)
+    assert play.cluster.read(replica, NAMESPACE, b"k").content == before, (
+        "the old value is shown until the new one is whole"
+    )
+    replica.crash(1.0, 5)
+    assert play.cluster.read(replica, NAMESPACE, b"k").content == before
+    with replica.disk.store.read() as txn:
+        missing = sum(not state.is_here for _, state, _ in txn.chunk_states())
+    assert 0 < missing <= 11
+    replica.start()
+    play.until(play.cluster.are_whole)
+    assert pulled(replica) == missing, "nothing is pulled twice"
+    assert play.cluster.read(replica, NAMESPACE, b"k").content not in {before, ""}
+    assert check([*play.cluster.history, *play.cluster.states()]) == []
+
+
+def test_a_leader_that_dies_while_its_value_is_pulled_leaves_the_old_one_shown_until_it_is_back() -> None:
+    play = Play(delay_ms=20)
+    leader, replica = play.node(1), play.node(3)
+    play.put(leader, b"k", b"old")
+    play.run(1)
+    before = play.cluster.read(replica, NAMESPACE, b"k").content
+    assert play.write(leader, large_put(b"k")) is Ending.ACKED
+    play.until(lambda: pulled(replica) >= 3)
+    leader.crash(1.0, 5)
+    play.run(20)
+    assert play.cluster.read(replica, NAMESPACE, b"k").content == before
+    leader.start()
+    play.until(play.cluster.are_whole)
+    play.run(10)
+    assert play.cluster.read(replica, NAMESPACE, b"k").content not in {before, ""}
+    assert check([*play.cluster.history, *play.cluster.states()]) == []
+
+
+def test_a_large_value_comes_from_any_node_that_has_it() -> None:
+    play = Play(delay_ms=20)
+    leader, other, replica = (play.node(number) for number in (1, 2, 3))
+    cut = play.cluster.cut_off([replica])
+    assert play.write(leader, large_put(b"k")) is Ending.ACKED
+    play.until(lambda: pulled(other) == 20)
+    leader.crash(1.0, 5)
+    play.cluster.heal(cut)
+    play.until(lambda: pulled(replica) == 20)
+    assert play.has(replica, b"k")
+
+
+def test_an_upload_whose_client_went_away_leaves_nothing() -> None:
+    play = Play()
+    ended: list[Outcome | None] = []
+    play.cluster.write(play.node(3), large_put(b"k"), told=ended.append, gives_up_after=7)
+    play.until(lambda: bool(ended))
+    play.run(1)
+    assert play.cluster.are_whole()
+    assert all(not state.chunks for state in play.cluster.states())
+
+
+def test_a_node_that_dies_in_the_middle_of_an_upload_forgets_it_at_its_next_start() -> None:
+    play = Play()
+    replica = play.node(3)
+    play.cluster.write(replica, large_put(b"k"))
+    play.until(lambda: len(staged(replica)) >= 5)
+    replica.crash(1.0, 5)
+    assert staged(replica)
+    replica.start()
+    play.run(1)
+    assert not staged(replica)
+    assert all(not state.chunks for state in play.cluster.states())
+
+
+def staged(host: Host) -> list[bytes]:
+    with host.disk.store.read() as txn:
+        return list(txn.staged())
+
+
+def test_a_superseded_value_is_not_pulled_to_its_end() -> None:
+    play = Play(delay_ms=20)
+    leader, replica = play.node(1), play.node(3)
+    assert play.write(leader, large_put(b"k")) is Ending.ACKED
+    play.until(lambda: pulled(replica) >= 3)
+    play.put(leader, b"k", b"small")
+    play.run(2)
+    assert pulled(replica) < 12
+    assert play.cluster.are_whole()
+    assert all(not state.chunks for state in play.cluster.states())

@@ -217,3 +217,29 @@ def test_value_that_is_being_read_stays_whole_when_it_is_replaced(node: Follower
     assert (value.value_bytes, value.version) == (len(LARGE), Version(row[12:32]))
     value.close()
     value.close()
+
+
+def test_a_version_that_a_newer_value_on_its_way_stands_in_front_of_is_not_shown(node: Follower) -> None:
+    """A frame names the newest row of a key only: this replica never had the value of the first of its positions."""
+    body = encode_chunk_list(cut(LARGE)[1])
+    first, second = (Stamp(node.stamp + number) for number in (1, 2))
+    row = encode_row(Kind.CHUNKED, body, None, 0, make_version(1, second, ISSUER))
+    frame = Frame(1, ISSUER, Stamp(node.stamp), second, ((first, 0), (second, 0)), ((SPACE, b"key", row),))
+    with node.store.write() as writer:
+        apply_batch(writer, FrameBatch(frame))
+    with node.replica.view() as view:
+        assert not view.shows(make_version(1, first, ISSUER))
+        assert view.shows(make_version(1, Stamp(node.stamp), ISSUER))
+    node.pull(LARGE, 0, 1, 2)
+    with node.replica.view() as view:
+        assert view.shows(make_version(1, first, ISSUER))
+
+
+def test_with_many_values_on_their_way_a_view_leaves_it_to_the_node(node: Follower) -> None:
+    before = make_version(1, Stamp(node.stamp), ISSUER)
+    for number in range(17):
+        with node.replica.view() as view:
+            assert view.shows(before)
+        node.receive(b"%d" % number, LARGE)
+    with node.replica.view() as view:
+        assert not view.shows(before)
