@@ -17,6 +17,7 @@ from kvp2p.core.chunk_rows import shown_row
 from kvp2p.core.entry import (
     STATE_HASH_MASK,
     Kind,
+    is_tombstone,
     row_expires_at,
     row_kind,
     row_version,
@@ -199,7 +200,7 @@ class Cluster:
             ]
             self._acked += mine
             with host.disk.store.read() as txn:
-                covered = txn.vector.covers(outcome.version) and all(_shows(txn, one) for one in mine)
+                covered = _has(txn, outcome) and all(_shows(txn, one) for one in mine)
         ending = outcome.ending.name.lower()
         self.history.append(Ended(now_ns, number, ending, outcome.code, versions, outcome.visible, covered))
 
@@ -413,5 +414,19 @@ class _Acked:
     key: bytes
 
 
+def _has(txn: ReadTransaction, outcome: Outcome) -> bool:
+    """Tell whether a store has what was acknowledged. The row of a namespace that was there before may stand above the vector."""
+    assert outcome.version is not None
+    if txn.vector.covers(outcome.version):
+        return True
+    space = (
+        None if outcome.namespace is None else txn.row(SYSTEM_NAMESPACE, system_rows.namespace_key(outcome.namespace))
+    )
+    return space is not None and row_version(space) >= outcome.version
+
+
 def _shows(txn: ReadTransaction, acked: _Acked) -> bool:
-    return is_namespace_deleted(txn, acked.namespace) or large.shows(txn, acked.namespace, acked.key, acked.version)
+    """Tell whether a reader sees an operation, or something newer: also that the namespace is gone, of which a Purge leaves no trace."""
+    space = txn.row(SYSTEM_NAMESPACE, system_rows.namespace_key(acked.namespace))
+    is_gone = acked.namespace != SYSTEM_NAMESPACE and (space is None or is_tombstone(space))
+    return is_gone or large.shows(txn, acked.namespace, acked.key, acked.version)
