@@ -99,6 +99,9 @@ PERSIST_BYTES_IN_FLIGHT_MAX: Final = 16 * 1024 * 1024  # frames beyond this are 
 SERVES_PER_PEER_MAX: Final = 2 * PULLS_MAX + 1  # questions of one peer that wait for an answer from the store
 # in the kernel: what is queued there can no longer be overtaken by a control message
 NOT_SENT_BYTES_MAX: Final = 16 * 1024
+# Of a payload that is not whole yet, within the time after which a peer counts as silent (5 s): it is then a slow line, with 26 kbit/s or more, and
+# the largest payload has 80 s. Guess.
+LINK_PROGRESS_BYTES_MIN: Final = 16 * 1024
 CREDIT_STEPS: Final = 8  # of a lane's window: so much of it is taken in before credit goes back
 # data behind control in one payload; delays it no more than the kernel does, which holds as much
 SHARED_PAYLOAD_BYTES_MAX: Final = 16 * 1024
