@@ -85,6 +85,7 @@ STAMPS_AHEAD_MS_MAX: Final = 3_600_000  # before it is told; guess: no clock tha
 # One per start of a leader since the last Purge. A walk's part may have to carry the largest row and the whole vector: a value of 196 608
 # bytes, metadata of 1 024, a key and two ends of 528 each, 20 + 20 * 2 048 of vector, about 100 of heads: 240 300 of the 262 139 that fit.
 VECTOR_ISSUERS_MAX: Final = 2_048
+WALK_ABOVE_ISSUERS_MAX: Final = 512  # in what stands above that vector: 10 260 bytes of the room that is left
 MEMBERS_MAX: Final = 1_024
 PEERS_MAX: Final = 32  # full mesh up to here
 UNPROVEN_LINKS_MAX: Final = 64  # guess: connections to the mesh port that have not proved to be a member's yet
