@@ -17,7 +17,6 @@ from kvp2p.core.chunk_rows import shown_row
 from kvp2p.core.entry import (
     STATE_HASH_MASK,
     Kind,
-    is_tombstone,
     row_expires_at,
     row_kind,
     row_version,
