@@ -289,3 +289,12 @@ def test_the_offset_of_the_leaders_clock_is_written_down_and_is_there_after_a_re
     b.start()
     assert not b.machine.board.clock.is_known
     assert abs(believed(b) - (EPOCH_MS + (cluster.mono_ns - START_NS) // MS)) <= OFFSET_KEPT_MS
+
+
+def test_other_processes_of_the_machine_go_on_with_the_monotonic_clock_once_the_leaders_is_known() -> None:
+    cluster = Cluster()
+    a = cluster.add("a", knows="b")
+    assert a.machine.board.clock_ahead_ms() == 0
+    a.meets("b", digest_of(clock_ms=EPOCH_MS + 5_000))
+    board = a.machine.board
+    assert board.clock_ahead_ms() == board.clock_ms() - board.now.mono_ns // MS
