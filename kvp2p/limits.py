@@ -85,6 +85,7 @@ STAMPS_AHEAD_MS_MAX: Final = 3_600_000  # before it is told; guess: no clock tha
 # One per start of a leader since the last Purge. A walk's part may have to carry the largest row and the whole vector: a value of 196 608
 # bytes, metadata of 1 024, a key and two ends of 528 each, 20 + 20 * 2 048 of vector, about 100 of heads: 240 300 of the 262 139 that fit.
 VECTOR_ISSUERS_MAX: Final = 2_048
+WALK_ABOVE_ISSUERS_MAX: Final = 512  # in what stands above that vector: 10 260 bytes of the room that is left
 MEMBERS_MAX: Final = 1_024
 PEERS_MAX: Final = 32  # full mesh up to here
 UNPROVEN_LINKS_MAX: Final = 64  # guess: connections to the mesh port that have not proved to be a member's yet
@@ -98,6 +99,9 @@ PERSIST_BYTES_IN_FLIGHT_MAX: Final = 16 * 1024 * 1024  # frames beyond this are 
 SERVES_PER_PEER_MAX: Final = 2 * PULLS_MAX + 1  # questions of one peer that wait for an answer from the store
 # in the kernel: what is queued there can no longer be overtaken by a control message
 NOT_SENT_BYTES_MAX: Final = 16 * 1024
+# Of a payload that is not whole yet, within the time after which a peer counts as silent (5 s): it is then a slow line, with 26 kbit/s or more, and
+# the largest payload has 80 s. Guess.
+LINK_PROGRESS_BYTES_MIN: Final = 16 * 1024
 CREDIT_STEPS: Final = 8  # of a lane's window: so much of it is taken in before credit goes back
 # data behind control in one payload; delays it no more than the kernel does, which holds as much
 SHARED_PAYLOAD_BYTES_MAX: Final = 16 * 1024

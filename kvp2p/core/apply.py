@@ -45,7 +45,7 @@ from kvp2p.core.entry import (
 )
 from kvp2p.core.group_writing import GroupWriter
 from kvp2p.core.joining import Joining
-from kvp2p.core.messages import Frame, Purge
+from kvp2p.core.messages import Frame, Purge, WalkPart
 from kvp2p.core.operations import (
     Outcome,
 )
@@ -153,13 +153,13 @@ def issuers_of(txn: ReadTransaction) -> tuple[system_rows.IssuerRow, ...]:
     return tuple(row for row in rows if row is not None)
 
 
-def _above(above: VersionVector, walked: VersionVector, fence: Version) -> VersionVector:
+def _above(above: VersionVector, part: WalkPart, fence: Version) -> VersionVector:
     """Return up to where rows may stand above the vector, with what a part of a walk has brought; `fence` is this replica's own.
 
     The peer's fence does not go along: it would hide what is held here below it, of which the peer may never have heard, and a Purge looks for
     just that [I8]. Nor is it needed: the position of the Purge that raised it is among the peer's entries, and whoever covers that has the fence.
     """
-    tops = (*above.tops(), *walked.tops())
+    tops = (*above.tops(), *part.vector.tops(), *part.above.tops())
     return VersionVector(top for top in tops if top >= fence)
 
 
@@ -245,7 +245,7 @@ class _Application:
         part, vector = batch.part, self.txn.vector
         # Until the vector covers what the peer covered when it read this part, rows may stand above the vector, and others
         # may be gone that it still covers.
-        above = _above(self.txn.above, part.vector, vector.fence)
+        above = _above(self.txn.above, part, vector.fence)
         for _, _, row in part.rows:
             version = row_version(row)
             if not above.covers(version):  # above the vector there, too

@@ -83,5 +83,11 @@ class LeaderClock:
         return self.read(now) - now.wall_ms
 
     def ahead_ms(self, now: Now) -> int:
-        """Return the estimate less the monotonic clock, 0 while nothing is known: what processes of this machine go on with."""
-        return self.read(now) - now.mono_ns // _NS_PER_MS if self.is_known else 0
+        """Return the estimate less the monotonic clock, 0 while nothing is known: what processes of this machine go on with.
+
+        Rounded down, so that it does not go up and down with the fractions of both.
+        """
+        if not self.is_known:
+            return 0
+        held_ms = self.read(now) - now.mono_ns // _NS_PER_MS - 1
+        return max(held_ms, (self._ahead_ns + self._elapsed_ns(now) - now.mono_ns) // _NS_PER_MS)

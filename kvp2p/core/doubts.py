@@ -79,7 +79,7 @@ def _made_up(message: Frame | WalkPart, issuer: Issuer, last: Stamp) -> str | No
     if isinstance(message, Frame):
         shown = message.upto if message.issuer == issuer else Stamp(0)
     else:
-        shown = _shown(message.vector, issuer)
+        shown = max(_shown(message.vector, issuer), _shown(message.above, issuer))
     if shown <= last:
         positions = [version_position(row_version(row)) for _, _, row in message.rows]
         shown = max([stamp for stamp, row_issuer in positions if row_issuer == issuer], default=Stamp(0))
@@ -94,5 +94,8 @@ def _shown(vector: VersionVector, issuer: Issuer) -> Stamp:
 def _latest_stamp(message: Frame | WalkPart | Digest) -> Stamp:
     if isinstance(message, Digest):
         return message.vector.latest_stamp()
-    whole = message.upto if isinstance(message, Frame) else message.vector.latest_stamp()
+    if isinstance(message, Frame):
+        whole = message.upto
+    else:
+        whole = max(message.vector.latest_stamp(), message.above.latest_stamp())
     return max([whole, *(version_stamp(row_version(row)) for _, _, row in message.rows)])

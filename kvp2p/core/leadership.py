@@ -186,7 +186,9 @@ class Leadership:
             self._closer.on_digest()
 
     def on_vector(self) -> None:
-        """Start to lead once everything that was heard of is here."""
+        """Start to lead once everything that was heard of is here; begin a new log when somebody has closed the one that is being written."""
+        if self.writer is not None and self._is_closed_by_others(self.writer.issuer):
+            self._begin_anew(self.writer)
         if self.role not in (Role.HEARING, Role.CATCHING_UP) or not self._has_heard:
             return
         if self._is_waiting or self.board.is_stopping:
@@ -201,6 +203,18 @@ class Leadership:
         elif self.role is Role.HEARING:
             self.role = Role.CATCHING_UP
             self.board.notice("leader_catching_up", "warning", behind=repr(self._target))
+
+    def _is_closed_by_others(self, issuer: Issuer) -> bool:
+        row = self.board.issuers.get(issuer)
+        return row is not None and row.closed is not None
+
+    def _begin_anew(self, writer: LeaderWriter) -> None:
+        """Lead on under another issuer: an operator vouched, at another leader, that this one is gone for ever, and a fence may pass its log [I8]."""
+        self.board.notice("issuer_closed_by_others", "warning", issuer=writer.issuer.hex())
+        writer.close("the leader begins a new log; nothing was applied")
+        self._deposed, self.writer, self._closer = writer, None, None
+        self.board.leads = False
+        self._prepare()
 
     def _has_led_too_often(self) -> bool:
         """Tell whether this node has begun so many issuers lately that it has to wait; if so, it looks again later, once."""

@@ -11,7 +11,7 @@ from enum import IntEnum
 
 from kvp2p.core.entry import ChunkId
 from kvp2p.core.operations import Operation, Outcome
-from kvp2p.core.vector import VersionVector
+from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.ids import Issuer, NamespaceId, NodeId, Stamp, Version
 from kvp2p.values import value
 
@@ -125,13 +125,17 @@ class WalkRequest:
 
 @value
 class WalkPart:
-    """All rows in (after, upto] (upto None: to the end) and the vector of the read transaction that produced them [I6]."""
+    """All rows in (after, upto] (upto None: to the end) and the vector of the read transaction that produced them [I6].
+
+    `above`: up to where rows stand above that vector there, or are gone that it covers: the sender has walked itself, and not caught up since.
+    """
 
     walk: int
     after: RowKey | None
     upto: RowKey | None
     rows: tuple[KeyedRow, ...]
     vector: VersionVector
+    above: VersionVector = EMPTY_VECTOR
 
 
 @value

@@ -31,8 +31,9 @@ from kvp2p.core.messages import (
 )
 from kvp2p.core.port import ReadTransaction
 from kvp2p.core.purge import PURGE_BYTES, purge_at
+from kvp2p.core.vector import VersionVector
 from kvp2p.ids import Issuer, NamespaceId, Stamp
-from kvp2p.limits import FRAME_BYTES_MAX, FRAME_POSITIONS_MAX, KEY_BYTES_MAX
+from kvp2p.limits import FRAME_BYTES_MAX, FRAME_POSITIONS_MAX, KEY_BYTES_MAX, WALK_ABOVE_ISSUERS_MAX
 
 _POSITION_BYTES = 12  # a stamp and an index in CBOR
 _ROW_OVERHEAD_BYTES = 32  # the namespace and the heads of three byte strings; the price of a deleted namespace too
@@ -155,8 +156,12 @@ def _serve_pull(txn: ReadTransaction, pull: Pull) -> Iterator[Message]:
 
 
 def _serve_walk(txn: ReadTransaction, request: WalkRequest) -> Iterator[Message]:
+    vector = txn.vector
+    above = VersionVector(top for top in txn.above.tops() if not vector.covers(top))
+    if len(above) > WALK_ABOVE_ISSUERS_MAX:
+        return  # so far from what it covers that others are better asked
     rows: list[KeyedRow] = []
-    bytes_used = len(txn.vector.encode())  # it travels along
+    bytes_used = len(vector.encode()) + len(above.encode())  # they travel along
     reached, upto = request.after, None
     for row_key, row in _living_rows(txn, request.after):
         is_sound = row is None or row_digest_holds(row)
@@ -170,7 +175,7 @@ def _serve_walk(txn: ReadTransaction, request: WalkRequest) -> Iterator[Message]
             rows.append((*row_key, row))
         bytes_used += more
         reached = row_key
-    yield WalkPart(request.walk, request.after, upto, tuple(rows), txn.vector)
+    yield WalkPart(request.walk, request.after, upto, tuple(rows), vector, above)
 
 
 def _serve_chunk(txn: ReadTransaction, pull: ChunkPull) -> Iterator[Message]:

@@ -17,7 +17,6 @@ from kvp2p.core.chunk_rows import shown_row
 from kvp2p.core.entry import (
     STATE_HASH_MASK,
     Kind,
-    is_tombstone,
     row_expires_at,
     row_kind,
     row_version,
@@ -25,7 +24,7 @@ from kvp2p.core.entry import (
 from kvp2p.core.events import Await, CloseIssuer, Notice, Promote, Write
 from kvp2p.core.hlc import HybridClock, stamp_wall_ms
 from kvp2p.core.messages import Designation, Member
-from kvp2p.core.operations import Delete, Ending, Operation, Outcome, Put
+from kvp2p.core.operations import Delete, DeleteNamespace, Ending, Operation, Outcome, Put
 from kvp2p.core.port import Identity, ReadTransaction
 from kvp2p.core.settings import ReplicaSettings
 from kvp2p.core.system_rows import IssuerRow
@@ -101,6 +100,7 @@ class Cluster:
         self._writes = 0
         self._acked: list[_Acked] = []
         self._leading_ahead_ms = 0
+        self._dropped: set[NamespaceId] = set()  # asked for; only ever looked into
         world = World(self.schedule, self.network, self.trace, self)
         identities = seeds.random("identities")
         cluster, account = ClusterId(identities.randbytes(16)), AccountId(identities.randbytes(16))
@@ -164,6 +164,7 @@ class Cluster:
         """
         self._writes += 1
         number = self._writes
+        self._dropped |= {one.namespace for one in operations if isinstance(one, DeleteNamespace)}
         asked = tuple(map(asked_of, operations))
         self.history.append(Invoked(self.schedule.now_ns, number, session, host.name, asked))
 
@@ -200,7 +201,7 @@ class Cluster:
             ]
             self._acked += mine
             with host.disk.store.read() as txn:
-                covered = _has(txn, outcome) and all(_shows(txn, one) for one in mine)
+                covered = _has(txn, outcome) and all(self._shows(txn, one) for one in mine)
         ending = outcome.ending.name.lower()
         self.history.append(Ended(now_ns, number, ending, outcome.code, versions, outcome.visible, covered))
 
@@ -216,6 +217,10 @@ class Cluster:
         seen = Seen(self.schedule.now_ns, host.name, host.disk.generation, *where, version, content)
         self.history.append(seen)
         return seen
+
+    def _shows(self, txn: ReadTransaction, acked: _Acked) -> bool:
+        """Tell whether a reader sees an acknowledged write, or something newer: nothing, where the namespace was deleted meanwhile [I7]."""
+        return acked.namespace in self._dropped or large.shows(txn, acked.namespace, acked.key, acked.version)
 
     def _has_expired(self, host: Host, row: bytes) -> bool:
         """Tell whether a gateway of that node hides a row, and judge that by the clocks of all that lead [I7]."""
@@ -286,7 +291,11 @@ class Cluster:
                     if not txn.vector.covers(version):
                         self.alarm(host, "I3", f"a reader was told that {version.hex()} is here")
                     for one in self._acked:
-                        if version_issuer(one.version) == issuer and one.version <= version and not _shows(txn, one):
+                        if (
+                            version_issuer(one.version) == issuer
+                            and one.version <= version
+                            and not self._shows(txn, one)
+                        ):
                             told = f"a reader was told that all up to {version.hex()} is here"
                             self.alarm(
                                 host, "I3", f"{told}, and {one.key!r} shows nothing as new as {one.version.hex()}"
@@ -423,10 +432,3 @@ def _has(txn: ReadTransaction, outcome: Outcome) -> bool:
         None if outcome.namespace is None else txn.row(SYSTEM_NAMESPACE, system_rows.namespace_key(outcome.namespace))
     )
     return space is not None and row_version(space) >= outcome.version
-
-
-def _shows(txn: ReadTransaction, acked: _Acked) -> bool:
-    """Tell whether a reader sees an operation, or something newer: also that the namespace is gone, of which a Purge leaves no trace."""
-    space = txn.row(SYSTEM_NAMESPACE, system_rows.namespace_key(acked.namespace))
-    is_gone = acked.namespace != SYSTEM_NAMESPACE and (space is None or is_tombstone(space))
-    return is_gone or large.shows(txn, acked.namespace, acked.key, acked.version)

@@ -8,7 +8,7 @@ Decides: for each message the number that names it, its fields and their bounds:
      3  Pull            term, issuer 8, after, bytes_max
      4  PullEnd         issuer 8, upto, trimmed
      5  WalkRequest     walk, [namespace 16, key] | null
-     6  WalkPart        walk, after, upto, [namespace 16, key, row, …], vector
+     6  WalkPart        walk, after, upto, [namespace 16, key, row, …], vector, vector of what stands above it
      7  Forward         request, deadline_ns, [operation, …]
      8  ForwardOutcome  request, outcome
      9  Roster          [[node 16, incarnation, name, mesh_url, data_url, api_url], …]
@@ -85,6 +85,7 @@ from kvp2p.limits import (
     STAMP_MAX,
     URL_CHARS_MAX,
     VECTOR_ISSUERS_MAX,
+    WALK_ABOVE_ISSUERS_MAX,
     WALL_MS_MAX,
 )
 from kvp2p.wire.cbor import CborValue, array_head, decode, encode
@@ -173,9 +174,9 @@ def _to_raw(message: Message | LinkMessage) -> CborValue:
             return [4, issuer, upto, trimmed]
         case WalkRequest(walk, after_key):
             return [5, walk, _encode_row_key(after_key)]
-        case WalkPart(walk, after_key, upto_key, rows, vector):
+        case WalkPart(walk, after_key, upto_key, rows, vector, above):
             ends = (_encode_row_key(after_key), _encode_row_key(upto_key))
-            return [6, walk, *ends, _encode_rows(rows), vector.encode()]
+            return [6, walk, *ends, _encode_rows(rows), vector.encode(), above.encode()]
         case Roster(members):
             return [9, [_encode_member(member) for member in members]]
         case ChunkPull(chunk, offset, part_bytes):
@@ -311,7 +312,7 @@ def _decode_walk_request(value: CborValue) -> WalkRequest:
 
 
 def _decode_walk_part(value: CborValue) -> WalkPart:
-    _, walk, after, upto, rows, vector = record(value, "a WalkPart", _FIELDS[6])
+    _, walk, after, upto, rows, vector, above = record(value, "a WalkPart", _FIELDS[6])
     start, end, keyed_rows = _decode_row_key(after), _decode_row_key(upto), _decode_rows(rows)
     before = start
     for namespace, key, _ in keyed_rows:
@@ -321,7 +322,12 @@ def _decode_walk_part(value: CborValue) -> WalkPart:
     # Rows behind the end would be walked twice, and absence in between could not be told [I6].
     if end is not None and ((before is not None and before > end) or (start is not None and end <= start)):
         raise RemoteProtocolError("a WalkPart ends before its rows do, or before it starts")
-    return WalkPart(number(walk, "walk"), start, end, keyed_rows, _vector(vector))
+    stands = _vector(above)
+    if len(stands) > WALK_ABOVE_ISSUERS_MAX:
+        raise RemoteProtocolError(
+            f"a WalkPart has {len(stands)} issuers above its vector; {WALK_ABOVE_ISSUERS_MAX} are allowed"
+        )
+    return WalkPart(number(walk, "walk"), start, end, keyed_rows, _vector(vector), stands)
 
 
 def _encode_row_key(row_key: RowKey | None) -> CborValue:
@@ -435,7 +441,7 @@ _FIELDS: dict[int, tuple[str, ...]] = {
     3: ("3", "term", "issuer", "after", "bytes_max"),
     4: ("4", "issuer", "upto", "trimmed"),
     5: ("5", "walk", "after"),
-    6: ("6", "walk", "after", "upto", "rows", "vector"),
+    6: ("6", "walk", "after", "upto", "rows", "vector", "above"),
     7: ("7", "request", "deadline_ns", "operations"),
     8: ("8", "request", "outcome"),
     9: ("9", "members"),

@@ -76,6 +76,9 @@ def made_up(node: Node) -> dict[str, Frame | WalkPart]:
         "a walk to its position": WalkPart(
             1, None, None, (), VersionVector([make_version(1, Stamp(last + 1), issuer)])
         ),
+        "a walk to above its position": WalkPart(
+            1, None, None, (), EMPTY_VECTOR, VersionVector([make_version(1, Stamp(last + 1), issuer)])
+        ),
         "a row of it in a walk": WalkPart(1, None, None, (later,), EMPTY_VECTOR),
     }
 
@@ -182,6 +185,7 @@ AHEAD = {
     "frame": frame_of(0, FAR),
     "row in a frame": far_frame(),
     "walk": WalkPart(1, None, None, (), vector(x=FAR)),
+    "walk above": WalkPart(1, None, None, (), EMPTY_VECTOR, vector(x=FAR)),
     "digest": digest_of(vector(x=FAR)),
 }
 

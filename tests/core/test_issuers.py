@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kvp2p.core.batches import FrameBatch, Settle, WriteGroup
@@ -13,6 +15,7 @@ from kvp2p.core.system_rows import IssuerRow, encode_issuer, encode_leader, issu
 from kvp2p.core.vector import VersionVector
 from kvp2p.ids import SYSTEM_NAMESPACE, Issuer, Stamp
 from tests.core.harness import (
+    EPOCH_MS,
     SETTINGS,
     Cluster,
     Node,
@@ -408,3 +411,21 @@ def test_a_removed_row_leaves_the_issuer_open() -> None:
     a.write(Delete(SYSTEM_NAMESPACE, issuer_key(X)))
     assert X not in a.machine.board.issuers
     assert a.replies[a.close_issuer(X)].ending == Ending.ACKED
+
+
+def test_a_leader_whose_issuer_was_closed_by_another_goes_on_under_a_new_one() -> None:
+    """An operator took it for gone while it was cut off; of the two leaders of one term it is the one that stays."""
+    a = leader()
+    before = own_issuer(a)
+    closed = replace(issuer_rows(a.store)[before], closed=Stamp(1))
+    key, value = encode_issuer(closed)
+    late = encode_row(Kind.VALUE, value, None, 0, version(EPOCH_MS << 17, "y", 2))
+    a.hold_disk()
+    a.meets("b", digest_of())
+    a.hears("b", Frame(2, issuer_of("y"), Stamp(0), Stamp(9), ((Stamp(9), 0),), ((SYSTEM_NAMESPACE, key, late),)))
+    waiting = a.write(put(b"k"))
+    a.release_disk()
+    assert (a.role, own_issuer(a) != before) == ("leading", True)
+    assert a.notices.count("issuer_closed_by_others") == 1
+    assert a.replies[waiting].ending is Ending.ACKED, "it was on its way to the disk"
+    assert a.replies[a.write(put(b"l"))].ending is Ending.ACKED

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvp2p.core import serve as serving
 from kvp2p.core import system_rows
 from kvp2p.core.apply import summarize
 from kvp2p.core.batches import FrameBatch, NamespaceSweep, StampedWrite, WalkBatch, WriteGroup
@@ -363,6 +364,36 @@ def test_the_log_is_not_served_below_a_fence_that_came_with_a_walk() -> None:
     result = apply(store, WalkBatch(part_of(peers, *living), peers))
     assert result.floor == fenced(below(7), x=20)
     assert pull(store, 8) == [PullEnd(issuer_of("x"), Stamp(8), trimmed=True)]
+
+
+def test_who_walks_a_node_that_has_not_caught_up_with_its_own_walk_is_not_comparable_either() -> None:
+    """Rows are gone there that its vector still covers: another node with that vector has them, and H would be called a fault."""
+    walked = filled(new_store())
+    later = fenced(ALL, x=20)
+    apply(walked, WalkBatch(part_of(vector(x=10), *all_rows(walked)[:1], to=b"key1"), None))
+    rest = WalkPart(1, (SYSTEM_NAMESPACE, b"key1"), None, (), later)
+    result = apply(walked, WalkBatch(rest, vector(x=10)))
+    assert (result.vector, result.above, keys(walked)) == (vector(x=10), vector(x=20), [b"key1"])
+    (part,) = answer(walked, WalkRequest(1, None))
+    assert isinstance(part, WalkPart)
+    assert (part.vector, part.above) == (vector(x=10), vector(x=20))
+    third = new_store(complete=False)
+    result = apply(third, WalkBatch(part, part.vector))
+    assert (result.vector, result.above) == (vector(x=10), vector(x=20))
+    assert give(third, 10, 20, purge_of(ALL, FLOOR)).above == EMPTY_VECTOR
+
+
+def test_a_node_that_is_far_from_what_it_covers_serves_no_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "WALK_ABOVE_ISSUERS_MAX", 1)
+    store = filled(new_store())
+    with store.write() as txn:
+        txn.set_above(vector(x=10, y=5))
+    (part,) = answer(store, WalkRequest(1, None))
+    assert isinstance(part, WalkPart)
+    assert part.above == vector(y=5), "what is covered by now is left out"
+    with store.write() as txn:
+        txn.set_above(vector(y=5, z=5))
+    assert answer(store, WalkRequest(1, None)) == []
 
 
 # --- how it is served

@@ -149,7 +149,7 @@ def walk_parts(draw: st.DrawFn) -> WalkPart:
     part = tuple((namespace, key, draw(rows())) for namespace, key in inner)
     after = draw(st.sampled_from([None, start]))
     upto = draw(st.sampled_from([None, end]))
-    return WalkPart(draw(u64), after, upto, part, draw(vectors()))
+    return WalkPart(draw(u64), after, upto, part, draw(vectors()), draw(vectors()))
 
 
 @st.composite

@@ -43,6 +43,7 @@ from kvp2p.limits import (
     STAMP_MAX,
     TERM_MAX,
     VECTOR_ISSUERS_MAX,
+    WALK_ABOVE_ISSUERS_MAX,
     WALL_MS_MAX,
     WRITE_BYTES_MAX,
 )
@@ -55,6 +56,12 @@ ISSUER = Issuer(b"issuer00")
 VERSION = Version(b"\x07" * 20)
 ROW = encode_row(Kind.VALUE, b"value", None, 0, VERSION)
 VECTOR = bytes(20)
+
+
+def issuers(count: int) -> VersionVector:
+    """Make a vector of so many issuers, with versions as great as can be."""
+    named = (Issuer(number.to_bytes(8, "big")) for number in range(count))
+    return VersionVector((make_version(TERM_MAX, Stamp(STAMP_MAX), issuer) for issuer in named), VERSION)
 
 
 @given(st.lists(messages, min_size=1, max_size=4))
@@ -189,10 +196,10 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "pull of too much": ([3, 1, ISSUER, 5, PULL_BYTES_MAX + 1], "bytes_max must be a number"),
     "walk from a long key": ([5, 1, [NAMESPACE, b"k" * 513]], "key must be 0 to 512"),
     "walk from half a place": ([5, 1, [NAMESPACE]], "a place in key order must be"),
-    "walk out of order": ([6, 1, None, None, [NAMESPACE, b"k", ROW] * 2, VECTOR], "do not ascend"),
-    "walk before its start": ([6, 1, PLACE, None, KEYED, VECTOR], "do not ascend"),
-    "walk behind its end": ([6, 1, None, [NAMESPACE, b"j"], KEYED, VECTOR], "ends before its rows"),
-    "walk that goes backwards": ([6, 1, PLACE, PLACE, [], VECTOR], "before it starts"),
+    "walk out of order": ([6, 1, None, None, [NAMESPACE, b"k", ROW] * 2, VECTOR, VECTOR], "do not ascend"),
+    "walk before its start": ([6, 1, PLACE, None, KEYED, VECTOR, VECTOR], "do not ascend"),
+    "walk behind its end": ([6, 1, None, [NAMESPACE, b"j"], KEYED, VECTOR, VECTOR], "ends before its rows"),
+    "walk that goes backwards": ([6, 1, PLACE, PLACE, [], VECTOR, VECTOR], "before it starts"),
     "forward of nothing": (forward(), "operations must be an array of 1"),
     "forward of too many": (forward(*[[3, NAMESPACE]] * 10_001), f"1 to {OPS_PER_WRITE_MAX}"),
     "forward of too much": (forward(put(value=bytes(ROW_VALUE_BYTES_MAX)), put(value=bytes(40_000))), "229376 are the limit"),
@@ -247,8 +254,13 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "pull from where no stamp is": ([3, 1, ISSUER, TOO_HIGH, 1], "after must be a number"),
     "pull ended where no stamp is": ([4, ISSUER, TOO_HIGH, True], "upto must be a number"),
     "row of too high a stamp": (frame(positions=[1, 0], rows=[NAMESPACE, b"k", HIGH_ROW]), "the stamp of a row must be"),
-    "walk with too high a stamp": ([6, 1, None, None, [NAMESPACE, b"k", HIGH_ROW], VECTOR], "the stamp of a row must be"),
-    "walk of too high a vector": ([6, 1, None, None, [], HIGH_VECTOR], "the latest stamp of a version vector"),
+    "walk with too high a stamp": ([6, 1, None, None, [NAMESPACE, b"k", HIGH_ROW], VECTOR, VECTOR], "the stamp of a row must be"),
+    "walk above too high a vector": ([6, 1, None, None, [], VECTOR, HIGH_VECTOR], "the latest stamp of a version vector"),
+    "walk above too many issuers": (
+        [6, 1, None, None, [], VECTOR, issuers(WALK_ABOVE_ISSUERS_MAX + 1).encode()],
+        "has 513 issuers above its vector; 512 are allowed",
+    ),
+    "walk of too high a vector": ([6, 1, None, None, [], HIGH_VECTOR, VECTOR], "the latest stamp of a version vector"),
     "vector with too high a stamp": (digest(vector=HIGH_VECTOR), "the latest stamp"),
     "fence with too high a stamp": (digest(vector=HIGH_VERSION), "the latest stamp"),
     "floor with too high a stamp": (digest(floor=HIGH_VECTOR), "the latest stamp"),
@@ -285,6 +297,7 @@ EDGES: list[Message] = [
     ChunkPull(CHUNK, CHUNK_BYTES - 1, CHUNK_PART_BYTES_MIN),
     ChunkPart(CHUNK, CHUNK_BYTES - CHUNK_PART_BYTES, CHUNK_BYTES, bytes(CHUNK_PART_BYTES)),
     WalkPart(0, None, None, (), VersionVector([make_version(TERM_MAX, LAST, ISSUER)])),
+    WalkPart(0, None, None, (), EMPTY_VECTOR, issuers(WALK_ABOVE_ISSUERS_MAX)),
 ]
 
 
@@ -349,16 +362,19 @@ def test_every_write_within_the_limits_fits_one_message(operations: list[Operati
     assert len(encode_message(Forward((1 << 64) - 1, 5_000, tuple(operations * count)))) < MESH_MESSAGE_BYTES_MAX
 
 
-FULL_VECTOR = VersionVector(
-    (make_version(TERM_MAX, LAST, Issuer(n.to_bytes(8, "big"))) for n in range(VECTOR_ISSUERS_MAX)), VERSION
-)
+FULL_VECTOR = issuers(VECTOR_ISSUERS_MAX)
 FULL_KEY = (NEXT, b"k" * KEY_BYTES_MAX)
 FULL_ROW = encode_row(
     Kind.VALUE, bytes(ROW_VALUE_BYTES_MAX), b"m" * METADATA_BYTES_MAX, (1 << 40) - 1, make_version(9, LAST, ISSUER)
 )
 LARGEST: dict[str, Message] = {
     "part of a walk": WalkPart(
-        (1 << 64) - 1, (NAMESPACE, FULL_KEY[1]), FULL_KEY, ((*FULL_KEY, FULL_ROW),), FULL_VECTOR
+        (1 << 64) - 1,
+        (NAMESPACE, FULL_KEY[1]),
+        FULL_KEY,
+        ((*FULL_KEY, FULL_ROW),),
+        FULL_VECTOR,
+        issuers(WALK_ABOVE_ISSUERS_MAX),
     ),
     "digest": Digest(
         FULL_VECTOR,
