@@ -78,9 +78,9 @@ FRAME_BYTES_MAX: Final = 224 * 1024  # rows in one frame or walk part, before fr
 FRAME_POSITIONS_MAX: Final = 4_096
 TERM_MAX: Final = 2**32 - 1  # a version has 4 bytes for it
 WALL_MS_MAX: Final = (2**63 - 1) // 1_000_000  # Linux counts wall time in 63 bits of nanoseconds: until the year 2262
-STAMP_MAX: Final = (
-    WALL_MS_MAX << 16
-)  # 16 bits of counter; the 4 bits above are room for whoever goes past what it hears of
+STAMP_MAX: Final = WALL_MS_MAX << 16  # 16 bits of counter
+# What is above is not taken for the time: 2^40 stamps are left for a leader that goes past one that is just below, which no leader uses up.
+STAMP_OBSERVED_MAX: Final = STAMP_MAX - (1 << 40)
 STAMPS_AHEAD_MS_MAX: Final = 3_600_000  # before it is told; guess: no clock that somebody looks after is off by so much
 # One per start of a leader since the last Purge. A walk's part may have to carry the largest row and the whole vector: a value of 196 608
 # bytes, metadata of 1 024, a key and two ends of 528 each, 20 + 20 * 2 048 of vector, about 100 of heads: 240 300 of the 262 139 that fit.
