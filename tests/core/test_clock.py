@@ -189,6 +189,17 @@ def test_a_replica_that_does_not_hear_its_leader_falls_behind_by_little() -> Non
 # --- the leader's own
 
 
+def test_an_offset_of_an_earlier_life_does_not_bind_a_leader_that_has_heard_nobody() -> None:
+    """It was written down while the wall clock was an hour behind; now that is right again."""
+    clock = LeaderClock(HOUR_MS, Now(0, EPOCH_MS))
+    clock.lead(Now(0, EPOCH_MS))
+    assert clock.read(Now(SECOND, EPOCH_MS + 1_000)) == EPOCH_MS + 1_000
+    heard = LeaderClock(HOUR_MS, Now(0, EPOCH_MS))
+    heard.hear(EPOCH_MS + HOUR_MS, Now(0, EPOCH_MS))
+    heard.lead(Now(0, EPOCH_MS))
+    assert heard.read(Now(0, EPOCH_MS)) == EPOCH_MS + HOUR_MS
+
+
 def test_a_leaders_clock_is_its_wall_clock() -> None:
     clock = LeaderClock(0, Now(0, EPOCH_MS))
     for second in range(3):
