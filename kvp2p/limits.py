@@ -169,7 +169,9 @@ WRITE_CHUNK_PULLS_MAX: Final = (
     2  # and from each peer, for its large writes, to the leader: 16 MiB at most with all of PEERS_MAX; guess
 )
 CHUNKS_WANTED_MAX: Final = 64  # missing chunks that a batch's result names; more are named when these are here
-PENDING_TOLD_MAX: Final = 256  # versions without all their chunks that a result names, whenever chunks have come: 2.5 us each, measured
+PENDING_TOLD_MAX: Final = (
+    256  # versions without all their chunks that a result names, whenever chunks have come: 2.5 us each, measured
+)
 # Of one local process: chunks that the node has been given and has not stored yet (4 MiB for each gateway in the node's memory), and all
 # that wait, which a gateway bounds by bytes besides; guesses.
 LOCAL_STAGES_IN_FLIGHT_MAX: Final = 16
