@@ -78,9 +78,9 @@ FRAME_BYTES_MAX: Final = 224 * 1024  # rows in one frame or walk part, before fr
 FRAME_POSITIONS_MAX: Final = 4_096
 TERM_MAX: Final = 2**32 - 1  # a version has 4 bytes for it
 WALL_MS_MAX: Final = (2**63 - 1) // 1_000_000  # Linux counts wall time in 63 bits of nanoseconds: until the year 2262
-STAMP_MAX: Final = (
-    WALL_MS_MAX << 16
-)  # 16 bits of counter; the 4 bits above are room for whoever goes past what it hears of
+STAMP_MAX: Final = WALL_MS_MAX << 16  # 16 bits of counter
+# What is above is not taken for the time: 2^40 stamps are left for a leader that goes past one that is just below, which no leader uses up.
+STAMP_OBSERVED_MAX: Final = STAMP_MAX - (1 << 40)
 STAMPS_AHEAD_MS_MAX: Final = 3_600_000  # before it is told; guess: no clock that somebody looks after is off by so much
 # One per start of a leader since the last Purge. A walk's part may have to carry the largest row and the whole vector: a value of 196 608
 # bytes, metadata of 1 024, a key and two ends of 528 each, 20 + 20 * 2 048 of vector, about 100 of heads: 240 300 of the 262 139 that fit.
@@ -99,6 +99,9 @@ PERSIST_BYTES_IN_FLIGHT_MAX: Final = 16 * 1024 * 1024  # frames beyond this are 
 SERVES_PER_PEER_MAX: Final = 2 * PULLS_MAX + 1  # questions of one peer that wait for an answer from the store
 # in the kernel: what is queued there can no longer be overtaken by a control message
 NOT_SENT_BYTES_MAX: Final = 16 * 1024
+# Of a payload that is not whole yet, within the time after which a peer counts as silent (5 s): it is then a slow line, with 26 kbit/s or more, and
+# the largest payload has 80 s. Guess.
+LINK_PROGRESS_BYTES_MIN: Final = 16 * 1024
 CREDIT_STEPS: Final = 8  # of a lane's window: so much of it is taken in before credit goes back
 # data behind control in one payload; delays it no more than the kernel does, which holds as much
 SHARED_PAYLOAD_BYTES_MAX: Final = 16 * 1024
@@ -166,7 +169,9 @@ WRITE_CHUNK_PULLS_MAX: Final = (
     2  # and from each peer, for its large writes, to the leader: 16 MiB at most with all of PEERS_MAX; guess
 )
 CHUNKS_WANTED_MAX: Final = 64  # missing chunks that a batch's result names; more are named when these are here
-PENDING_TOLD_MAX: Final = 1_024  # versions without all their chunks that a batch's result names
+PENDING_TOLD_MAX: Final = (
+    256  # versions without all their chunks that a result names, whenever chunks have come: 2.5 us each, measured
+)
 # Of one local process: chunks that the node has been given and has not stored yet (4 MiB for each gateway in the node's memory), and all
 # that wait, which a gateway bounds by bytes besides; guesses.
 LOCAL_STAGES_IN_FLIGHT_MAX: Final = 16

@@ -128,7 +128,7 @@ def _remark(told: list[dict[str, Any]]) -> None:
         if purge.get("blocked_by"):
             blocker = names.get(purge["blocked_by"], purge["blocked_by"])
             say(
-                f"{one['name']} cannot purge {purge['tombstones']} tombstones: it counts on {blocker}, which may be promoted, "
+                f"{one['name']} cannot purge {purge['tombstones']} tombstones: it counts on {blocker}, which may lead, "
                 f"and {purge['blocked_why']}."
             )
         full = (one["status"] or {}).get("disk_full")

@@ -209,7 +209,10 @@ class AntiEntropy:
             source = others[int(self.board.random.random() * len(others))]
         else:
             if trimmed:
-                self._walk(trimmed[int(self.board.random.random() * len(trimmed))])  # one may hold a damaged row
+                # Any of them: one may hold a damaged row.
+                self._walk(
+                    trimmed[int(self.board.random.random() * len(trimmed))], "no log goes back to what is missing"
+                )
             return
         self._pulls[issuer] = _Pulling(source, term, after, self.board.now.mono_ns)
         self.board.set_timer("pull", self.board.settings.pull_timeout_ms, issuer)
@@ -250,12 +253,12 @@ class AntiEntropy:
             return
         sources = [peer for peer, digest in self.board.digests() if digest.complete]
         if sources:
-            self._walk(sources[int(self.board.random.random() * len(sources))])
+            self._walk(sources[int(self.board.random.random() * len(sources))], "this node has not had everything yet")
 
-    def _walk(self, peer: NodeId) -> None:
+    def _walk(self, peer: NodeId, reason: str) -> None:
         self._walks += 1
         self._walking = _Walking(self._walks, peer)
-        self.board.notice("walk_started", peer=peer.hex())
+        self.board.notice("walk_started", peer=peer.hex(), reason=reason)
         self._set_walk_timer()
         self._ask_for_part()
 
@@ -308,7 +311,7 @@ class AntiEntropy:
             ahead = [peer for peer, digest in board.digests() if digest.complete and digest.vector.fence >= purge.fence]
             if ahead:
                 board.notice("purge_needs_walk", obstacle=str(obstacle), fence=purge.fence.hex())
-                self._walk(ahead[int(board.random.random() * len(ahead))])
+                self._walk(ahead[int(board.random.random() * len(ahead))], "a Purge cannot be applied without it")
         self._pull_all_after_grace()
 
     def _is_known(self, top: Version) -> bool:

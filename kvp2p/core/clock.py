@@ -13,7 +13,8 @@ each other, hardly older than they were, and together run ahead of their leader 
 by less than two seconds after an hour.
 
 Before anything was heard in this life the estimate is provisional: the wall clock, plus the offset that was written down when it was last known.
-A machine may have started with its wall clock far off, so the first reading replaces it, even by an earlier one.
+A machine may have started with its wall clock far off, so the first reading replaces it, even by an earlier one, and a node that leads without having
+heard anybody goes by its wall clock alone: an offset that was written down while its clock was wrong would hide, and purge, what still lives.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ class LeaderClock:
         self.is_known = True
 
     def lead(self, now: Now) -> None:
-        """This node leads: its own wall clock counts, unless that is behind what was heard."""
+        """This node leads: its own wall clock counts, unless that is behind what was heard in this life."""
         self._go_on(now, leads=True)
-        self._ahead_ns = max(self._ahead_ns, now.wall_ms * _NS_PER_MS - self._elapsed_ns(now))
+        wall_ns = now.wall_ms * _NS_PER_MS - self._elapsed_ns(now)
+        self._ahead_ns = max(self._ahead_ns, wall_ns) if self.is_known else wall_ns
         self._readings.clear()
         self.is_known = True
 
@@ -83,5 +85,11 @@ class LeaderClock:
         return self.read(now) - now.wall_ms
 
     def ahead_ms(self, now: Now) -> int:
-        """Return the estimate less the monotonic clock, 0 while nothing is known: what processes of this machine go on with."""
-        return self.read(now) - now.mono_ns // _NS_PER_MS if self.is_known else 0
+        """Return the estimate less the monotonic clock, 0 while nothing is known: what processes of this machine go on with.
+
+        Rounded down, so that it does not go up and down with the fractions of both.
+        """
+        if not self.is_known:
+            return 0
+        held_ms = self.read(now) - now.mono_ns // _NS_PER_MS - 1
+        return max(held_ms, (self._ahead_ns + self._elapsed_ns(now) - now.mono_ns) // _NS_PER_MS)

@@ -10,6 +10,7 @@ full counter simply carries into the milliseconds.
 from __future__ import annotations
 
 from kvp2p.ids import Stamp
+from kvp2p.limits import STAMP_OBSERVED_MAX
 
 COUNTER_BITS = 16
 
@@ -28,8 +29,9 @@ class HybridClock:
         self.latest = latest
 
     def observe(self, stamp: Stamp) -> None:
-        """Take note of a stamp that was seen: the next one issued is greater."""
-        self.latest = max(self.latest, stamp)
+        """Take note of a stamp that was seen: the next one issued is greater, unless nobody could send that one."""
+        if stamp <= STAMP_OBSERVED_MAX:
+            self.latest = max(self.latest, stamp)
 
     def tick(self, wall_ms: int) -> Stamp:
         """Issue the next stamp."""

@@ -54,14 +54,16 @@ class Purger:
 
     @property
     def blocked_by(self) -> NodeId | None:
-        """Return the candidate that keeps this leader from purging, None while none does or this node does not lead."""
+        """Return who keeps this leader from purging, a candidate or itself; None while nobody does or this node does not lead."""
         if self.leadership.writer is None:
             return None
-        return next((candidate for candidate in self._candidates() if self.hindrance(candidate)), None)
+        return next((node for node in (*self._candidates(), self.board.me.node) if self.hindrance(node)), None)
 
     def hindrance(self, candidate: NodeId) -> str:
-        """Tell why what a candidate holds cannot be counted on now, "" when it can."""
+        """Tell why what a candidate, or this node, holds cannot be counted on now, "" when it can."""
         board, digest = self.board, self._digest_of(candidate)
+        if candidate == board.me.node:
+            return "" if board.is_comparable else "it has rows of a walk that did not end, and nobody shows their log"
         if digest is None:
             return "it is not reachable"
         if not digest.complete:

@@ -116,8 +116,8 @@ class VersionVector:
         return all(top <= tops.get(issuer, VERSION_ZERO) or top < fence for issuer, top in other._tops.items())
 
     def raised(self, version: Version) -> VersionVector:
-        """Return this vector with an issuer covered at least up to `version`."""
-        if self.covers(version):
+        """Return this vector with an issuer covered at least up to `version`; a stamp of 0 is before everything and adds nothing."""
+        if self.covers(version) or not version_stamp(version):
             return self
         issuer = version_issuer(version)
         raised = {**self._tops, issuer: version}

@@ -8,7 +8,8 @@ had arrived before: a forwarded write must not surface when its sender has been 
 
 `run` is three tasks. The *reader* always drains: three unread messages are enough to make trio-websocket stop answering, so what comes is put into bounded
 lanes, by the pipe's own task, and never waits for the consumer. The *writer* alone sends: it takes whatever waits in the first lane that may send, as one payload. The *heartbeat* sends a
-ping each interval and ends the link when the peer has been silent for too long. "Silent" counts whole messages from the peer, of any kind.
+ping each interval and ends the link when the peer has been silent for too long. Signs of life are whole messages from the peer, of any kind, and as much
+of one that is still on its way as makes a line that is slow, and not a peer that drips (LINK_PROGRESS_BYTES_MIN).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import trio
 from kvp2p.core.messages import Forward, Lane, Message
 from kvp2p.errors import LinkClosed, RemoteProtocolError
 from kvp2p.ids import NodeId
-from kvp2p.limits import MESH_MESSAGE_BYTES_MAX
+from kvp2p.limits import LINK_PROGRESS_BYTES_MIN, MESH_MESSAGE_BYTES_MAX
 from kvp2p.net.clock import PeerClock, Reading, read_clocks
 from kvp2p.net.lanes import ReceiveLanes, SendLanes, lane_of
 from kvp2p.net.settings import MeshSettings
@@ -39,6 +40,10 @@ _PINGS_REMEMBERED: Final = 16
 
 class Pipe(Protocol):
     """What a link needs of a connection; `net/transport.py` is one."""
+
+    @property
+    def received_bytes(self) -> int:
+        """All that has come so far, parts of payloads too."""
 
     async def send(self, payload: bytes) -> None:
         """Send one payload, or raise LinkClosed."""
@@ -106,6 +111,7 @@ class Link:
         self._arrival = trio.lowlevel.ParkingLot()  # the consumer, until a message is there
         self._written = trio.Event()  # the writer has ended
         self._heard_at = trio.current_time()
+        self._heard_bytes = 0  # that had come by then
         self._clock = PeerClock()
         self._pings: dict[int, tuple[float, Reading]] = {}  # when they were made, by trio's clock and by ours
 
@@ -193,6 +199,7 @@ class Link:
 
     def _take(self, payload: bytes) -> None:
         self._heard_at = trio.current_time()
+        self._heard_bytes = self._pipe.received_bytes
         messages = unpack_link(payload)
         lane = lane_of(messages[-1])
         traffic = self.traffic[lane]
@@ -264,6 +271,9 @@ class Link:
                 # This process stood still (stopped, or starved), so what the peer sent has not been read: it is not the silent one.
                 self._heard_at = now
             elif now - self._heard_at >= timeout:
+                if self._pipe.received_bytes - self._heard_bytes >= LINK_PROGRESS_BYTES_MIN:
+                    self._heard_at, self._heard_bytes = now, self._pipe.received_bytes
+                    continue
                 self.close(f"nothing was heard of the peer for {timeout:g} s")
                 return
             elif now >= answered_by and not self._clock.is_known:

@@ -17,7 +17,7 @@ class MeshSettings:
     """What a mesh may be told by configuration. All nodes of a cluster should have the same."""
 
     ping_interval_ms: int = 1_000
-    link_timeout_ms: int = 5_000  # without one whole message from the peer; five pings
+    link_timeout_ms: int = 5_000  # without one whole message from the peer, or much of one; five pings
     handshake_timeout_ms: int = 5_000  # from the first packet to an open link, on both sides
     backoff_ms_min: int = 100  # before the second attempt to dial; doubles with each attempt
     backoff_ms_max: int = 5_000

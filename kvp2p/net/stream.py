@@ -23,6 +23,7 @@ class QuickStream(trio.abc.Stream):
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
         self._socket = stream.socket
+        self.received_bytes = 0
         self._is_more_likely = False  # the last read filled its buffer
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -41,6 +42,7 @@ class QuickStream(trio.abc.Stream):
             except OSError as error:
                 raise trio.BrokenResourceError(f"the socket cannot be read: {error}") from error
             self._is_more_likely = len(data) == wanted
+            self.received_bytes += len(data)
             return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:

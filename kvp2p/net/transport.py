@@ -50,6 +50,11 @@ class Transport:
         self._is_sending = False
         self._failure: Exception | None = None
 
+    @property
+    def received_bytes(self) -> int:
+        """All that has come since the upgrade, parts of payloads too; counted on sockets only."""
+        return self._stream.received_bytes if isinstance(self._stream, QuickStream) else 0
+
     async def send(self, payload: bytes) -> None:
         """Send one payload; returns when the kernel has taken all but the last NOT_SENT_BYTES_MAX of it."""
         self._is_sending = True

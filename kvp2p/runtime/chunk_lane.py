@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 
 from kvp2p.core.operations import Outcome
 from kvp2p.limits import LOCAL_STAGES_IN_FLIGHT_MAX, LOCAL_STAGES_MAX
@@ -70,7 +71,7 @@ class ChunkLane:
                 request.callback = _ignore  # it still counts as sent
             else:
                 del self._chunks[number]
-                request.message = None  # passed over in the queue, and not kept there
+                self._leave_queue(request)
         self._ended.append(EndUpload(upload))
         return True
 
@@ -80,7 +81,14 @@ class ChunkLane:
         if found is None:
             return None
         self._sent -= found[0].is_sent
+        if not found[0].is_sent:
+            self._leave_queue(found[0])
         return found[0]
+
+    def _leave_queue(self, request: Request) -> None:
+        """Take a chunk that has ended out of the queue: while the node takes nothing, it would be kept there. One past its deadline has left."""
+        with suppress(ValueError):
+            self._queue.remove(request)
 
     def take_ended(self) -> list[EndUpload]:
         """Return what the node is to be told of ended uploads."""

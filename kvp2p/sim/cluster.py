@@ -201,10 +201,7 @@ class Cluster:
             ]
             self._acked += mine
             with host.disk.store.read() as txn:
-                # A title that is taken is answered with its namespace, which may stand above the vector, and is there all the same.
-                is_there = not (outcome.created or mine) and outcome.namespace is not None
-                covered = txn.vector.covers(outcome.version) or is_there
-                covered = covered and all(self._shows(txn, one) for one in mine)
+                covered = _has(txn, outcome) and all(self._shows(txn, one) for one in mine)
         ending = outcome.ending.name.lower()
         self.history.append(Ended(now_ns, number, ending, outcome.code, versions, outcome.visible, covered))
 
@@ -424,3 +421,14 @@ class _Acked:
     version: Version
     namespace: NamespaceId
     key: bytes
+
+
+def _has(txn: ReadTransaction, outcome: Outcome) -> bool:
+    """Tell whether a store has what was acknowledged. The row of a namespace that was there before may stand above the vector."""
+    assert outcome.version is not None
+    if txn.vector.covers(outcome.version):
+        return True
+    space = (
+        None if outcome.namespace is None else txn.row(SYSTEM_NAMESPACE, system_rows.namespace_key(outcome.namespace))
+    )
+    return space is not None and row_version(space) >= outcome.version

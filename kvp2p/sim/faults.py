@@ -57,6 +57,7 @@ class Nemesis:
             self._disk_full,
             self._pause,
             self._join,
+            self._wipe,
         )
         self._kinds: dict[str, Callable[[Random], None]] = {kind.__name__[1:]: kind for kind in kinds}
 
@@ -302,9 +303,6 @@ class Nemesis:
         if self._is_held_elsewhere(victim):
             self._held.remove(victim)
             self.fired["restore"] += 1
-            if self.fired["restore"] % 2 == 0:  # every other one by `kvp2p restore`, the others by hand
-                with copy.write() as txn:
-                    txn.set_restored(True)
             is_by_hand = self.cluster.plan.settings.purge_after_ms >= BY_HAND_PURGE_AFTER_MS and random.random() < 0.5
             if not is_by_hand:
                 with copy.write() as txn:
@@ -320,6 +318,23 @@ class Nemesis:
         else:
             self._held.remove(victim)
             self._restart(victim)
+
+    def _wipe(self, random: Random) -> None:
+        """Kill a replica and give it an empty disk: it comes back under its own name, with nothing."""
+        leader = self.cluster.leader()
+        victim = random.choice(self.cluster.hosts)
+        if self._held or victim is leader or not victim.is_alive or not self._is_held_elsewhere(victim):
+            return
+        self._kill(victim, random)
+        if not self._is_held_elsewhere(victim):  # by what was in flight
+            self._restart(victim)
+            return
+        with victim.disk.store.read() as txn:
+            identity = txn.identity
+        victim.disk.replace(MemoryStore(identity, complete=False))
+        self.fired["wipe"] += 1
+        self.cluster.note(f"wipe the disk of {victim.name}")
+        self._after(3 * random.random(), lambda: self._restart(victim))
 
     def _is_held_elsewhere(self, victim: Host) -> bool:
         """Tell whether some other disk holds everything that this one has, chunks included, so that nothing acknowledged is lost."""
@@ -347,4 +362,5 @@ KINDS = (
     "disk_full",
     "pause",
     "join",
+    "wipe",
 )

@@ -121,7 +121,13 @@ def content_of_row(txn: ReadTransaction, namespace: NamespaceId, key: bytes, row
 
 
 def shows(txn: ReadTransaction, namespace: NamespaceId, key: bytes, version: Version) -> bool:
-    """Tell whether a reader sees a version of a key, or a newer one. One below the fence may have been purged, and so be seen as nothing."""
+    """Tell whether a reader sees a version of a key, or a newer one.
+
+    Where no row is, something newer has removed it: a Purge, or a walk over a namespace whose deletion is still to come. Where a pending row is and
+    nothing is shown, a version below the fence may have been purged before.
+    """
+    if txn.row(namespace, key) is None:
+        return True
     shown = shown_row(txn, namespace, key)
     return version < txn.vector.fence if shown is None else row_version(shown) >= version
 

@@ -75,8 +75,9 @@ class Report:
 def draw_plan(seeds: Seeds) -> RunPlan:
     """Draw what a run is made of."""
     random = seeds.random("plan")
-    chance = {"restore": 0.7, "promote": 0.6}
-    enabled = [kind for kind in KINDS if random.random() < chance.get(kind, 0.5)]
+    chance = {"restore": 0.7, "promote": 0.6, "wipe": 0.3}
+    own = {"wipe": seeds.random("wipe")}  # drawn apart: the other kinds are those that a seed had before
+    enabled = [kind for kind in KINDS if own.get(kind, random).random() < chance.get(kind, 0.5)]
     if len(enabled) < 3:
         enabled = random.sample(KINDS, 3)
     nodes = random.choice((3, 3, 4, 5))

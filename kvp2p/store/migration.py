@@ -5,8 +5,8 @@ Keeps true: I4, all of it in one transaction: a store is of one format or of the
 In and out: an open LMDB environment of format 1 in, one of format 2 out. kvp2p 0.1 refuses it afterwards, and says why.
 
 New in format 2: the tables `graves` (made from the rows), `pending` and `staging` (empty: there were no chunks); vectors whose entries are
-versions, where format 1 had 16 bytes an issuer, issuer ‖ stamp. An issuer's term is in the version of any row that it wrote; when none
-is there any more, everything it wrote was overwritten, and the least term says the least.
+versions, where format 1 had 16 bytes an issuer, issuer ‖ stamp. An issuer's term is in its own row, and in the
+version of any row that it wrote. One that has neither began before issuers had rows: the least term says the least.
 """
 
 from __future__ import annotations
@@ -15,9 +15,21 @@ from typing import Final
 
 import lmdb
 
-from kvp2p.core.entry import is_tombstone, row_version
+from kvp2p.core.entry import decode_row, is_tombstone, is_value, row_version
+from kvp2p.core.system_rows import ISSUER_PREFIX, decode_issuer
 from kvp2p.core.vector import VersionVector
-from kvp2p.ids import ISSUER_BYTES, VERSION_BYTES, Issuer, Stamp, Version, make_version, version_issuer, version_term
+from kvp2p.ids import (
+    ID_BYTES,
+    ISSUER_BYTES,
+    SYSTEM_NAMESPACE,
+    VERSION_BYTES,
+    Issuer,
+    Stamp,
+    Version,
+    make_version,
+    version_issuer,
+    version_term,
+)
 from kvp2p.store.layout import scan_rows
 from kvp2p.store.lmdb_tables import LmdbTables
 from kvp2p.store.meta import ABOVE, FLOOR, FORMAT_KEY, VECTOR, encode_format
@@ -35,6 +47,11 @@ def migrate(handle: lmdb.Environment) -> None:
         for full_key, row in scan_rows(tables, b"", after=False):
             version = row_version(row)
             terms[version_issuer(version)] = version_term(version)
+            key = full_key[ID_BYTES:]
+            if full_key.startswith(SYSTEM_NAMESPACE) and key.startswith(ISSUER_PREFIX) and is_value(row):
+                told = decode_issuer(key, decode_row(SYSTEM_NAMESPACE, key, row).value)
+                if told is not None:
+                    terms[told.issuer] = told.term
             if is_tombstone(row):
                 graves.append((bytes(version), full_key))
         tables.put_many(GRAVES, sorted(graves))

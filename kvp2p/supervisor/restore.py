@@ -156,4 +156,5 @@ def _mark(new: Path, key: ClusterKey, *, is_restored: bool) -> None:
                 f"the backup is of cluster {cluster.hex()}, the key of {key.cluster.hex()}; give the {KEY_FILE} of the former"
             )
         writer.set_restored(is_restored)
+        writer.set_clock_offset_ms(0)  # it was that of another moment, and perhaps of another machine's clock
     sync_directory(new / STORE_DIRECTORY)

@@ -267,7 +267,8 @@ def _decode_rows(value: CborValue) -> tuple[KeyedRow, ...]:
         if type(key) is not bytes or type(row) is not bytes:
             raise RemoteProtocolError("a key or a row is no byte string")
         check_row(key, row)  # their lengths too
-        _stamp(version_stamp(row_version(row)), "the stamp of a row")
+        if not _stamp(version_stamp(row_version(row)), "the stamp of a row"):
+            raise RemoteProtocolError("a row with the stamp 0, which nobody issues")
         rows.append((NamespaceId(fixed(namespace, ID_BYTES, "namespace")), key, row))
     return tuple(rows)
 

@@ -399,7 +399,7 @@ def test_status_says_which_candidate_keeps_tombstones_from_being_purged(kvp2p: R
     node.says = {"purge": {"tombstones": 7, "blocked_by": None, "blocked_why": ""}}
     assert "purge" not in kvp2p("status").err
     node.says = {"purge": {"tombstones": 7, "blocked_by": "2" * 32, "blocked_why": "it is not reachable"}}
-    told = "n1 cannot purge 7 tombstones: it counts on n2, which may be promoted, and it is not reachable."
+    told = "n1 cannot purge 7 tombstones: it counts on n2, which may lead, and it is not reachable."
     assert told in kvp2p("status").err
 
 

@@ -108,6 +108,24 @@ def test_other_processes_of_the_machine_go_on_from_the_monotonic_clock() -> None
     now = Now(5_000 * MS, EPOCH_MS)
     clock.hear(EPOCH_MS + 77, now)
     assert clock.ahead_ms(now) == EPOCH_MS + 77 - 5_000
+    # An estimate that may not step back is held, and so is what others go on from.
+    clock.hear(EPOCH_MS, Now(5_001 * MS, EPOCH_MS))
+    for _ in range(16):
+        clock.hear(EPOCH_MS, Now(5_002 * MS, EPOCH_MS))
+    assert clock.read(Now(5_002 * MS, EPOCH_MS)) == EPOCH_MS + 77
+    assert clock.ahead_ms(Now(5_002 * MS, EPOCH_MS)) == EPOCH_MS + 77 - 5_002 - 1
+
+
+def test_what_other_processes_go_on_from_does_not_move_with_fractions_of_a_millisecond() -> None:
+    machine = Machine(boot_ns=123_456)
+    told = set()
+    for true_ns in range(0, 50 * MS, 137_731):
+        now = machine.now(true_ns + SECOND)
+        machine.clock.lead(now)
+        if true_ns > 10 * MS:
+            told.add(machine.clock.ahead_ms(now))
+        assert machine.clock.ahead_ms(now) + now.mono_ns // MS <= machine.clock.read(now), "never early"
+    assert len(told) == 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -169,6 +187,17 @@ def test_a_replica_that_does_not_hear_its_leader_falls_behind_by_little() -> Non
 
 
 # --- the leader's own
+
+
+def test_an_offset_of_an_earlier_life_does_not_bind_a_leader_that_has_heard_nobody() -> None:
+    """It was written down while the wall clock was an hour behind; now that is right again."""
+    clock = LeaderClock(HOUR_MS, Now(0, EPOCH_MS))
+    clock.lead(Now(0, EPOCH_MS))
+    assert clock.read(Now(SECOND, EPOCH_MS + 1_000)) == EPOCH_MS + 1_000
+    heard = LeaderClock(HOUR_MS, Now(0, EPOCH_MS))
+    heard.hear(EPOCH_MS + HOUR_MS, Now(0, EPOCH_MS))
+    heard.lead(Now(0, EPOCH_MS))
+    assert heard.read(Now(0, EPOCH_MS)) == EPOCH_MS + HOUR_MS
 
 
 def test_a_leaders_clock_is_its_wall_clock() -> None:
@@ -271,3 +300,12 @@ def test_the_offset_of_the_leaders_clock_is_written_down_and_is_there_after_a_re
     b.start()
     assert not b.machine.board.clock.is_known
     assert abs(believed(b) - (EPOCH_MS + (cluster.mono_ns - START_NS) // MS)) <= OFFSET_KEPT_MS
+
+
+def test_other_processes_of_the_machine_go_on_with_the_monotonic_clock_once_the_leaders_is_known() -> None:
+    cluster = Cluster()
+    a = cluster.add("a", knows="b")
+    assert a.machine.board.clock_ahead_ms() == 0
+    a.meets("b", digest_of(clock_ms=EPOCH_MS + 5_000))
+    board = a.machine.board
+    assert board.clock_ahead_ms() == board.clock_ms() - board.now.mono_ns // MS

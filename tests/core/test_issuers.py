@@ -273,7 +273,7 @@ def test_a_leader_does_not_close_an_issuer_of_a_later_term() -> None:
 
 
 def test_a_new_row_beats_the_one_that_stands_whatever_the_clocks_say() -> None:
-    ahead = (1 << 62) + 5
+    ahead = (1 << 58) + 5
     a = leader()
     a.meets("b")
     a.hears("b", frame_of_issuer(begun_by("b", term=2), ahead))

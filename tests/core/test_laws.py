@@ -30,7 +30,14 @@ from kvp2p.core.settings import ReplicaSettings
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.errors import ConfigError, RemoteProtocolError
 from kvp2p.ids import Issuer, Stamp, Version, make_version, version_issuer, version_term
-from kvp2p.limits import KEY_BYTES_MAX, METADATA_BYTES_MAX, ROW_VALUE_BYTES_MAX, VECTOR_ISSUERS_MAX
+from kvp2p.limits import (
+    KEY_BYTES_MAX,
+    METADATA_BYTES_MAX,
+    ROW_VALUE_BYTES_MAX,
+    STAMP_MAX,
+    STAMP_OBSERVED_MAX,
+    VECTOR_ISSUERS_MAX,
+)
 from tests.core.harness import ACCOUNT, SPACE, value_row, vector
 
 issuers = st.sampled_from([Issuer(bytes([n]) * 8) for n in range(1, 5)])
@@ -85,6 +92,11 @@ def test_a_vector_that_covers_another_covers_its_versions(a: VersionVector, b: V
     else:
         assert a.covers_vector(b) == all(map(a.covers, b.tops())) & (a.fence >= b.fence)
     assert not EMPTY_VECTOR.covers(v)
+
+
+def test_a_vector_is_not_raised_to_a_stamp_of_0_and_reads_back() -> None:
+    raised = vector(a=16).raised(make_version(1, Stamp(0), Issuer(b"b" * 8)))
+    assert raised == vector(a=16) == VersionVector.decode(raised.encode())
 
 
 @given(vectors, issued)
@@ -170,7 +182,7 @@ def test_a_vector_shows_its_issuers_and_fence() -> None:
     assert EMPTY_VECTOR != "<empty>"
 
 
-@given(st.lists(st.one_of(st.integers(0, 1 << 40), st.integers(0, 1 << 60).map(lambda n: -n)), min_size=1))
+@given(st.lists(st.one_of(st.integers(0, 1 << 40), st.integers(0, STAMP_OBSERVED_MAX).map(lambda n: -n)), min_size=1))
 def test_stamps_only_rise_whatever_the_clock_says(readings: list[int]) -> None:
     """A negative reading stands for a stamp that was observed."""
     clock = HybridClock()
@@ -184,6 +196,15 @@ def test_stamps_only_rise_whatever_the_clock_says(readings: list[int]) -> None:
             assert stamp > seen
             assert stamp_wall_ms(stamp) >= reading
             seen = stamp
+
+
+def test_a_clock_does_not_go_past_a_stamp_that_leaves_it_none_to_send() -> None:
+    clock = HybridClock()
+    for stamp in (STAMP_MAX, STAMP_OBSERVED_MAX + 1):
+        clock.observe(Stamp(stamp))
+        assert clock.latest == 0
+    clock.observe(Stamp(STAMP_OBSERVED_MAX))
+    assert STAMP_OBSERVED_MAX < clock.tick(1_000) < STAMP_MAX
 
 
 @given(st.binary(min_size=1, max_size=9), rows)

@@ -96,3 +96,17 @@ def test_candidate_that_cannot_be_counted_on_blocks_purging_and_the_reason_is_to
 def test_node_that_does_not_lead_is_not_blocked() -> None:
     b = Cluster().add("b", store=new_store("b", designation=designated("a")), settings=QUICK)
     assert b.machine.purger.blocked_by is None
+
+
+def test_leader_with_rows_that_no_log_tells_of_is_named_itself() -> None:
+    store = new_store(designation=designated("a"))
+    with store.write() as txn:
+        txn.set_above(VersionVector((version(1, "z"),)))
+    a = Cluster().add("a", store=store, settings=QUICK)
+    a.write(*map(put, KEYS))
+    a.write(*(Delete(SYSTEM_NAMESPACE, key) for key in KEYS))
+    a.cluster.pass_ms(2_000)
+    assert tombstones(a) == len(KEYS)
+    me = a.machine.board.me.node
+    assert a.machine.purger.blocked_by == me
+    assert "nobody shows their log" in a.machine.purger.hindrance(me)

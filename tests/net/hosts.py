@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from random import Random
@@ -148,10 +149,11 @@ async def running(*nodes: Node) -> AsyncIterator[trio.Nursery]:
 
 
 class Wire:
-    """A TCP forwarder. While `is_dead`, it swallows everything and tells nobody: what a pulled cable looks like."""
+    """A TCP forwarder. While `is_dead`, it swallows everything and tells nobody: what a pulled cable looks like. `rate_bytes` a second pass."""
 
     def __init__(self, port: int) -> None:
         self.is_dead = False
+        self.rate_bytes = math.inf
         self.port = 0
         self._target = port
 
@@ -174,8 +176,10 @@ class Wire:
     async def _pump(self, source: trio.SocketStream, sink: trio.SocketStream) -> None:
         try:
             while data := await source.receive_some(65_536):
-                if not self.is_dead:
-                    await sink.send_all(data)
+                for at in range(0, len(data), 1_024):
+                    await trio.sleep(1_024 / self.rate_bytes)
+                    if not self.is_dead:
+                        await sink.send_all(data[at : at + 1_024])
             if not self.is_dead:
                 await sink.send_eof()
         except trio.BrokenResourceError:

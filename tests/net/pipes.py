@@ -22,6 +22,7 @@ class MemoryPipe:
         self.may_send = trio.Event()
         self.may_send.set()
         self.closed_with: tuple[int, str] | None = None
+        self.received_bytes = 0  # a test adds to it, as a payload that is on its way does
 
     async def send(self, payload: bytes) -> None:
         self.sent.append(payload)

@@ -12,7 +12,7 @@ from kvp2p.core.messages import Forward, Frame, Lane, Message, Pull, PullEnd, Ro
 from kvp2p.core.operations import DeleteNamespace, Put
 from kvp2p.errors import LinkClosed, LocalProtocolError
 from kvp2p.ids import Issuer, NamespaceId, NodeId, Stamp
-from kvp2p.limits import CONTROL_QUEUE_BYTES_MAX, DATA_CREDIT_BYTES_MAX, DATA_QUEUE_BYTES_MAX
+from kvp2p.limits import CONTROL_QUEUE_BYTES_MAX, DATA_CREDIT_BYTES_MAX, DATA_QUEUE_BYTES_MAX, LINK_PROGRESS_BYTES_MIN
 from kvp2p.net.link import SEND_WAITS_ABOVE_BYTES, Encoder, Link
 from kvp2p.net.settings import MeshSettings
 from kvp2p.net.transport import CODE_NORMAL, CODE_PROTOCOL_ERROR
@@ -318,6 +318,24 @@ def test_a_silent_peer_is_dead_after_the_timeout() -> None:
             assert trio.current_time() - begin == pytest.approx(5.0, abs=0.01)
             assert link.reason == "nothing was heard of the peer for 5 s"
             assert [unpack_link(payload) for payload in mine.sent] == [[Ping(number)] for number in range(1, 6)]
+
+    in_mock_time(main)
+
+
+def test_peer_whose_large_message_is_on_its_way_is_not_silent_as_long_as_much_of_it_comes() -> None:
+    async def main() -> None:
+        begin = trio.current_time()
+        async with link_and_stranger(SETTINGS) as (link, mine, theirs):
+            mine.received_bytes = 1_000_000  # what came before its last whole message is no sign of life
+            await theirs.send(pack([encode_message(Pong(1, 1))]))
+            for bytes_in_a_period in (LINK_PROGRESS_BYTES_MIN, LINK_PROGRESS_BYTES_MIN, LINK_PROGRESS_BYTES_MIN - 1):
+                assert link.reason is None
+                await trio.sleep(2.5)
+                mine.received_bytes += bytes_in_a_period
+                await trio.sleep(2.5)
+            await link.ended.wait()
+            assert trio.current_time() - begin == pytest.approx(15.0, abs=0.1)
+            assert link.reason == "nothing was heard of the peer for 5 s"
 
     in_mock_time(main)
 

@@ -13,7 +13,7 @@ import trio.testing
 from kvp2p.core.messages import Forward, Lane, Message
 from kvp2p.core.operations import Put
 from kvp2p.ids import ClusterId, NamespaceId, NodeId
-from kvp2p.limits import DATA_CREDIT_BYTES_MAX, DATA_QUEUE_BYTES_MAX
+from kvp2p.limits import DATA_CREDIT_BYTES_MAX, DATA_QUEUE_BYTES_MAX, LINK_PROGRESS_BYTES_MIN
 from kvp2p.net import registry as registry_module
 from kvp2p.net.handshake import CHECKS
 from kvp2p.net.settings import MeshSettings
@@ -220,6 +220,25 @@ async def test_a_peer_that_lost_its_end_of_a_dead_wire_gets_a_new_link() -> None
         await b.host.until_up(A)
         await until(lambda: a.host.ups == 2)
         assert [word for word, _ in a.host.story] == ["up", "down", "up"]
+
+
+async def test_a_slow_wire_brings_a_large_message_whole() -> None:
+    quick = MeshSettings(ping_interval_ms=50, link_timeout_ms=500)
+    a, b = Node("a", settings=quick), Node("b", settings=quick)
+    async with running(a, b) as nursery:
+        wire = Wire(b.mesh.port)
+        await nursery.start(wire.run)
+        a.mesh.connect(B, wire.url)
+        await a.host.until_up(B)
+        await b.host.until_up(A)
+        await trio.sleep(0.1)  # so that both have answered a ping
+        wire.rate_bytes = 6 * LINK_PROGRESS_BYTES_MIN  # three times what is asked for
+        began = trio.current_time()
+        value = Put(NamespaceId(b"n" * 16), b"k", bytes(190_000))
+        assert a.mesh.try_send(B, Forward(1, time.monotonic_ns() + 60_000_000_000, (value,)))
+        await b.host.until_messages(1)
+        assert trio.current_time() - began > 3 * 0.5
+        assert a.host.reasons == b.host.reasons == []
 
 
 async def test_a_dead_wire_is_noticed_by_both_ends() -> None:

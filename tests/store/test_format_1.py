@@ -6,6 +6,7 @@
 import gzip
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from kvp2p import Replica
@@ -13,7 +14,7 @@ from kvp2p.core.apply import summarize
 from kvp2p.core.entry import STATE_HASH_MASK, Kind, encode_row, row_digest_holds, row_state_hash
 from kvp2p.core.messages import Designation, KeyedRow, Member
 from kvp2p.core.port import Identity, NamespaceTotals
-from kvp2p.core.system_rows import Namespace, encode_namespace
+from kvp2p.core.system_rows import IssuerRow, Namespace, encode_issuer, encode_namespace
 from kvp2p.core.vector import VersionVector
 from kvp2p.errors import StoreFormatError
 from kvp2p.ids import SYSTEM_NAMESPACE, AccountId, ClusterId, Issuer, NamespaceId, NodeId, Stamp, Version, make_version
@@ -134,3 +135,15 @@ def test_a_store_of_format_1_can_be_written_on(directory: Path) -> None:
             assert reader.row(SPACE, LONG + b"\x00") == row
             assert list(reader.expiring()) == []
             assert dict(reader.vector.items())[FIRST] == 41
+
+
+def test_issuer_whose_rows_were_all_overwritten_has_the_term_of_its_own_row(directory: Path) -> None:
+    third = Issuer(b"issuer-3")
+    key, value = encode_issuer(IssuerRow(third, IDENTITY.node, 3, Stamp(77)))
+    with lmdb.open(str(directory / "data.mdb"), subdir=False, max_dbs=16) as handle, handle.begin(write=True) as writer:
+        meta, rows = (handle.open_db(name, txn=writer, create=False) for name in (b"meta", b"rows"))
+        writer.put(SYSTEM_NAMESPACE + key, encode_row(Kind.VALUE, value, None, 0, _version(39)), db=rows)
+        vector = writer.get(b"vector", db=meta) or b""
+        writer.put(b"vector", vector + third + (77).to_bytes(8, "big"), db=meta)
+    with LmdbStore.open(directory, map_bytes=1 << 26) as store, store.read() as txn:
+        assert make_version(3, Stamp(77), third) in set(txn.vector.tops())

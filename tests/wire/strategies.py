@@ -109,7 +109,7 @@ chunk_lists = st.lists(chunk_ids, min_size=1, max_size=5).map(lambda ids: ChunkL
 
 @st.composite
 def rows(draw: st.DrawFn) -> bytes:
-    expires_at, version = draw(u64), draw(placed_versions)
+    expires_at, version = draw(u64), draw(placed_versions.filter(version_stamp))
     if draw(st.booleans()):
         return encode_row(Kind.TOMBSTONE, b"", None, expires_at, version)
     if draw(st.booleans()):

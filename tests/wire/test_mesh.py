@@ -139,6 +139,7 @@ def forward(*operations: object) -> list[Any]:
 
 TOO_HIGH = STAMP_MAX + 1
 HIGH_VERSION = make_version(1, Stamp(TOO_HIGH), ISSUER)
+ZERO_ROW = encode_row(Kind.VALUE, b"value", None, 0, make_version(1, Stamp(0), ISSUER))
 HIGH_ROW = encode_row(Kind.VALUE, b"value", None, 0, HIGH_VERSION)
 HIGH_VECTOR = bytes(20) + HIGH_VERSION
 FENCE = make_version(1, Stamp(8), ISSUER)
@@ -253,6 +254,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "frame from where no stamp is": (frame(after=TOO_HIGH, upto=TOO_HIGH + 1), "after must be a number"),
     "pull from where no stamp is": ([3, 1, ISSUER, TOO_HIGH, 1], "after must be a number"),
     "pull ended where no stamp is": ([4, ISSUER, TOO_HIGH, True], "upto must be a number"),
+    "row of a stamp that nobody issues": (frame(positions=[1, 0], rows=[NAMESPACE, b"k", ZERO_ROW]), "a row with the stamp 0"),
     "row of too high a stamp": (frame(positions=[1, 0], rows=[NAMESPACE, b"k", HIGH_ROW]), "the stamp of a row must be"),
     "walk with too high a stamp": ([6, 1, None, None, [NAMESPACE, b"k", HIGH_ROW], VECTOR, VECTOR], "the stamp of a row must be"),
     "walk above too high a vector": ([6, 1, None, None, [], VECTOR, HIGH_VECTOR], "the latest stamp of a version vector"),
