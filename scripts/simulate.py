@@ -19,6 +19,7 @@ from statistics import median
 from kvp2p.sim.history import to_line
 from kvp2p.sim.host import Host
 from kvp2p.sim.planted import PLANTED
+from kvp2p.sim.planted_purge import PURGE_BUGS
 from kvp2p.sim.simulation import Report, Simulation
 
 GRADE_SEEDS = 50
@@ -42,7 +43,7 @@ def parse() -> argparse.Namespace:
     what.add_argument("--grade", action="store_true", help="count the seeds until each planted bug is found")
     parser.add_argument("--first", type=int, help="the first seed of --minutes (the seconds since 1970)")
     parser.add_argument("--jobs", type=int, help="how many processes share the seeds (as many as there are cores)")
-    parser.add_argument("--planted", choices=sorted(PLANTED), help="plant this bug")
+    parser.add_argument("--planted", choices=sorted(PLANTED | PURGE_BUGS), help="plant this bug")
     parser.add_argument("--trace", action="store_true", help="print every event, one line each")
     parser.add_argument("--history", type=Path, help="write the history of the last seed to a file of JSON lines")
     return parser.parse_args()
@@ -76,7 +77,7 @@ def show_failure(report: Report, *, is_traced: bool) -> None:
 
 def run_one(seed: int, planted: str | None) -> Report:
     """Simulate one seed, in a process of its own; a long run keeps figures, not histories."""
-    return replace(Simulation(seed, host_type=PLANTED[planted] if planted else Host).run(), history=())
+    return replace(Simulation(seed, host_type=(PLANTED | PURGE_BUGS)[planted] if planted else Host).run(), history=())
 
 
 def run_all(options: argparse.Namespace, jobs: int) -> Iterator[Report]:
@@ -94,7 +95,7 @@ def run_all(options: argparse.Namespace, jobs: int) -> Iterator[Report]:
 def run_here(options: argparse.Namespace) -> Iterator[Report]:
     """Yield the reports of the seeds that were asked for, one after the other, and do with each what was asked for."""
     for seed in seeds_of(options):
-        host_type = PLANTED[options.planted] if options.planted else Host
+        host_type = (PLANTED | PURGE_BUGS)[options.planted] if options.planted else Host
         report = Simulation(seed, printer=print if options.trace else None, host_type=host_type).run()
         if options.history is not None:
             options.history.write_text("".join(f"{to_line(record)}\n" for record in report.history))
