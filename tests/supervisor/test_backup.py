@@ -44,10 +44,11 @@ def backup(node: Created, tmp_path: Path) -> Path:
 
 
 def contents(directory: Path) -> dict[str, dict[bytes, bytes]]:
-    """Return all tables but the mark of a restored store."""
+    """Return all tables, but not the mark of a restored store and the clock's offset, which it forgets."""
     with LmdbStore.open(directory / "store", readonly=True) as store, store.read() as reader:
         tables = {name: dict(reader.tables.scan(name)) for name in ("rows", "tails", "log", "expiry", "hashes", "meta")}
-    tables["meta"].pop(b"restored", None)
+    for name in (b"restored", b"clock_offset_ms"):
+        tables["meta"].pop(name, None)
     return tables
 
 
