@@ -18,7 +18,7 @@ from urllib.parse import quote, quote_from_bytes
 
 import trio
 
-from .connection import Connection, ConnectionConfig, Headers, Request
+from .connection import Connection, ConnectionConfig, Request
 from .failures import ConnectionLost, NotSent
 from .outcomes import (
     Found,
@@ -33,6 +33,7 @@ from .outcomes import (
     read_failure,
     written,
 )
+from .request import Headers
 from .response import Response
 from .streaming import StreamedValue, streamed_get, streamed_put
 

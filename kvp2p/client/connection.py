@@ -15,18 +15,17 @@ because the checkpoints that `trio.SocketStream` makes around each call would do
 
 from __future__ import annotations
 
-import re
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import trio
 
 from .failures import ConnectionLost, NotSent, ResponseInvalid, Unanswered
+from .request import Headers, checked_target, dial, encode_fields, head_start
 from .response import InvalidBytes, Response, ResponseParser
 
 RECEIVE_BYTES = 65_536  # guess: some 150 small answers in one call, and 1 000 connections still fit in 64 MiB
@@ -36,10 +35,6 @@ BATCH_BYTES = 1_048_576
 LARGE_S_PER_MIB = 2.0
 _MIB = 1_048_576
 
-Headers = tuple[tuple[bytes, bytes], ...]
-
-_FORBIDDEN_IN_TARGET = re.compile(rb"[\x00-\x20\x7f]")
-_FORBIDDEN_IN_HEADER = re.compile(rb"[\x00\r\n]")
 _NOTHING = memoryview(b"")
 _METHODS_WITH_BODY = frozenset({b"PUT", b"POST"})
 
@@ -105,7 +100,7 @@ class _Exchange:
 class Connection:
     """A pipelined connection to one `data_url`. Open it with `Connection.open`; any number of tasks may share it."""
 
-    def __init__(self, sock: socket.socket, authority: str, token: str | None, config: ConnectionConfig) -> None:
+    def __init__(self, sock: socket.socket, head_start: bytes, config: ConnectionConfig) -> None:
         self._socket = sock
         self._config = config
         self._parser = ResponseParser(self._accept, response_bytes_max=config.response_bytes_max)
@@ -119,11 +114,8 @@ class Connection:
         self._server_closes = False
         self._end_reason: str | None = None
         self._scope = trio.CancelScope()
-        head = b" HTTP/1.1\r\nHost: " + authority.encode("ascii") + b"\r\n"
-        if token is not None:
-            head += b"Authorization: Bearer " + _checked(token.encode("ascii")) + b"\r\n"
-        self._head_start = head
-        self._bare_head = head + b"\r\n"
+        self._head_start = head_start
+        self._bare_head = head_start + b"\r\n"
 
     @classmethod
     async def open(
@@ -131,23 +123,15 @@ class Connection:
     ) -> Connection:
         """Connect, and keep the connection's background work in `nursery`.
 
-        `data_url` is `http://host:port`. Raises `NotSent` when nobody answers there in time.
+        `data_url` is `http://host:port`. Raises ValueError for any other address or a token that no head can carry, `NotSent` when nobody answers there in time.
         """
         config = config or ConnectionConfig()
-        parts = urlsplit(data_url)
-        if parts.scheme != "http" or parts.hostname is None or parts.path not in ("", "/"):
-            raise ValueError(f"a data address looks like http://host:port, not {data_url!r}")
-        try:
-            with trio.fail_after(config.connect_timeout_ms / 1000):
-                stream = await trio.open_tcp_stream(parts.hostname, parts.port or 80)
-        except trio.TooSlowError as error:
-            raise NotSent(f"no connection to {data_url} in {config.connect_timeout_ms} ms") from error
-        except OSError as error:
-            raise NotSent(f"no connection to {data_url}: {error}") from error
+        start = head_start(data_url, token)
+        stream = await dial(data_url, config.connect_timeout_ms)
         sock = socket.socket(fileno=stream.socket.detach())
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = cls(sock, parts.netloc.rpartition("@")[2], token, config)
+        connection = cls(sock, start, config)
         nursery.start_soon(connection._run)
         return connection
 
@@ -222,13 +206,10 @@ class Connection:
             raise failures[0]
 
     def _encode(self, method: bytes, target: bytes, headers: Headers, body: bytes) -> bytes:
-        if _FORBIDDEN_IN_TARGET.search(target):
-            raise ValueError(f"a request target holds no spaces and no control characters: {target!r}")
+        checked_target(target)
         if not headers and not body and method not in _METHODS_WITH_BODY:
             return method + b" " + target + self._bare_head
-        lines = [method, b" ", target, self._head_start]
-        for name, value in headers:
-            lines += (_checked(name), b": ", _checked(value), b"\r\n")
+        lines = [method, b" ", target, self._head_start, encode_fields(headers)]
         if body or method in _METHODS_WITH_BODY:
             lines.append(b"Content-Length: %d\r\n" % len(body))
         lines += (b"\r\n", body)
@@ -427,9 +408,3 @@ def _tell(exchange: _Exchange, result: Result) -> None:
         exchange.result = result
     else:
         exchange.take(result)
-
-
-def _checked(field: bytes) -> bytes:
-    if _FORBIDDEN_IN_HEADER.search(field):
-        raise ValueError(f"a header holds no line ends: {field!r}")
-    return field

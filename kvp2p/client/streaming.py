@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final
-from urllib.parse import urlsplit
 
 import httptools
 import trio
 
-from .connection import LARGE_S_PER_MIB, RECEIVE_BYTES, ConnectionConfig, Headers
+from .connection import LARGE_S_PER_MIB, RECEIVE_BYTES, ConnectionConfig
 from .failures import ConnectionLost, NotSent, ResponseInvalid, Unanswered
 from .outcomes import Found, Refused
+from .request import Headers, checked_target, dial, encode_fields, head_start
 from .response import Response
 
 CONTINUE_WAIT_S: Final = 1.0  # guess: a server between that does not know of it stays silent
@@ -114,15 +114,7 @@ class _Call:
 
 @asynccontextmanager
 async def _calling(data_url: str, config: ConnectionConfig) -> AsyncIterator[_Call]:
-    parts = urlsplit(data_url)
-    assert parts.hostname is not None, "the address has been checked"
-    try:
-        with trio.fail_after(config.connect_timeout_ms / 1000):
-            stream = await trio.open_tcp_stream(parts.hostname, parts.port or 80)
-    except trio.TooSlowError as error:
-        raise NotSent(f"no connection to {data_url} in {config.connect_timeout_ms} ms") from error
-    except OSError as error:
-        raise NotSent(f"no connection to {data_url}: {error}") from error
+    stream = await dial(data_url, config.connect_timeout_ms)
     try:
         yield _Call(stream, config.answer_timeout_ms / 1000)
     finally:
@@ -130,11 +122,8 @@ async def _calling(data_url: str, config: ConnectionConfig) -> AsyncIterator[_Ca
 
 
 def _head(method: bytes, target: bytes, data_url: str, token: str | None, headers: Headers) -> bytes:
-    lines = [method + b" " + target + b" HTTP/1.1", b"Host: " + urlsplit(data_url).netloc.rpartition("@")[2].encode()]
-    if token is not None:
-        lines.append(b"Authorization: Bearer " + token.encode("ascii"))
-    lines += [name + b": " + value for name, value in headers]
-    return b"\r\n".join([*lines, b"Connection: close", b"", b""])
+    fields = encode_fields((*headers, (b"Connection", b"close")))
+    return method + b" " + checked_target(target) + head_start(data_url, token) + fields + b"\r\n"
 
 
 class StreamedValue:

@@ -21,7 +21,7 @@ from kvp2p.client import (
     open_client,
     streaming,
 )
-from tests.client.fake_server import Caller, Handler, answer, fake_server, saying
+from tests.client.fake_server import Caller, Handler, Seen, answer, fake_server, saying
 from tests.client.test_client import HAS_VERSION, VERSION, refusal
 
 VALUE = random.Random(3).randbytes(3_000_000)
@@ -268,3 +268,16 @@ async def test_client_that_connects_when_it_is_used_serves_other_calls_too() -> 
         found = await client.get("n", "k")
         assert found is not None
         assert found.value == b"v"
+
+
+async def test_token_that_would_break_the_framing_is_never_sent() -> None:
+    seen: list[Seen] = []
+    async with fake_server(saying(DONE, seen=seen)) as url, open_client(url, "x\r\nX: y", config=IMPATIENT) as client:
+        with pytest.raises(ValueError, match="holds no line ends"):
+            await client.put_from("n", "k", parts_of(VALUE), len(VALUE))
+        with pytest.raises(ValueError, match="holds no line ends"):
+            async with client.open_value("n", "k"):
+                pass
+        with pytest.raises(ValueError, match="holds no line ends"):
+            await client.get("n", "k")
+    assert not seen
