@@ -12,34 +12,27 @@ In and out: writes of this node's clients and Forwards in; batches that stage, w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from kvp2p.core.batches import BatchResult, ChunkBatch
-from kvp2p.core.board import Board, Deadlines, Peer
+from kvp2p.core.board import Board, Deadlines
 from kvp2p.core.chunk_pulls import ChunkPulls
 from kvp2p.core.entry import ChunkId
-from kvp2p.core.events import Reply
-from kvp2p.core.messages import ForwardOutcome
-from kvp2p.core.operations import Operation, Outcome, chunks_of, refused
+from kvp2p.core.operations import Outcome, chunks_of, refused
 from kvp2p.core.staging import Staging
-from kvp2p.core.writing import LeaderWriter
+from kvp2p.core.writing import AskedWrite, LeaderWriter
 from kvp2p.ids import NodeId
 from kvp2p.limits import CHUNKS_PER_WRITE_MAX, LARGE_WRITES_MAX
 
 
 @dataclass(slots=True, eq=False)
 class _LargeWrite:
-    """A write that waits for its chunks. `peer` and `link` None: of this node's own clients."""
+    """A write that waits for its chunks."""
 
     number: int
     writer: LeaderWriter
-    peer: NodeId | None
-    link: Peer | None
-    request: int
-    operations: tuple[Operation, ...]
-    deadline_ns: int
-    bytes_used: int
+    asked: AskedWrite
     chunks: tuple[ChunkId, ...]
     missing: dict[ChunkId, None] = field(default_factory=dict)
 
@@ -56,28 +49,19 @@ class LargeWrites:
         self._next = 1
         self._deadlines = Deadlines(board, "large", self._waiting.__contains__)
 
-    def submit(
-        self,
-        writer: LeaderWriter,
-        peer: NodeId | None,
-        request: int,
-        operations: tuple[Operation, ...],
-        deadline_ns: int,
-        bytes_used: int,
-    ) -> None:
-        """Take a write of `write_bytes` that `is_large`, or refuse it at once."""
-        link = None if peer is None else self.board.peers[peer]
-        chunks = chunks_of(operations)
+    def submit(self, writer: LeaderWriter, asked: AskedWrite) -> None:
+        """Take a write that `is_large`, or refuse it at once."""
+        chunks = chunks_of(asked.operations)
         number, self._next = self._next, self._next + 1
-        write = _LargeWrite(number, writer, peer, link, request, operations, deadline_ns, bytes_used, chunks)
+        write = _LargeWrite(number, writer, asked, chunks)
         refusal = self._refusal(write)
         if refusal is not None:
-            self._answer(write, refusal)
+            asked.answer(self.board, refusal)
             return
         writer.on_closed = self._on_closed
         self._waiting[number] = write
         self._open += 1
-        self._deadlines.add(deadline_ns, number)
+        self._deadlines.add(asked.deadline_ns, number)
         self.staging.keep(chunks)
 
         def staged(result: BatchResult) -> None:
@@ -92,7 +76,7 @@ class LargeWrites:
 
     def on_peer_down(self, peer: NodeId) -> None:
         """Drop what came over a link that has closed: its sender has told `unknown` [I10]."""
-        for write in [write for write in self._waiting.values() if write.peer == peer]:
+        for write in [write for write in self._waiting.values() if write.asked.peer == peer]:
             write.missing.clear()  # the pulls have forgotten what came from there
             self._end(write, None)
 
@@ -115,13 +99,13 @@ class LargeWrites:
     def _on_staged(self, write: _LargeWrite, missing: tuple[ChunkId, ...]) -> None:
         if not missing:
             self._pass_on(write)
-        elif write.peer is None:
+        elif write.asked.peer is None:
             lacking = f"{len(missing)} chunks of the write were not uploaded to this node; nothing was applied"
             self._end(write, refused("bad_request", lacking))
         else:
             write.missing = dict.fromkeys(missing)
             for chunk in missing:
-                self.pulls.want(chunk, write.number, write.peer, partial(self._on_chunk, write))
+                self.pulls.want(chunk, write.number, write.asked.peer, partial(self._on_chunk, write))
 
     def _on_chunk(self, write: _LargeWrite, chunk: ChunkId, refusal: Outcome | None) -> None:
         """A chunk is here, or cannot be had."""
@@ -139,32 +123,24 @@ class LargeWrites:
             self._open -= 1
             self.staging.let_go(write.chunks)
 
-        write.writer.submit(
-            write.peer, write.request, write.operations, write.deadline_ns, write.bytes_used, ended=ended
-        )
+        write.writer.submit(replace(write.asked, ended=ended))
 
     def _end(self, write: _LargeWrite, outcome: Outcome | None) -> None:
         """End a write that waits; without an outcome nobody is told."""
         del self._waiting[write.number]
         self._open -= 1
-        if write.peer is not None and write.missing:
-            self.pulls.unwant(write.number, write.peer, write.missing)
+        if write.asked.peer is not None and write.missing:
+            self.pulls.unwant(write.number, write.asked.peer, write.missing)
         self.staging.let_go(write.chunks)
         if outcome is not None:
-            self._answer(write, outcome)
+            write.asked.answer(self.board, outcome)
 
     def _on_closed(self, message: str) -> None:
         for write in [write for write in self._waiting.values() if write.writer.is_closed]:
             self._end(write, refused("no_leader", message))
 
-    def _answer(self, write: _LargeWrite, outcome: Outcome) -> None:
-        if write.peer is None:
-            self.board.emit(Reply(write.request, outcome))
-        else:
-            self.board.send(write.peer, ForwardOutcome(write.request, outcome))
-
     def check(self) -> None:
         """Assert what must hold between two events."""
         assert len(self._waiting) <= self._open <= LARGE_WRITES_MAX, "large writes are counted and bounded"
-        links = ((write.peer, write.link) for write in self._waiting.values())
+        links = ((write.asked.peer, write.asked.link) for write in self._waiting.values())
         assert all(peer is None or self.board.peers[peer] is link for peer, link in links), "a write waits on its link"

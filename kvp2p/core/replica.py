@@ -53,12 +53,12 @@ from kvp2p.core.messages import (
     WalkPart,
     WalkRequest,
 )
-from kvp2p.core.operations import Operation, is_large, refused
+from kvp2p.core.operations import is_large, refused
 from kvp2p.core.purging import Purger
 from kvp2p.core.readiness import Readiness
 from kvp2p.core.roster import Members
 from kvp2p.core.settings import ReplicaSettings
-from kvp2p.core.writing import Forwarder, LeaderWriter, refuse_malformed, write_bytes
+from kvp2p.core.writing import AskedWrite, Forwarder, LeaderWriter, refuse_malformed, write_bytes
 from kvp2p.ids import Issuer, NamespaceId, NodeId, Now
 from kvp2p.limits import CHUNK_PART_BYTES, NAMESPACE_SWEEP_ROWS_MAX
 
@@ -240,7 +240,8 @@ class ReplicaMachine:
         if malformed is not None:
             self.board.emit(Reply(event.request, malformed))
         elif self.leadership.writer is not None:
-            self._lead(self.leadership.writer, None, event.request, event.operations, event.deadline_ns, bytes_used)
+            asked = AskedWrite(None, None, event.request, event.operations, event.deadline_ns, bytes_used)
+            self._lead(self.leadership.writer, asked)
         elif self.board.is_leader(self.board.me.node):
             why = f"still {self.leadership.role}{self.leadership.waiting}"
             not_yet = refused("no_leader", f"this node is the leader and is {why}; nothing was applied")
@@ -258,21 +259,15 @@ class ReplicaMachine:
             not_leading = refused("no_leader", f"the node asked is {self.leadership.role}; nothing was applied")
             self.board.send(peer, ForwardOutcome(forward.request, not_leading))
         else:
-            self._lead(writer, peer, forward.request, forward.operations, forward.deadline_ns, bytes_used)
+            link = self.board.peers[peer]
+            operations = forward.operations
+            self._lead(writer, AskedWrite(peer, link, forward.request, operations, forward.deadline_ns, bytes_used))
 
-    def _lead(
-        self,
-        writer: LeaderWriter,
-        peer: NodeId | None,
-        request: int,
-        operations: tuple[Operation, ...],
-        deadline_ns: int,
-        bytes_used: int,
-    ) -> None:
-        if is_large(operations):
-            self.large_values.writes.submit(writer, peer, request, operations, deadline_ns, bytes_used)
+    def _lead(self, writer: LeaderWriter, asked: AskedWrite) -> None:
+        if is_large(asked.operations):
+            self.large_values.writes.submit(writer, asked)
         else:
-            writer.submit(peer, request, operations, deadline_ns, bytes_used)
+            writer.submit(asked)
 
     # --- the store
 

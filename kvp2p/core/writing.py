@@ -49,8 +49,11 @@ def _nothing() -> None:
 
 
 @value
-class _Waiting:
-    """A write at the leader. `peer` and `link` None: of this node's own clients."""
+class AskedWrite:
+    """A write, of `write_bytes`, that this leader is asked for. `peer` and `link` None: by its own clients.
+
+    `ended` is called once, when it was persisted, refused or dropped.
+    """
 
     peer: NodeId | None
     link: Peer | None
@@ -58,7 +61,14 @@ class _Waiting:
     operations: tuple[Operation, ...]
     deadline_ns: int
     bytes_used: int
-    ended: Callable[[], None]
+    ended: Callable[[], None] = _nothing
+
+    def answer(self, board: Board, outcome: Outcome) -> None:
+        """Tell whoever asked, if that is still the link it came over: on a newer one the number may mean another write [I10]."""
+        if self.peer is None:
+            board.emit(Reply(self.request, outcome))
+        elif board.peers.get(self.peer) is self.link:
+            board.send(self.peer, ForwardOutcome(self.request, outcome))
 
 
 class LeaderWriter:
@@ -70,32 +80,22 @@ class LeaderWriter:
         self.designation = designation
         self.issuer = issuer
         self.issued = Stamp(0)  # the last stamp given out under this issuer, durable or not
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[AskedWrite] = deque()
         self._queue_bytes = 0
         self._is_persisting = False
         self._is_closed = False
         self._own_groups = 0  # in flight
         self.on_closed: Callable[[str], None] = lambda _: None  # for writes that are not in the queue yet
 
-    def submit(
-        self,
-        peer: NodeId | None,
-        request: int,
-        operations: tuple[Operation, ...],
-        deadline_ns: int,
-        bytes_used: int,
-        ended: Callable[[], None] = _nothing,
-    ) -> None:
-        """Take a write of `write_bytes`, or refuse it at once. `ended` is called once, when it was persisted, refused or dropped."""
-        link = None if peer is None else self.board.peers[peer]
-        waiting = _Waiting(peer, link, request, operations, deadline_ns, bytes_used, ended)
+    def submit(self, write: AskedWrite) -> None:
+        """Take a write, or refuse it at once."""
         if self.is_closed:
-            self._answer(waiting, refused("no_leader", "this node has stopped leading; nothing was applied"))
-        elif len(self._queue) >= WRITE_QUEUE_MAX or self._queue_bytes + bytes_used > WRITE_QUEUE_BYTES_MAX:
-            self._answer(waiting, refused("overloaded", "the leader's queue of writes is full; nothing was applied"))
+            self._end(write, refused("no_leader", "this node has stopped leading; nothing was applied"))
+        elif len(self._queue) >= WRITE_QUEUE_MAX or self._queue_bytes + write.bytes_used > WRITE_QUEUE_BYTES_MAX:
+            self._end(write, refused("overloaded", "the leader's queue of writes is full; nothing was applied"))
         else:
-            self._queue.append(waiting)
-            self._queue_bytes += bytes_used
+            self._queue.append(write)
+            self._queue_bytes += write.bytes_used
             self._flush()
 
     def begin_term(
@@ -167,14 +167,14 @@ class LeaderWriter:
         """Refuse what waits; what is being persisted still ends."""
         self._is_closed = True
         while self._queue:
-            self._answer(self._queue.popleft(), refused("no_leader", message))
+            self._end(self._queue.popleft(), refused("no_leader", message))
         self._queue_bytes = 0
         self.on_closed(message)
 
     def _flush(self) -> None:
         if self._is_persisting:
             return
-        group: list[_Waiting] = []
+        group: list[AskedWrite] = []
         operations = group_bytes = 0
         while self._queue:
             waiting = self._queue[0]
@@ -184,7 +184,7 @@ class LeaderWriter:
             self._queue.popleft()
             self._queue_bytes -= waiting.bytes_used
             if waiting.deadline_ns <= self.board.now.mono_ns:
-                self._answer(
+                self._end(
                     waiting, refused("deadline_passed", "the write waited past its deadline; nothing was applied")
                 )
                 continue
@@ -194,21 +194,21 @@ class LeaderWriter:
         if group:
             self._persist(group)
 
-    def _persist(self, group: list[_Waiting]) -> None:
+    def _persist(self, group: list[AskedWrite]) -> None:
         writes = tuple(StampedWrite(self._stamps(waiting.operations), waiting.operations) for waiting in group)
         self._is_persisting = True
 
         def done(result: BatchResult) -> None:
             self._is_persisting = False
             for waiting, outcome in zip(group, result.outcomes, strict=True):  # durable: now it may be told [I5]
-                self._answer(waiting, outcome)
+                self._end(waiting, outcome)
             self._send_frame(result)
             self._flush()
 
         def failed(reason: str) -> None:
             self._is_persisting = False
             for waiting in group:
-                self._answer(waiting, refused("disk_full", f"the leader could not store the write: {reason}"))
+                self._end(waiting, refused("disk_full", f"the leader could not store the write: {reason}"))
             self._flush()
 
         clock_ms = self.board.clock_ms()
@@ -229,14 +229,9 @@ class LeaderWriter:
         self.issued = self.clock.latest
         return first
 
-    def _answer(self, waiting: _Waiting, outcome: Outcome) -> None:
-        if waiting.peer is None:
-            self.board.emit(Reply(waiting.request, outcome))
-        elif (
-            self.board.peers.get(waiting.peer) is waiting.link
-        ):  # on a newer link the number may mean another write [I10]
-            self.board.send(waiting.peer, ForwardOutcome(waiting.request, outcome))
-        waiting.ended()
+    def _end(self, write: AskedWrite, outcome: Outcome) -> None:
+        write.answer(self.board, outcome)
+        write.ended()
 
 
 @value
