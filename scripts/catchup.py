@@ -18,13 +18,8 @@ Exit status: 0 kept, 1 not, 2 usage.
 from __future__ import annotations
 
 import argparse
-import json
 import re
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
@@ -40,7 +35,8 @@ from kvp2p.core.entry import ROW_HEAD_BYTES
 from kvp2p.ids import ID_BYTES
 from scripts.local_cluster.asking import ask_status, get
 from scripts.local_cluster.state import Node, State, read_state
-from scripts.survival.running import CLIENT, LOAD_WRITES_MAX, READ_KEYS, cluster, cluster_document, text_of
+from scripts.survival.running import CLIENT, LOAD_WRITES_MAX, READ_KEYS
+from scripts.survival.trial import cluster, cluster_document, make_parser, run_trial
 
 EXCESS_SHARE_MAX = 0.10  # heads, positions and digests in the same payloads; measured: 3 to 5 %
 CAUGHT_UP_SECONDS_MAX = 10.0
@@ -293,22 +289,12 @@ def at_least(least: float, kind: Callable[[str], float]) -> Callable[[str], floa
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="scripts/catchup",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser("catchup", __doc__)
     parser.add_argument("--nodes", type=at_least(3, int), default=5, metavar="N", help="of the cluster, 3 or more (5)")
     parser.add_argument("--rate", type=at_least(1, float), default=1_000, metavar="R", help="writes a second (1000)")
     parser.add_argument("--seconds", type=at_least(1, float), default=30, metavar="S", help="length of the cut (30)")
     parser.add_argument("--before", type=at_least(1, float), default=5, metavar="S", help="of load before the cut (5)")
     parser.add_argument("--after", type=at_least(0, float), default=3, metavar="S", help="of load after the heal (3)")
-    parser.add_argument("--dir", type=Path, metavar="DIR", help="a new directory (a temporary one, removed at the end)")
-    parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    parser.add_argument("--keep", action="store_true", help="leave the cluster running and the directory in place")
     return parser.parse_args(arguments)
 
 
@@ -323,30 +309,7 @@ async def catch_up(arguments: argparse.Namespace, directory: Path) -> dict[str, 
 
 def main() -> int:
     arguments = parse(sys.argv[1:])
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the nodes are stopped then, too
-    parent = arguments.dir.resolve() if arguments.dir else Path(tempfile.mkdtemp(prefix="kvp2p-catchup-"))
-    directory = parent / "cluster"
-    document: dict[str, Any] = {"violations": ["it did not get to its end"]}
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        document = trio.run(catch_up, arguments, directory)
-    except subprocess.CalledProcessError as error:
-        print(f"catchup: {text_of(error)}", file=sys.stderr)
-    finally:
-        if directory.exists() and not arguments.keep:
-            cluster("stop", "--dir", str(directory))
-        # What went wrong must stay to be looked at.
-        if not arguments.keep and not arguments.dir and not document["violations"]:
-            shutil.rmtree(parent)
-    if "nodes" not in document:
-        return 1
-    if arguments.json:
-        print(json.dumps(document, indent=1))
-    else:
-        print_table(document)
-        if parent.exists():
-            print(parent)
-    return 1 if document["violations"] else 0
+    return run_trial("catchup", arguments, partial(catch_up, arguments), print_table)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict
@@ -37,20 +33,14 @@ import trio
 
 from scripts.survival.history import History
 from scripts.survival.plans import DOWN_SECONDS, plan_cuts, plan_kills
-from scripts.survival.running import Run, cluster, cluster_document, text_of
+from scripts.survival.running import Run
 from scripts.survival.telling import describe, print_table
+from scripts.survival.trial import cluster_document, make_parser, run_trial
 from scripts.survival.verdicts import judge
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="scripts/survive",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser("survive", __doc__)
     parser.add_argument("--nodes", type=int, default=5, metavar="N", help="nodes of the cluster, 2 or more (5)")
     parser.add_argument("--rate", type=float, default=1_000, metavar="R", help="writes offered per second (1000)")
     parser.add_argument("--seconds", type=float, default=30, metavar="S", help="length of the load (30)")
@@ -60,9 +50,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--partitions", action="store_true", help="cut the mesh between random groups meanwhile")
     parser.add_argument("--seed", type=int, metavar="X", help="of the victims and values (a random one, printed)")
-    parser.add_argument("--dir", type=Path, metavar="DIR", help="a new directory (a temporary one, removed at the end)")
-    parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    parser.add_argument("--keep", action="store_true", help="leave the cluster running and the directory in place")
     parsed = parser.parse_args(arguments)
     if parsed.nodes < 2 or parsed.rate * parsed.seconds < 1 or parsed.kill_every_s <= 0:
         parser.error("--nodes must be 2 or more, --rate, --seconds and --kill-every-s more than nothing")
@@ -71,7 +58,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parsed
 
 
-async def survive(arguments: argparse.Namespace, directory: Path, seed: int) -> dict[str, Any]:
+async def survive(arguments: argparse.Namespace, seed: int, directory: Path) -> dict[str, Any]:
     """Run the whole on a cluster in `directory` and return the figures; history.jsonl beside it tells every write."""
     faults = ["--faults"] if arguments.partitions else []
     started = await trio.to_thread.run_sync(
@@ -103,30 +90,8 @@ async def survive(arguments: argparse.Namespace, directory: Path, seed: int) -> 
 
 def main() -> int:
     arguments = parse(sys.argv[1:])
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the nodes are stopped then, too
     seed = arguments.seed if arguments.seed is not None else random.randrange(1 << 32)
-    parent = arguments.dir.resolve() if arguments.dir else Path(tempfile.mkdtemp(prefix="kvp2p-survive-"))
-    directory = parent / "cluster"
-    document: dict[str, Any] = {"violations": ["it did not get to its end"]}
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        document = trio.run(survive, arguments, directory, seed)
-    except subprocess.CalledProcessError as error:
-        print(f"survive: {text_of(error)}", file=sys.stderr)
-    finally:
-        if directory.exists() and not arguments.keep:
-            cluster("stop", "--dir", str(directory))
-        # What went wrong must stay to be looked at.
-        if not arguments.keep and not arguments.dir and not document["violations"]:
-            shutil.rmtree(parent)
-    if "seed" not in document:
-        return 1
-    if arguments.json:
-        print(json.dumps(document, indent=1))
-    else:
-        print_table(document)
-        print(f"seed {seed}" + (f", {parent}" if parent.exists() else ""))
-    return 1 if document["violations"] else 0
+    return run_trial("survive", arguments, partial(survive, arguments, seed), print_table)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Keeps true: every write is offered once and noted as its client saw it. What goe
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import subprocess
@@ -22,9 +21,9 @@ from kvp2p.client import Acked, Client, ClientConfig, ClientError, LatencySummar
 from kvp2p.client.load import run_open_loop
 from scripts.survival.history import Cut, History, Kill, Write
 from scripts.survival.plans import DOWN_SECONDS, PlannedCut
+from scripts.survival.trial import cluster, cluster_document, text_of
 from scripts.survival.verdicts import EQUAL_SECONDS_MAX
 
-CLUSTER_PROGRAM = Path(__file__).resolve().parents[1] / "cluster"
 KEYS_MAX = 2_000  # so that a run writes each key many times
 READ_KEYS = 200  # in one pipelined call
 PAD = "." * 60
@@ -248,20 +247,3 @@ class Run:
 
     def _now_s(self) -> float:
         return trio.current_time() - self._started
-
-
-def cluster(*arguments: str) -> str:
-    """Run scripts/cluster and return its stdout."""
-    done = subprocess.run([str(CLUSTER_PROGRAM), *arguments], capture_output=True, text=True, check=True)
-    return done.stdout
-
-
-def cluster_document(*arguments: str) -> dict[str, Any]:
-    """Run scripts/cluster and return the document that it prints."""
-    document: dict[str, Any] = json.loads(cluster(*arguments))
-    return document
-
-
-def text_of(error: Exception) -> str:
-    """Return what a program that failed has said, or what an error says."""
-    return error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)

@@ -60,6 +60,7 @@ def print_table(document: Mapping[str, Any]) -> None:
     equal = document["equal_after_s"]
     on_side = [sum(counts) for counts in zip(*document["side_windows"].values(), strict=True)] or [0, 0]
     lines = [
+        ("seed", document["seed"]),
         ("nodes", document["nodes"]),
         ("offered", f"{document['rate']:g}/s for {document['seconds']:g} s, through nodes that do not lead"),
         ("outcomes", ", ".join(f"{count} {word}" for word, count in sorted(document["outcomes"].items()))),
