@@ -280,6 +280,9 @@ class Nemesis:
             return
         leader = self.cluster.leader()
         victim = leader if leader is not None and random.random() < 0.7 else random.choice(self.cluster.hosts)
+        with victim.disk.store.read() as txn:
+            if txn.restored:
+                return  # its node has not caught up since the last time: a leader that never leads shows nothing
         copy, life = victim.disk.store.snapshot(), victim.disk.generation
         self.cluster.note(f"back up the disk of {victim.name}")
         age_s = 1 + 6 * random.random()

@@ -29,7 +29,7 @@ from kvp2p.sim.schedule import SECOND, EndlessRun
 from kvp2p.sim.seeds import Seeds
 from kvp2p.sim.workload import Workload, WorkloadPlan
 
-ACKED_MIN = 150
+ACKED_MIN = 200
 SAFETY_S_MAX = 2_000.0  # a run that has not shown enough by then fails
 BOOT_S_MAX = 30.0
 CONVERGE_S_MAX = 60.0  # after all is mended: link timeouts, back-off and a walk fit in; guess
