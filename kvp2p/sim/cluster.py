@@ -41,6 +41,7 @@ from kvp2p.ids import (
 )
 from kvp2p.limits import WRITE_DEADLINE_MS
 from kvp2p.sim import large
+from kvp2p.sim.clocks import LeadersClocks, Oscillator
 from kvp2p.sim.disk import Disk
 from kvp2p.sim.history import (
     ABSENT_CONTENT,
@@ -75,6 +76,7 @@ class ClusterPlan:
     joining: int = 0
     sync_ms: float = 2.0
     clock_offsets_ms: tuple[int, ...] = ()
+    drifts_ppm: tuple[int, ...] = ()
     network: NetworkProfile = field(default_factory=NetworkProfile)
     settings: ReplicaSettings = field(default_factory=ReplicaSettings)
 
@@ -99,7 +101,7 @@ class Cluster:
         self.hidden = 0  # reads that found a value expired
         self._writes = 0
         self._acked: list[_Acked] = []
-        self._leading_ahead_ms = 0
+        self._leaders_clocks = LeadersClocks()
         self._dropped: set[NamespaceId] = set()  # asked for; only ever looked into
         world = World(self.schedule, self.network, self.trace, self)
         identities = seeds.random("identities")
@@ -118,6 +120,8 @@ class Cluster:
             host.chunk_part_bytes = large.PART_BYTES
             if index < len(plan.clock_offsets_ms):
                 host.clock_offset_ms = plan.clock_offsets_ms[index]
+            if index < len(plan.drifts_ppm):
+                host.oscillator = Oscillator(plan.drifts_ppm[index])
             self.hosts.append(host)
             self.network.hosts[url] = host
         self._found(Issuer(identities.randbytes(8)))
@@ -252,7 +256,7 @@ class Cluster:
 
     def leading_clock_ms(self) -> int:
         """Return the greatest clock of any node that leads or has led, as it would stand now; 0 before any did."""
-        return self._leading_ahead_ms + self.schedule.now_ns // MS if self._leading_ahead_ms else 0
+        return self._leaders_clocks.latest_ms(self.schedule.now_ns)
 
     def stamps_ahead_ms(self) -> int:
         """Return by how much the latest stamp is ahead of the leader's clock; negative when it is behind."""
@@ -397,8 +401,8 @@ class Cluster:
     def on_handled(self, host: Host) -> None:
         """Note the clock of a node that leads."""
         if host.machine is not None and host.machine.board.leads:
-            ahead_ms = host.machine.board.clock_ms() - self.schedule.now_ns // MS
-            self._leading_ahead_ms = max(self._leading_ahead_ms, ahead_ms)
+            clock_ms = host.machine.board.clock_ms()
+            self._leaders_clocks.note(host.name, host.life, host.oscillator, clock_ms, self.schedule.now_ns)
 
     def on_notice(self, host: Host, notice: Notice) -> None:
         """Record alarms."""

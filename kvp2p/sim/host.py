@@ -40,6 +40,7 @@ from kvp2p.core.serve import serve
 from kvp2p.core.settings import ReplicaSettings
 from kvp2p.ids import NodeId, Now
 from kvp2p.limits import CHUNK_PART_BYTES
+from kvp2p.sim.clocks import Oscillator
 from kvp2p.sim.disk import Disk
 from kvp2p.sim.network import Network
 from kvp2p.sim.schedule import MS, Schedule
@@ -106,6 +107,7 @@ class Host:
         self.random = random
         self.seeds = seeds
         self.clock_offset_ms = 0
+        self.oscillator = Oscillator()
         self.chunk_part_bytes = CHUNK_PART_BYTES
         self.life = 0
         self.is_alive = False
@@ -192,13 +194,14 @@ class Host:
 
     @property
     def booted_ns(self) -> int:
-        """Return the virtual time at which the monotonic clock of this life read zero."""
-        return self._boot_ns
+        """Return what the oscillator had counted when the monotonic clock of this life read zero."""
+        return self.oscillator.own_ns(self._boot_ns)
 
     def now(self) -> Now:
         """Read both clocks of this node: the monotonic one begins anew at each start of the machine."""
         now_ns = self.world.schedule.now_ns
-        return Now(now_ns - self._boot_ns, EPOCH_MS + now_ns // MS + self.clock_offset_ms)
+        own_ns = self.oscillator.own_ns(now_ns)
+        return Now(own_ns - self.booted_ns, EPOCH_MS + own_ns // MS + self.clock_offset_ms)
 
     # --- the machine
 
@@ -235,7 +238,8 @@ class Host:
             case Send(peer=peer, message=message):
                 self.world.network.send(self, peer, message)
             case SetTimer(token=token, at_ns=at_ns):
-                self.world.schedule.at(at_ns + self._boot_ns, self._in_this_life(TimerFired(token)))
+                true_ns = self.oscillator.true_ns(at_ns + self.booted_ns)
+                self.world.schedule.at(true_ns, self._in_this_life(TimerFired(token)))
             case Persist(ticket=ticket, batch=batch):
                 self.persist(ticket, batch)
             case Reply(request=request, outcome=outcome):

@@ -20,6 +20,7 @@ from typing import Protocol
 from kvp2p.core.events import Event, PeerDown, PeerUp, Received, SendFailed
 from kvp2p.core.messages import LANE_OF, Digest, Forward, Frame, Lane, Message, Roster
 from kvp2p.ids import NodeId
+from kvp2p.sim.clocks import Oscillator
 from kvp2p.sim.schedule import MS, Schedule
 from kvp2p.wire.mesh import encode_message, pack, unpack
 
@@ -36,8 +37,11 @@ class Endpoint(Protocol):
     def is_paused(self) -> bool: ...
 
     @property
+    def oscillator(self) -> Oscillator: ...
+
+    @property
     def booted_ns(self) -> int:
-        """Return the virtual time at which the monotonic clock of this life read zero."""
+        """Return what the oscillator had counted when the monotonic clock of this life read zero."""
         ...
 
     def deliver(self, event: Event) -> None: ...
@@ -235,7 +239,10 @@ class Network:
 
     def _by_clock_of(self, to: _End, source: _End, forward: Forward) -> Forward:
         """Tell a deadline by the receiver's clock, as links do: early by what their best ping took, never late [I10]."""
-        ahead_ns = source.booted_ns - to.booted_ns - int(self.profile.delay_ms * MS)
+        now_ns = self.schedule.now_ns
+        receivers_ns = to.host.oscillator.own_ns(now_ns) - to.booted_ns
+        senders_ns = source.host.oscillator.own_ns(now_ns) - source.booted_ns
+        ahead_ns = receivers_ns - senders_ns - int(self.profile.delay_ms * MS)
         return replace(forward, deadline_ns=forward.deadline_ns + ahead_ns)
 
     def _deliverer(self, link: _Link, end: _End, event: Event) -> Callable[[], None]:

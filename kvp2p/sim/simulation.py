@@ -34,6 +34,7 @@ SAFETY_S_MAX = 2_000.0  # a run that has not shown enough by then fails
 BOOT_S_MAX = 30.0
 CONVERGE_S_MAX = 60.0  # after all is mended: link timeouts, back-off and a walk fit in; guess
 PROBE_S_MAX = 30.0
+DRIFT_PPM_MAX = 200  # of quartz; two of them go apart by twice that
 PURGE_S_MAX = 180.0  # values expire after 90 s at most
 
 
@@ -89,6 +90,7 @@ def draw_plan(seeds: Seeds) -> RunPlan:
             joining=1 if "join" in enabled else 0,
             sync_ms=random.choice((0.3, 2.0, 10.0, 60.0)),
             clock_offsets_ms=tuple(random.randint(-offsets_ms_max, offsets_ms_max) for _ in range(nodes)),
+            drifts_ppm=_draw_drifts(seeds.random("drift"), nodes),
             network=_draw_network(random),
             settings=_draw_settings(random, random.choice((500, 5_000, BY_HAND_PURGE_AFTER_MS))),
         ),
@@ -105,6 +107,12 @@ def draw_plan(seeds: Seeds) -> RunPlan:
         faults=tuple(FaultPlan(kind, _rhythm_s(kind) * random.choice((0.7, 1.0, 1.5))) for kind in enabled),
         safety_s=random.choice((15.0, 25.0)),
     )
+
+
+def _draw_drifts(random: Random, nodes: int) -> tuple[int, ...]:
+    """Draw how much too fast each node's clocks go: in half of the runs not at all."""
+    drift_ppm_max = random.choice((0, 0, 20, DRIFT_PPM_MAX))
+    return tuple(random.randint(-drift_ppm_max, drift_ppm_max) for _ in range(nodes))
 
 
 def _rhythm_s(kind: str) -> float:

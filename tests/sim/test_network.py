@@ -8,6 +8,7 @@ from kvp2p.core.events import Event, PeerDown, Received, SendFailed
 from kvp2p.core.messages import Forward, Pull, PullEnd, Roster
 from kvp2p.core.operations import DeleteNamespace
 from kvp2p.ids import Issuer, NamespaceId, NodeId, Stamp
+from kvp2p.sim.clocks import Oscillator
 from kvp2p.sim.network import Network, NetworkProfile
 from kvp2p.sim.schedule import MS, SECOND, Schedule
 from kvp2p.sim.seeds import Seeds
@@ -22,6 +23,7 @@ class FakeHost:
         self.is_alive = True
         self.is_paused = False
         self.life = 1
+        self.oscillator = Oscillator()
         self.booted_ns = 0
         self.events: list[tuple[int, Event]] = []
         self._schedule = schedule
