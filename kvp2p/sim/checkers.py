@@ -1,6 +1,6 @@
 """The claims of DESIGN §9 as functions over a recorded history and the final states.
 
-Decides: whether a run kept C1, C2, C3, C5 and C11, and the parts of I2, I3, I7, I8 and I10 that a history shows.
+Decides: whether a run kept C1, C2, C3, C5, C7 and C11, and the parts of I2, I3, I4, I7, I8 and I10 that a history shows.
 Keeps true: a checker knows nothing but records (`history.py`); the same functions judge the simulator and runs of real processes.
 In and out: records in, violations out; an empty list means that this history shows no violation, never that there is none.
 """
@@ -16,6 +16,7 @@ from kvp2p.sim.history import Ended, Invoked, Issued, Record, Seen, StoreState, 
 
 SYSTEM = SYSTEM_NAMESPACE.hex()
 VIOLATIONS_MAX = 20  # of one claim; the first tells most
+LATE_MS_MAX = 1_000  # C7
 PURGED_WITHIN_MS = 60_000  # at rest; longer than the greatest interval between two Purges that a run draws
 
 Key = tuple[str, str]
@@ -182,6 +183,8 @@ def check_purged_to_the_last_row(history: Sequence[Record]) -> Iterator[Violatio
                 yield Violation("I8", f"the tombstone of {_show((row.namespace, row.key))} is left at {state.node}")
             elif 0 < row.expires_at_s * 1_000 <= state.clock_ms - PURGED_WITHIN_MS:
                 yield Violation("I8", f"{_show((row.namespace, row.key))} has expired and is left at {state.node}")
+        if len(state.issuers) > 1:
+            yield Violation("I8", f"{len(state.issuers)} issuers are left at {state.node}")
         if state.graves:
             yield Violation("I8", f"{state.graves} tombstones are left at {state.node}")
         expiring = sum(row.expires_at_s > 0 for row in state.rows)
@@ -190,6 +193,18 @@ def check_purged_to_the_last_row(history: Sequence[Record]) -> Iterator[Violatio
                 "I8",
                 f"{state.expiring} rows stand in the index of expiries of {state.node}, and {expiring} rows expire",
             )
+
+
+def check_expiry_is_not_late(history: Sequence[Record]) -> Iterator[Violation]:
+    """C7: at rest no node believes the leader's clock, by which it hides, to be over a second behind what that is.
+
+    One ahead is judged where it hides a value [I7]: it may go by a former leader's clock, since what was hidden stays so.
+    """
+    states = _states(history)
+    leads_ms = max((state.clock_ms for state in states if state.leads), default=0)
+    for state in states:
+        if state.clock_ms < leads_ms - LATE_MS_MAX:
+            yield Violation("C7", f"{state.node} would hide values {leads_ms - state.clock_ms} ms late")
 
 
 def check_nothing_invented(history: Sequence[Record]) -> Iterator[Violation]:
@@ -321,9 +336,9 @@ def _greatest_acked(history: Sequence[Record]) -> dict[Key, _Acked]:
                 if before is None or before.version < version:
                     expires_ms = None
                     if operation.expires_in_s:
-                        expires_ms = (
-                            clocks.get((version[24:], int(version[8:24], 16)), 0) + operation.expires_in_s * 1_000
-                        )
+                        clock_ms = clocks.get((version[24:], int(version[8:24], 16)))
+                        # Acknowledged, and made durable by nobody: nothing excuses that it is gone.
+                        expires_ms = None if clock_ms is None else clock_ms + operation.expires_in_s * 1_000
                     greatest[key] = _Acked(version, record.write, operation.kind == "delete", expires_ms)
     return greatest
 
@@ -372,6 +387,7 @@ CHECKERS: tuple[Checker, ...] = (
     check_no_acknowledged_write_lost,
     check_no_resurrection,
     check_purged_to_the_last_row,
+    check_expiry_is_not_late,
     check_nothing_invented,
     check_positions_issued_once,
     check_issuers_are_closed,

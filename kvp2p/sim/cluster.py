@@ -381,7 +381,11 @@ class Cluster:
 
     def states(self, *, is_purged: bool = False) -> list[StoreState]:
         """Return every store as it stands, recounted from its rows."""
-        return [replace(state_of(host, self.clock_ms_of(host)), is_purged=is_purged) for host in self.hosts]
+        leader = self.leader()
+        return [
+            replace(state_of(host, self.clock_ms_of(host)), leads=host is leader, is_purged=is_purged)
+            for host in self.hosts
+        ]
 
     # --- what hosts report
 

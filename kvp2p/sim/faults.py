@@ -1,7 +1,7 @@
 """The nemesis: faults that happen during the safety phase.
 
 Decides: which fault strikes whom and when. Each kind has a generator and a rhythm of its own, so adding one leaves the others as they were.
-Keeps true: the fault model of DESIGN §3. The one fault that may lose acknowledged writes, a disk put back to an older copy, strikes only
+Keeps true: the fault model of DESIGN §3. The faults that may lose acknowledged writes, a disk put back to an older copy or wiped, strike only
 while another disk holds everything that one has. `fired` counts what really happened: a fault without effect does not count.
 In and out: a cluster to act upon in; `fired` out. `stop` ends all faults and mends everything.
 """

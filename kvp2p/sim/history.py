@@ -159,8 +159,8 @@ class StoreState:
     `chunks` are the chunks as the store counts them: id, references, whether the content is here and right; `chunks_named` how often rows name each
     (those of deleted namespaces too, and rows that readers see in place of pending ones). `staged` and `pending` count chunks kept for writes under way,
     and rows that lack chunks.
-    `clock_ms` is what the node believes the leader's clock to be. `graves` and `expiring` count the entries of those indexes; `is_purged` says that the
-    run waited until all that may go had gone.
+    `clock_ms` is what the node believes the leader's clock to be; at the node that `leads` it is that clock. `graves` and `expiring` count the entries of
+    those indexes; `is_purged` says that the run waited until all that may go had gone.
     """
 
     node: str
@@ -175,6 +175,7 @@ class StoreState:
     log: tuple[StandingPosition, ...]
     issuers: tuple[StandingIssuer, ...]
     clock_ms: int = 0
+    leads: bool = False
     graves: int = 0
     expiring: int = 0
     is_purged: bool = False

@@ -9,7 +9,6 @@ In and out: whole values from the workload in (a Put with `is_chunked` has its w
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 from kvp2p.core.chunk_rows import shown_row
 from kvp2p.core.entry import (
@@ -96,7 +95,7 @@ class Upload:
 
     def _end(self, outcome: Outcome | None) -> None:
         # Not inside the event that told the outcome: a client takes its time.
-        self._host.world.schedule.after(0, partial(self._end_upload))
+        self._host.world.schedule.after(0, self._end_upload)
         self._told(outcome)
 
     def _end_upload(self) -> None:
@@ -117,7 +116,7 @@ def content_of_row(txn: ReadTransaction, namespace: NamespaceId, key: bytes, row
     chunks = decode_chunk_list(entry.value)
     contents = [txn.chunk(chunk) for chunk in chunks.ids]
     value = b"".join(MISSING if content is None else content for content in contents)
-    return content_of(value[: chunks.value_bytes] if MISSING not in value else value, entry.metadata)
+    return content_of(value, entry.metadata)
 
 
 def shows(txn: ReadTransaction, namespace: NamespaceId, key: bytes, version: Version) -> bool:

@@ -58,6 +58,7 @@ class Report:
     unknown: int
     refused: int
     fired: dict[str, int]
+    hidden: int  # reads that found a value expired
     nodes: int
     recovery_s: float  # from the end of all faults until every node was equal, idle times of links included
     virtual_s: float
@@ -286,6 +287,7 @@ class Simulation:
             unknown=endings.count("unknown") + endings.count("lost"),
             refused=endings.count("refused"),
             fired=dict(self.nemesis.fired),
+            hidden=cluster.hidden,
             nodes=len(cluster.hosts),
             recovery_s=self._recovery_s,
             virtual_s=cluster.schedule.now_ns / SECOND,

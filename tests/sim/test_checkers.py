@@ -12,6 +12,7 @@ from kvp2p.sim.checkers import (
     check,
     check_chunks,
     check_convergence,
+    check_expiry_is_not_late,
     check_issuers_are_closed,
     check_no_acknowledged_write_lost,
     check_no_alarm,
@@ -112,6 +113,8 @@ def mortal_row() -> StandingRow:
     return replace(row(RED, STAMP), expires_at_s=900)
 
 
+TWO_ISSUERS = (StandingIssuer(ISSUER, "n1", 5), StandingIssuer(LATER, "n1", None))
+
 MORTAL = replace(put(RED), expires_in_s=60)
 ONE_MORTAL: list[Record] = [invoked(1, MORTAL), Issued(1, "n1", ISSUER, STAMP, MORTAL, 1_000_000), acked(1, STAMP)]
 
@@ -184,6 +187,11 @@ BAD: list[tuple[Checker, str, list[Record]]] = [
     (check_no_resurrection, "is back at", [seen("", 2), seen(RED, 1)]),
     (check_no_acknowledged_write_lost, "stands at None", [*ONE_MORTAL, replace(state("n1"), clock_ms=EXPIRES_MS - 1)]),
     (
+        check_no_acknowledged_write_lost,  # nobody made it durable: its expiry is not known
+        "stands at None",
+        [invoked(1, MORTAL), acked(1, STAMP), replace(state("n1"), clock_ms=EXPIRES_MS)],
+    ),
+    (
         check_no_acknowledged_write_lost,  # an acknowledged write without an end came last
         "stands at None",
         [*ONE_MORTAL, invoked(2, put(BLUE)), acked(2, STAMP + 1), replace(state("n1"), clock_ms=EXPIRES_MS)],
@@ -192,6 +200,12 @@ BAD: list[tuple[Checker, str, list[Record]]] = [
     (check_purged_to_the_last_row, "1 tombstones are left", [replace(purged(), graves=1)]),
     (check_purged_to_the_last_row, "has expired and is left", [replace(purged(mortal_row()), expiring=1)]),
     (check_purged_to_the_last_row, "1 rows stand in the index", [replace(purged(), expiring=1)]),
+    (check_purged_to_the_last_row, "2 issuers are left", [replace(purged(), issuers=TWO_ISSUERS)]),
+    (
+        check_expiry_is_not_late,
+        "n2 would hide values 1001 ms late",
+        [replace(state("n1"), clock_ms=EXPIRES_MS, leads=True), replace(state("n2"), clock_ms=EXPIRES_MS - 1_001)],
+    ),
     (check_nothing_invented, "nobody wrote", [*ONE_PUT, *both(row(BLUE, 5))]),
     (check_nothing_invented, "nobody wrote", [seen(RED, 1)]),
     (check_nothing_invented, "nobody wrote", [invoked(1, put(RED, key="6b32")), seen(RED, 1)]),  # of another key
@@ -247,6 +261,8 @@ HARMLESS: list[list[Record]] = [
     [*ONE_MORTAL, replace(state("n1"), clock_ms=EXPIRES_MS)],
     [*ONE_PUT, invoked(2, delete()), ended(2, "unknown"), *both()],
     [*ONE_PUT, invoked(2, replace(put(BLUE), expires_in_s=60)), ended(2, "lost"), *both()],
+    [replace(state("n1"), clock_ms=EXPIRES_MS, leads=True), replace(state("n2"), clock_ms=EXPIRES_MS - 1_000)],
+    [replace(state("n1"), clock_ms=EXPIRES_MS), replace(state("n2"), clock_ms=EXPIRES_MS - 9_000, leads=True)],
     # A store that was left alone long enough holds what lives; one that was not may hold more.
     [*ONE_PUT, replace(purged(row(RED, 5)))],
     [*PUT_AND_DELETE, replace(state("n1", row("", 6)), graves=1)],

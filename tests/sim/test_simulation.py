@@ -18,19 +18,19 @@ from kvp2p.sim.faults import KINDS, FaultPlan
 from kvp2p.sim.history import from_line, to_line
 from kvp2p.sim.host import Host, Machine
 from kvp2p.sim.planted import PLANTED
-from kvp2p.sim.planted_purge import PURGE_BUGS
+from kvp2p.sim.planted_purge import FOUND_BY_PLAYS, PURGE_BUGS
 from kvp2p.sim.seeds import Seeds
 from kvp2p.sim.simulation import ACKED_MIN, Report, Simulation, draw_plan
 from kvp2p.store.check import Damage, StoreCheck
 
 SEEDS = range(200)
 QUICK_SEEDS = SEEDS[:10]
-PURGE_BUG_SEEDS = {  # the first seed that finds each; the other bugs of purging are found by plays of tests/core/test_purge_model.py alone
+PURGE_BUG_SEEDS = {  # the first seed that found each: where to begin, to save time
     "covered entry joined again": 14,
     "dropped issuer read as none": 0,
     "expiry by the own clock": 11,
     "floor left by a walk": 3,
-    "log by row stamps": 15,
+    "log by row stamps": 2,
     "purge before the floor": 34,
     "unapplied purge passed": 34,
     "vector of a walk's end": 18,
@@ -110,14 +110,21 @@ def test_planted_bug_is_found_by_some_seed(name: str, record_property: Callable[
     pytest.fail(f"no seed finds {name}: the simulator has a hole")
 
 
+def test_each_bug_of_purging_has_a_seed_or_a_play() -> None:
+    assert set(PURGE_BUG_SEEDS) == set(PURGE_BUGS) - FOUND_BY_PLAYS
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(PURGE_BUG_SEEDS))
-def test_planted_bug_of_purging_is_found_by_its_seed(name: str, record_property: Callable[[str, object], None]) -> None:
-    report = Simulation(PURGE_BUG_SEEDS[name], host_type=PURGE_BUGS[name]).run()
-    assert not report.is_good, (
-        f"the seed that found {name} does not find it any more: look for another with scripts/simulate --planted"
-    )
-    record_property("planted bug", f"{name}: found by seed {report.seed}, by {report.violations[0].claim}")
+def test_planted_bug_of_purging_is_found_by_some_seed(
+    name: str, record_property: Callable[[str, object], None]
+) -> None:
+    for seed in (PURGE_BUG_SEEDS[name], *SEEDS[:50]):
+        report = Simulation(seed, host_type=PURGE_BUGS[name]).run()
+        if not report.is_good:
+            record_property("planted bug", f"{name}: found by seed {seed}, by {report.violations[0].claim}")
+            return
+    pytest.fail(f"no seed of 50 finds {name}: the simulator has a hole")
 
 
 @pytest.mark.slow
