@@ -10,6 +10,7 @@
     ├── StoreError               the data directory cannot be used
     │   ├── StoreLocked          another supervisor holds the directory
     │   ├── StoreFormatError     made by another format, or by another cluster
+    │   │   └── StoreOutdated    of an older format, which its node brings to this one when it starts
     │   ├── StoreCorrupt         a row does not match its digest
     │   └── StoreFull            no room: nothing was applied
     └── NodeUnavailable          the node process or the leader cannot be reached
@@ -93,6 +94,12 @@ class StoreLocked(StoreError):
 
 class StoreFormatError(StoreError):
     """The directory is of another format version or another cluster."""
+
+
+class StoreOutdated(StoreFormatError):
+    """A reader met an older format. Its node, which may be at it right now, brings the store to the present one."""
+
+    retryable = True
 
 
 class StoreCorrupt(StoreError):

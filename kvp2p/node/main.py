@@ -9,7 +9,9 @@ In and out: `run` returns when it was asked to drain and has.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ def run(config: NodeConfig, life: ChildLife) -> None:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     key = read_cluster_key(Path(KEY_FILE))
     clock = WallClock(config.clock_offset_ms)
-    with LmdbStore.open(STORE_DIRECTORY, map_bytes=config.store.map_bytes) as store:
+    with LmdbStore.open(STORE_DIRECTORY, map_bytes=config.store.map_bytes, migrating=_told_migration) as store:
         store.reader_check()
         with store.read() as txn:
             identity = txn.identity
@@ -63,6 +65,15 @@ def run(config: NodeConfig, life: ChildLife) -> None:
             config.api_url,
         )
         trio.run(_serve, config, life, store, identity, key, me, clock)
+
+
+@contextmanager
+def _told_migration() -> Iterator[None]:
+    """Log when the store is brought to the present format: until it is, gateways and api are started again and again."""
+    log.warning("store_migration_begins", check="Nothing is served until it has ended; leave the node running")
+    began = time.monotonic()
+    yield
+    log.info("store_migration_ended", took_ms=round(1_000 * (time.monotonic() - began)))
 
 
 async def _serve(

@@ -16,6 +16,7 @@ import os
 import resource
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +37,8 @@ LIB_VERSION: Final = 0  # LMDB 0.9
 DISK_FULL_BYTES: Final = 16 * 1024 * 1024
 
 FileKey = tuple[int, int]
+Migrating = Callable[[], AbstractContextManager[object]]
+"""Makes what a store is brought to the present format in: entered before, left after."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -156,10 +159,12 @@ def make_environment(directory: Path, map_bytes: int) -> Environment:
     return Environment(directory, file, handle, is_readonly=False)
 
 
-def open_environment(directory: Path, map_bytes: int, *, readonly: bool) -> Environment:
+def open_environment(directory: Path, map_bytes: int, *, readonly: bool, migrating: Migrating) -> Environment:
     """Open the store of a directory, or share it with those who have it open in this process.
 
-    Raises StoreFormatError when it is of another format or no store, StoreError when it is not there or not complete.
+    Opening for writing rewrites a store of the older format, in one transaction inside `migrating`; kvp2p of that format refuses it
+    from then on. Raises StoreFormatError when it is of another format or no store (StoreOutdated when it is of the older format and
+    `readonly`), StoreError when it is not there or not complete.
     """
     file = file_key(directory)
     if file is None:
@@ -176,7 +181,7 @@ def open_environment(directory: Path, map_bytes: int, *, readonly: bool) -> Envi
         handle = _open_file(directory, map_bytes, readonly=readonly)
         environment = Environment(directory, file, handle, readonly)
         try:
-            _open_tables(environment)
+            _open_tables(environment, migrating)
             if file_key(directory) != file:
                 raise StoreError(f"the store in {directory} was replaced while it was opened: open it again")
         except StoreError:
@@ -207,7 +212,7 @@ def _open_file(directory: Path, map_bytes: int, *, readonly: bool) -> lmdb.Envir
         raise translate(error, directory, lambda: free_bytes(directory)) from error
 
 
-def _open_tables(environment: Environment) -> None:
+def _open_tables(environment: Environment, migrating: Migrating) -> None:
     handle, where = environment.handle, str(environment.directory)
     try:
         if not handle.stat()["entries"]:
@@ -220,7 +225,8 @@ def _open_tables(environment: Environment) -> None:
             older = None if environment.is_readonly else OLD_FORMAT
             made = check_format(transaction.get(FORMAT_KEY), where, older=older)
         if made == OLD_FORMAT:
-            migrate(handle)
+            with migrating():
+                migrate(handle)
         environment.tables = {name: handle.open_db(name.encode(), create=False) for name in TABLE_NAMES}
     except lmdb.Error as error:
         raise translate(error, environment.directory, lambda: free_bytes(environment.directory)) from error

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -29,6 +29,7 @@ from kvp2p.store.environment import (
     DATA_FILE,
     MAP_BYTES_DEFAULT,
     Environment,
+    Migrating,
     file_key,
     free_bytes,
     fullness,
@@ -100,13 +101,16 @@ class LmdbStore:
         map_bytes: int = MAP_BYTES_DEFAULT,
         readonly: bool = False,
         free: Callable[[], int] | None = None,
+        migrating: Migrating = nullcontext,
     ) -> LmdbStore:
         """Open the store of a directory. A reader takes the writer's map, whatever `map_bytes` says.
 
-        Raises StoreFormatError when it is of another format or no store, StoreError when it is not there or not complete.
+        Opening for writing rewrites a store of the older format, in one transaction, inside what `migrating` makes. Raises
+        StoreFormatError when it is of another format or no store (StoreOutdated when it is of the older format and `readonly`),
+        StoreError when it is not there or not complete.
         """
         directory = Path(path).absolute()
-        environment = open_environment(directory, map_bytes, readonly=readonly)
+        environment = open_environment(directory, map_bytes, readonly=readonly, migrating=migrating)
         return cls(environment, free or (lambda: free_bytes(directory)))
 
     @property

@@ -16,7 +16,7 @@ from kvp2p import __version__
 from kvp2p.core.messages import Designation, Member
 from kvp2p.core.port import Identity
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
-from kvp2p.errors import RemoteProtocolError, StoreFormatError
+from kvp2p.errors import RemoteProtocolError, StoreFormatError, StoreOutdated
 from kvp2p.ids import ISSUER_BYTES, AccountId, ClusterId, Issuer, NodeId
 
 T = TypeVar("T")
@@ -50,7 +50,8 @@ def encode_format() -> bytes:
 def check_format(raw: bytes | None, where: str, *, older: int | None = None) -> int:
     """Return the format of a store; `raw` is its `format`.
 
-    Raises StoreFormatError unless it is the one that this code reads, or `older`.
+    Raises StoreFormatError unless it is the one that this code reads, or `older`: StoreOutdated when opening the store for
+    writing would bring it to that.
     """
     try:
         fields = json.loads(raw or b"")
@@ -66,7 +67,8 @@ def check_format(raw: bytes | None, where: str, *, older: int | None = None) -> 
             advice = "Start its node once (`kvp2p serve`): it brings the store to this format"
         else:
             advice = f"Export it with kvp2p {made_by}, or join the cluster with an empty directory"
-        raise StoreFormatError(
+        kind = StoreOutdated if made == OLD_FORMAT else StoreFormatError
+        raise kind(
             f"{where} has format {made}, made by kvp2p {made_by}; kvp2p {__version__} reads format {FORMAT_VERSION}. {advice}"
         )
     return made

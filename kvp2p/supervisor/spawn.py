@@ -2,7 +2,8 @@
 
 Decides: what a child inherits, and with which status it ends.
 Keeps true: a child has none of the supervisor's pipe ends or signal handlers; it ends with its supervisor; an error that starting
-again cannot mend ends with EXIT_FATAL, any other with EXIT_FAILED.
+again cannot mend ends with EXIT_FATAL, any other with EXIT_FAILED. A reader that meets an older format is started again: the node
+process is bringing the store to the present one meanwhile, which takes as long as it has rows.
 In and out: a `ChildSpec` in, process id and ready pipe out. The caller has one thread and runs no event loop.
 """
 
@@ -74,7 +75,7 @@ def _run(spec: ChildSpec, life: ChildLife, close_fds: tuple[int, ...]) -> int:
     except Exception as error:  # the edge of the process: everything ends here, in a status
         leaves = list(_leaves(error))
         reason = "; ".join(map(str, leaves))
-        if all(isinstance(leaf, FATAL) for leaf in leaves):
+        if all(isinstance(leaf, FATAL) and not leaf.retryable for leaf in leaves):
             logger.error("child_cannot_start", child=spec.name, reason=reason)
             return EXIT_FATAL
         if all(isinstance(leaf, StoreError) for leaf in leaves):  # foreseen: its message says it all
