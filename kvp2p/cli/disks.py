@@ -55,9 +55,9 @@ def backup(
     with byte_progress("copying") as on_progress:
         made = make_backup(directory, file, has_key=not without_key, overwrites=overwrite, on_progress=on_progress)
     if as_json:
-        print_json({"file": str(made.file), "bytes": made.file_bytes, **made.manifest})
+        print_json({"file": str(made.file), "bytes": made.file_bytes, **made.manifest.document()})
         return
-    say(f"{made.file}: {_size(made.file_bytes)} of node {made.manifest['name']} ({made.manifest['node_id']})")
+    say(f"{made.file}: {_size(made.file_bytes)} of node {made.manifest.name} ({made.manifest.node_id})")
     if not without_key:
         say("It is secret: it has the data and the key of the cluster.")
 
@@ -100,10 +100,10 @@ def restore(
         )
     manifest = made.manifest
     if as_json:
-        print_json({"directory": str(made.directory), "waits_for_a_peer": made.is_marked, **manifest})
+        print_json({"directory": str(made.directory), "waits_for_a_peer": made.is_marked, **manifest.document()})
         return
-    say(f"{made.directory}: node {manifest['name']} ({manifest['node_id']}) as of {manifest['made_at']}")
-    if made.is_marked and not manifest["other_members"]:
+    say(f"{made.directory}: node {manifest.name} ({manifest.node_id}) as of {manifest.made_at}")
+    if made.is_marked and not manifest.other_members:
         say(
             "Its cluster had no other node when the backup was made. If there is none now, it will wait for one in vain, and "
             "refuse writes: remove the directory and restore with --lead-alone."

@@ -9,8 +9,7 @@ In and out: a data directory in, a file out.
 
 The file is a tar without compression, of these members, in this order:
 
-    manifest.json   8192 bytes, padded with spaces: format, who made it and when, cluster, node, members, and of each file below
-                    length and digest (BLAKE2b, 32 bytes, hex). It is written last: a file that was cut off has none
+    manifest.json   8192 bytes, see `manifest.py`. It is written last: a file that was not finished has none
     kvp2p.toml      the settings
     cluster.key     unless it was left out
     store.mdb       the store, compacted. Not by the name it has in a directory: unpacking is not restoring, because a restored
@@ -21,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import tarfile
 import time
@@ -29,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Final
 
 import kvp2p
 from kvp2p.config import CONFIG_FILE, KEY_FILE, STORE_DIRECTORY, load_config
@@ -37,12 +35,16 @@ from kvp2p.errors import ConfigError, StoreError
 from kvp2p.store.lmdb_store import LmdbStore
 from kvp2p.store.snapshot import Snapshot, open_snapshot
 from kvp2p.supervisor.directory import sync_directory
+from kvp2p.supervisor.manifest import (
+    DIGEST_BYTES,
+    MANIFEST_BYTES,
+    MANIFEST_FILE,
+    STORE_FILE,
+    Manifest,
+    StoredFile,
+    describe_store,
+)
 
-BACKUP_FORMAT: Final = 1
-MANIFEST_FILE: Final = "manifest.json"
-STORE_FILE: Final = "store.mdb"
-MANIFEST_BYTES: Final = 8_192
-DIGEST_BYTES: Final = 32
 _SETTINGS_BYTES_MAX: Final = 1 << 20  # a settings or key file that is longer is none; guess
 
 OnProgress = Callable[[int, int], None]
@@ -55,7 +57,7 @@ class Made:
 
     file: Path
     file_bytes: int
-    manifest: dict[str, Any]
+    manifest: Manifest
 
 
 def make_backup(
@@ -88,28 +90,16 @@ def make_backup(
 
 def _write(
     stream: IO[bytes], directory: Path, snapshot: Snapshot, *, has_key: bool, on_progress: OnProgress | None
-) -> dict[str, Any]:
-    reader = snapshot.reader
-    identity = reader.identity
-    manifest: dict[str, Any] = {
-        "backup_format": BACKUP_FORMAT,
-        "made_by": kvp2p.__version__,
-        "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "cluster_id": identity.cluster.hex(),
-        "node_id": identity.node.hex(),
-        "name": identity.name,
-        "state_hash": f"{reader.state_hash:032x}",
-        "other_members": len([member for member in reader.members if member.node != identity.node]),
-        "files": {},
-    }
-    _write_manifest(stream, {})  # its place
+) -> Manifest:
+    made_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     small = (CONFIG_FILE, KEY_FILE) if has_key else (CONFIG_FILE,)
-    for name in small:
-        _add(stream, manifest, name, [_small_file(directory / name)])
-    _add(stream, manifest, STORE_FILE, _with_progress(snapshot, on_progress))
+    stream.write(bytes(tarfile.BLOCKSIZE + MANIFEST_BYTES))  # the place of the manifest
+    files = {name: _add(stream, name, [_small_file(directory / name)]) for name in small}
+    files[STORE_FILE] = _add(stream, STORE_FILE, _with_progress(snapshot, on_progress))
     stream.write(bytes(2 * tarfile.BLOCKSIZE))  # the end of a tar
+    manifest = describe_store(snapshot.reader, made_by=kvp2p.__version__, made_at=made_at, files=files)
     stream.seek(0)
-    _write_manifest(stream, manifest)
+    stream.write(_head(MANIFEST_FILE, MANIFEST_BYTES) + manifest.encode())
     return manifest
 
 
@@ -129,8 +119,8 @@ def _small_file(path: Path) -> bytes:
     return content
 
 
-def _add(stream: IO[bytes], manifest: dict[str, Any], name: str, chunks: Iterable[bytes]) -> None:
-    """Write a member, whose length is known when it is written: its head is filled in afterwards."""
+def _add(stream: IO[bytes], name: str, chunks: Iterable[bytes]) -> StoredFile:
+    """Write a member of the tar, whose length is known when it is written: its head is filled in afterwards."""
     head_at = stream.tell()
     stream.write(bytes(tarfile.BLOCKSIZE))
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
@@ -144,14 +134,7 @@ def _add(stream: IO[bytes], manifest: dict[str, Any], name: str, chunks: Iterabl
     stream.seek(head_at)
     stream.write(_head(name, length))
     stream.seek(end_at)
-    manifest["files"][name] = {"bytes": length, "blake2b": digest.hexdigest()}
-
-
-def _write_manifest(stream: IO[bytes], manifest: dict[str, Any]) -> None:
-    text = json.dumps(manifest, indent=1).encode()
-    assert len(text) <= MANIFEST_BYTES, "a manifest has a handful of short fields"
-    stream.write(_head(MANIFEST_FILE, MANIFEST_BYTES))
-    stream.write(text.ljust(MANIFEST_BYTES))
+    return StoredFile(bytes=length, blake2b=digest.hexdigest())
 
 
 def _head(name: str, length: int) -> bytes:

@@ -2,7 +2,8 @@
 
 Decides: when a backup file is taken for whole, and what is different in a directory that was made of one.
 Keeps true
-* Nothing is restored of a file that is not exactly what `backup.py` wrote: each member has its length and its digest.
+* Nothing is restored of a file that is not what `backup.py` wrote: each member has its length and its digest, and the store is of the node
+  and has the state hash that the manifest tells.
 * A directory is whole or not there, as with `init`.
 * I2: the store is marked as restored, so that it does not lead by itself: others may have newer writes that were acknowledged. Whoever
   asks for a directory without the mark vouches that nobody has.
@@ -12,27 +13,30 @@ In and out: a backup file in, a data directory out.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from kvp2p.cluster_key import ClusterKey, read_cluster_key, write_cluster_key
 from kvp2p.config import CONFIG_FILE, KEY_FILE, STORE_DIRECTORY, load_config
+from kvp2p.core.port import ReadTransaction
 from kvp2p.errors import ConfigError, StoreCorrupt, StoreFormatError
 from kvp2p.store.environment import DATA_FILE
 from kvp2p.store.lmdb_store import LmdbStore
-from kvp2p.supervisor.backup import (
-    BACKUP_FORMAT,
+from kvp2p.supervisor.backup import OnProgress
+from kvp2p.supervisor.directory import making, sync_directory
+from kvp2p.supervisor.manifest import (
     DIGEST_BYTES,
     MANIFEST_BYTES,
     MANIFEST_FILE,
     STORE_FILE,
-    OnProgress,
+    Manifest,
+    StoredFile,
+    decode_manifest,
+    describe_store,
 )
-from kvp2p.supervisor.directory import making, sync_directory
 
 _CHUNK_BYTES = 1 << 20
 _PLACES = {CONFIG_FILE: CONFIG_FILE, KEY_FILE: KEY_FILE, STORE_FILE: f"{STORE_DIRECTORY}/{DATA_FILE}"}
@@ -43,7 +47,7 @@ class Restored:
     """A data directory that was made. `is_marked`: it will not lead before it has heard a peer."""
 
     directory: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     is_marked: bool
 
 
@@ -58,12 +62,12 @@ def restore_backup(
     """Make a data directory of a backup file.
 
     `cluster_key_file` is for a backup that was made without the cluster's key. Raises ConfigError when there is something in the
-    directory already or the key is missing or another cluster's, StoreFormatError for a file that is no backup or one of a newer
-    format, StoreCorrupt when it is damaged or was cut off. Nothing is left of a directory that was not finished.
+    directory already or the key is missing or another cluster's, StoreFormatError for a file whose manifest cannot be read or is of a newer
+    format, StoreCorrupt when the rest is damaged or was cut off. Nothing is left of a directory that was not finished.
     """
     with _open(file) as archive:
         manifest = _read_manifest(archive, file)
-        if KEY_FILE not in manifest["files"] and cluster_key_file is None:
+        if KEY_FILE not in manifest.files and cluster_key_file is None:
             raise ConfigError(
                 f"{file} was made without {KEY_FILE}; give a copy of any member's with --cluster-key-file"
             )
@@ -74,7 +78,7 @@ def restore_backup(
                 key = read_cluster_key(cluster_key_file)
                 (new / KEY_FILE).unlink(missing_ok=True)
                 write_cluster_key(new / KEY_FILE, key)
-            _mark(new, read_cluster_key(new / KEY_FILE), is_restored=not leads_alone)
+            _mark(new, file, manifest, read_cluster_key(new / KEY_FILE), is_restored=not leads_alone)
     return Restored(directory.absolute(), manifest, not leads_alone)
 
 
@@ -82,28 +86,26 @@ def _open(file: Path) -> tarfile.TarFile:
     try:
         return tarfile.open(file, "r:")
     except tarfile.TarError as error:
-        raise StoreFormatError(f"{file} is no backup of kvp2p: {error}") from error
+        raise StoreFormatError(
+            f"{file} is no backup of kvp2p, or it is damaged: {error}. Use another backup"
+        ) from error
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
 
 
-def _read_manifest(archive: tarfile.TarFile, file: Path) -> dict[str, Any]:
+def _read_manifest(archive: tarfile.TarFile, file: Path) -> Manifest:
     try:
-        member, content = _next_file(archive)
-        if member != MANIFEST_FILE:
-            raise ValueError(f"its first member is {member!r}")
-        manifest: dict[str, Any] = json.loads(content.read(MANIFEST_BYTES))
-        made, made_by, files = int(manifest["backup_format"]), str(manifest["made_by"]), dict(manifest["files"])
-    except (tarfile.TarError, ValueError, KeyError, TypeError) as error:
-        raise StoreFormatError(f"{file} is no backup of kvp2p, or one that was not finished: {error!r}") from error
-    if made != BACKUP_FORMAT:
+        name, content = _next_file(archive)
+        raw = content.read(MANIFEST_BYTES)
+    except tarfile.TarError as error:
         raise StoreFormatError(
-            f"{file} is a backup of format {made}, made by kvp2p {made_by}; this one reads format {BACKUP_FORMAT}. "
-            f"Restore it with kvp2p {made_by} or newer"
+            f"{file} is no backup of kvp2p, or it is damaged or was cut off: it has no manifest ({error}). Use another backup"
+        ) from error
+    if name != MANIFEST_FILE:
+        raise StoreFormatError(
+            f"{file} is no backup of kvp2p: its first member is {name!r}. Name a file that `kvp2p backup` made"
         )
-    if not {CONFIG_FILE, STORE_FILE} <= set(files) <= set(_PLACES):
-        raise StoreFormatError(f"{file} lists files that make no data directory: {', '.join(sorted(files))}")
-    return manifest
+    return decode_manifest(raw, str(file))
 
 
 def _next_file(archive: tarfile.TarFile) -> tuple[str, IO[bytes]]:
@@ -116,10 +118,10 @@ def _next_file(archive: tarfile.TarFile) -> tuple[str, IO[bytes]]:
 
 
 def _unpack(
-    archive: tarfile.TarFile, file: Path, manifest: dict[str, Any], new: Path, on_progress: OnProgress | None
+    archive: tarfile.TarFile, file: Path, manifest: Manifest, new: Path, on_progress: OnProgress | None
 ) -> None:
-    left = dict(manifest["files"])
-    total = sum(one["bytes"] for one in left.values())
+    left = dict(manifest.files)
+    total = sum(one.bytes for one in left.values())
     done = 0
     while left:
         try:
@@ -139,17 +141,20 @@ def _unpack(
             done += length
         except (tarfile.TarError, KeyError) as error:
             missing = ", ".join(sorted(left))
-            raise StoreCorrupt(f"{file} is damaged or was cut off: {missing} cannot be read of it ({error})") from error
-        if {"bytes": length, "blake2b": digest.hexdigest()} != expected:
+            raise StoreCorrupt(
+                f"{file} is damaged or was cut off: {missing} cannot be read of it ({error}). Use another backup"
+            ) from error
+        if StoredFile(bytes=length, blake2b=digest.hexdigest()) != expected:
             raise StoreCorrupt(f"{file} is damaged: {name} does not match its digest. Use another backup")
 
 
-def _mark(new: Path, key: ClusterKey, *, is_restored: bool) -> None:
+def _mark(new: Path, file: Path, manifest: Manifest, key: ClusterKey, *, is_restored: bool) -> None:
     config = load_config(new / CONFIG_FILE)
     with (
         LmdbStore.open(new / STORE_DIRECTORY, map_bytes=config.store.map_bytes) as store,
         store.write(into_reserve=True) as writer,
     ):
+        _compare(file, manifest, writer)
         cluster = writer.identity.cluster
         if cluster != key.cluster:
             raise ConfigError(
@@ -158,3 +163,12 @@ def _mark(new: Path, key: ClusterKey, *, is_restored: bool) -> None:
         writer.set_restored(is_restored)
         writer.set_clock_offset_ms(0)  # it was that of another moment, and perhaps of another machine's clock
     sync_directory(new / STORE_DIRECTORY)
+
+
+def _compare(file: Path, manifest: Manifest, txn: ReadTransaction) -> None:
+    """Raise StoreCorrupt unless the store is the one that the manifest tells of."""
+    told = manifest.document()
+    stored = describe_store(txn, made_by=manifest.made_by, made_at=manifest.made_at, files=manifest.files).document()
+    differing = ", ".join(name for name in told if told[name] != stored[name])
+    if differing:
+        raise StoreCorrupt(f"{file} is damaged: its manifest and its store differ in {differing}. Use another backup")

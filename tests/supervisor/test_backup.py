@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -18,8 +19,9 @@ from kvp2p.errors import ConfigError, StoreCorrupt, StoreError, StoreFormatError
 from kvp2p.ids import Issuer, NamespaceId, NodeId, Stamp, make_version
 from kvp2p.store.lmdb_store import LmdbStore
 from kvp2p.store.scrub import check_store
-from kvp2p.supervisor.backup import MANIFEST_BYTES, make_backup
+from kvp2p.supervisor.backup import make_backup
 from kvp2p.supervisor.directory import Created, create_cluster
+from kvp2p.supervisor.manifest import MANIFEST_BYTES
 from kvp2p.supervisor.restore import restore_backup
 from tests.store.batches import draw_batches
 
@@ -87,7 +89,7 @@ def test_backup_file_is_a_tar_that_says_what_it_is(node: Created, tmp_path: Path
         content = archive.extractfile("manifest.json")
         assert content is not None
         manifest = json.loads(content.read())
-    assert manifest == made.manifest
+    assert manifest == made.manifest.document()
     assert (manifest["backup_format"], manifest["name"], manifest["other_members"]) == (1, "n1", 1)
     assert (manifest["cluster_id"], manifest["node_id"]) == (node.cluster_id.hex(), node.node_id.hex())
 
@@ -195,6 +197,7 @@ import resource, sys
 from pathlib import Path
 from kvp2p.errors import KvError
 from kvp2p.supervisor.backup import make_backup
+from kvp2p.supervisor.manifest import MANIFEST_BYTES
 from kvp2p.supervisor.restore import restore_backup
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
@@ -254,6 +257,47 @@ def test_file_with_a_bit_turned_over_is_refused_or_makes_the_same_directory(
         else:
             assert contents(directory) == contents(node.directory), "it was in padding, or a date"
     assert refused > 20
+
+
+def is_told_what_to_do(file: Path, error: StoreError) -> bool:
+    """Tell whether an error names the file, and what to do, in one line."""
+    message = str(error)
+    return message.startswith(f"{file} is ") and message.endswith("Use another backup") and message.isprintable()
+
+
+def test_byte_of_the_manifest_that_is_damaged_ends_in_a_clear_error_or_restores_the_very_node(
+    node: Created, backup: Path, tmp_path: Path
+) -> None:
+    """One bit of each byte, in the tar's head, the text and the padding. What is not noticed tells when and by whom the backup was made."""
+    sound = restore_backup(backup, tmp_path / "sound").manifest.document()
+    whole = backup.read_bytes()
+    newer: list[str] = []
+    unnoticed: set[str] = set()
+    with backup.open("r+b", buffering=0) as file:
+        for at in range(BLOCK + MANIFEST_BYTES):
+            os.pwrite(file.fileno(), bytes([whole[at] ^ 1 << at % 8]), at)
+            try:
+                restored = restore_backup(backup, tmp_path / "again")
+            except StoreError as error:
+                if not is_told_what_to_do(backup, error):
+                    newer.append(str(error))
+                assert not (tmp_path / "again").exists()
+            else:
+                found = restored.manifest.document()
+                unnoticed |= {name for name, value in found.items() if value != sound[name]}
+                assert contents(restored.directory) == contents(node.directory)
+                shutil.rmtree(restored.directory)
+            os.pwrite(file.fileno(), whole[at : at + 1], at)
+    assert unnoticed == {"made_at", "made_by"}
+    assert len(newer) <= 1, "the digit of the format"
+    assert all("Restore it with kvp2p" in one for one in newer)
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_manifest_that_was_cut_off_anywhere_ends_in_a_clear_error(backup: Path, tmp_path: Path) -> None:
+    for length in reversed(range(BLOCK + MANIFEST_BYTES + 1)):
+        os.truncate(backup, length)
+        assert is_told_what_to_do(backup, restoring(backup, tmp_path).value)
 
 
 def rewritten(backup: Path, change: Callable[[dict[str, object]], object]) -> Path:
@@ -320,6 +364,16 @@ def test_files_of_others_are_refused(tmp_path: Path) -> None:
     for name in ("nothing", "."):
         with pytest.raises(ConfigError, match="cannot be read"):
             restore_backup(tmp_path / name, tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("cluster_id", "0" * 32), ("node_id", "0" * 32), ("name", "n2"), ("state_hash", "0" * 32), ("other_members", 0)],
+)
+def test_manifest_of_another_store_is_refused(backup: Path, tmp_path: Path, name: str, value: object) -> None:
+    caught = restoring(rewritten(backup, lambda manifest: manifest.update({name: value})), tmp_path)
+    assert caught.type is StoreCorrupt
+    assert f"its manifest and its store differ in {name}. Use another backup" in str(caught.value)
 
 
 def test_member_that_does_not_match_its_digest_is_named(backup: Path, tmp_path: Path) -> None:
