@@ -115,6 +115,15 @@ def summarize(txn: ReadTransaction) -> StoreSummary:
     )
 
 
+def mark_restored(txn: WriteTransaction, *, leads_alone: bool = False) -> None:
+    """Make a store that was put back from a copy fit to be started: with `leads_alone` its node may lead without having heard a peer [I2].
+
+    Whatever the copy had, the clock's offset is forgotten: it was that of another moment, and perhaps of another machine.
+    """
+    txn.set_restored(not leads_alone)
+    txn.set_clock_offset_ms(0)
+
+
 def is_namespace_deleted(txn: ReadTransaction, namespace: NamespaceId) -> bool:
     """Tell whether a tombstone stands over a namespace."""
     if namespace == SYSTEM_NAMESPACE:

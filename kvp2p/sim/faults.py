@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from kvp2p.core.apply import mark_restored
 from kvp2p.core.operations import Ending, Outcome
 from kvp2p.sim.cluster import Cluster
 from kvp2p.sim.host import Host
@@ -309,7 +310,7 @@ class Nemesis:
             is_by_hand = self.cluster.plan.settings.purge_after_ms >= BY_HAND_PURGE_AFTER_MS and random.random() < 0.5
             if not is_by_hand:
                 with copy.write() as txn:
-                    txn.set_restored(restored=True)
+                    mark_restored(txn)
             victim.disk.replace(copy)
             self.cluster.note(f"restore the disk of {victim.name}")
             if is_isolated:

@@ -7,6 +7,7 @@ Keeps true
 * A directory is whole or not there, as with `init`.
 * I2: the store is marked as restored, so that it does not lead by itself: others may have newer writes that were acknowledged. Whoever
   asks for a directory without the mark vouches that nobody has.
+* I7: it forgets how far this machine's clock was off the leader's, which was true at another moment, and perhaps on another machine.
 In and out: a backup file in, a data directory out.
 """
 
@@ -21,6 +22,7 @@ from typing import IO
 
 from kvp2p.cluster_key import ClusterKey, read_cluster_key, write_cluster_key
 from kvp2p.config import CONFIG_FILE, KEY_FILE, STORE_DIRECTORY, load_config
+from kvp2p.core.apply import mark_restored
 from kvp2p.core.port import ReadTransaction
 from kvp2p.errors import ConfigError, StoreCorrupt, StoreFormatError
 from kvp2p.store.environment import DATA_FILE
@@ -78,7 +80,7 @@ def restore_backup(
                 key = read_cluster_key(cluster_key_file)
                 (new / KEY_FILE).unlink(missing_ok=True)
                 write_cluster_key(new / KEY_FILE, key)
-            _mark(new, file, manifest, read_cluster_key(new / KEY_FILE), is_restored=not leads_alone)
+            _mark(new, file, manifest, read_cluster_key(new / KEY_FILE), leads_alone=leads_alone)
     return Restored(directory.absolute(), manifest, not leads_alone)
 
 
@@ -148,7 +150,7 @@ def _unpack(
             raise StoreCorrupt(f"{file} is damaged: {name} does not match its digest. Use another backup")
 
 
-def _mark(new: Path, file: Path, manifest: Manifest, key: ClusterKey, *, is_restored: bool) -> None:
+def _mark(new: Path, file: Path, manifest: Manifest, key: ClusterKey, *, leads_alone: bool) -> None:
     config = load_config(new / CONFIG_FILE)
     with (
         LmdbStore.open(new / STORE_DIRECTORY, map_bytes=config.store.map_bytes) as store,
@@ -160,8 +162,7 @@ def _mark(new: Path, file: Path, manifest: Manifest, key: ClusterKey, *, is_rest
             raise ConfigError(
                 f"the backup is of cluster {cluster.hex()}, the key of {key.cluster.hex()}; give the {KEY_FILE} of the former"
             )
-        writer.set_restored(is_restored)
-        writer.set_clock_offset_ms(0)  # it was that of another moment, and perhaps of another machine's clock
+        mark_restored(writer, leads_alone=leads_alone)
     sync_directory(new / STORE_DIRECTORY)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kvp2p.core.apply import mark_restored
 from kvp2p.core.batches import Settle
 from kvp2p.core.operations import Ending
 from tests.core.harness import (
@@ -24,13 +25,24 @@ from tests.core.harness import (
 def restored(*, knows: str = "", leads: bool = True) -> Node:
     """Start a node on what a backup had; it is the designated leader unless it is told otherwise."""
     store = new_store("a", designation=designated("a") if leads else designated("b"))
-    apply(store, Settle(restored=True))
+    with store.write() as txn:
+        mark_restored(txn)
     return Cluster().add("a", store=store, knows=knows)
 
 
 def is_marked(node: Node) -> bool:
     with node.store.read() as txn:
         return txn.restored
+
+
+def test_a_store_that_is_put_back_forgets_the_clock_of_the_copy_and_is_marked_unless_it_leads_alone() -> None:
+    store = new_store("a")
+    for leads_alone in (False, True, False):
+        apply(store, Settle(clock_offset_ms=-1_234, restored=leads_alone))
+        with store.write() as txn:
+            mark_restored(txn, leads_alone=leads_alone)
+        with store.read() as txn:
+            assert (txn.restored, txn.clock_offset_ms) == (not leads_alone, 0)
 
 
 @pytest.mark.parametrize("knows", ["", "b"])

@@ -2,6 +2,7 @@
 
 from random import Random
 
+from kvp2p.core.apply import mark_restored
 from kvp2p.core.operations import Delete, DeleteNamespace, Ending, Outcome, Put
 from kvp2p.core.replica import ReplicaMachine
 from kvp2p.sim.checkers import check
@@ -168,7 +169,7 @@ def test_a_leader_that_was_restored_from_a_backup_does_not_lead_before_it_has_ca
     leader = play.node(1)
     backup = leader.disk.store.snapshot()
     with backup.write() as txn:
-        txn.set_restored(True)
+        mark_restored(txn)
     assert play.put(leader, b"key", b"written after the backup") is Ending.ACKED
     play.run(1)
     play.cluster.crash(leader)

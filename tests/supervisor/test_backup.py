@@ -36,6 +36,7 @@ def node(tmp_path: Path) -> Created:
     with LmdbStore.open(created.directory / "store") as store, store.write() as txn:
         for batch in islice(draw_batches(1), 40):
             apply_batch(txn, batch)
+        txn.set_clock_offset_ms(-1_234)
         txn.set_members((Member(created.node_id, 1, "n1", "", "", ""), Member(NodeId(b"2" * 16), 1, "n2", "", "", "")))
     return created
 
@@ -59,6 +60,11 @@ def is_marked(directory: Path) -> bool:
         return reader.restored
 
 
+def clock_offset_ms(directory: Path) -> int:
+    with LmdbStore.open(directory / "store", readonly=True) as store, store.read() as reader:
+        return reader.clock_offset_ms
+
+
 def test_restored_directory_is_that_of_the_node_but_for_the_mark(node: Created, backup: Path, tmp_path: Path) -> None:
     restored = restore_backup(backup, tmp_path / "again")
     assert contents(restored.directory) == contents(node.directory)
@@ -71,6 +77,14 @@ def test_restored_directory_is_that_of_the_node_but_for_the_mark(node: Created, 
     assert not is_marked(node.directory)
     assert check_store(restored.directory / "store") == []
     assert sorted(one.name for one in tmp_path.iterdir()) == ["again", "backup", "n1"]
+
+
+@pytest.mark.parametrize("leads_alone", [False, True])
+def test_restored_node_does_not_go_by_the_clock_of_the_backup(
+    node: Created, backup: Path, tmp_path: Path, leads_alone: bool
+) -> None:
+    assert clock_offset_ms(node.directory) == -1_234
+    assert clock_offset_ms(restore_backup(backup, tmp_path / "again", leads_alone=leads_alone).directory) == 0
 
 
 def test_directory_that_may_lead_alone_has_no_mark_even_if_the_backup_has(backup: Path, tmp_path: Path) -> None:
