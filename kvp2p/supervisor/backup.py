@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import IO, Final
 
 import kvp2p
+from kvp2p.cluster_key import read_cluster_key
 from kvp2p.config import CONFIG_FILE, KEY_FILE, STORE_DIRECTORY, load_config
 from kvp2p.errors import ConfigError, StoreError
 from kvp2p.store.lmdb_store import LmdbStore
@@ -70,17 +71,24 @@ def make_backup(
 ) -> Made:
     """Write a backup of the node in a data directory, running or not, into `file`.
 
-    Raises ConfigError when there is something at `file` (unless `overwrites`) or no node in the directory, StoreError when the
-    store cannot be read or the file cannot be written. Nothing is left of a backup that was not finished.
+    Raises ConfigError when there is something at `file` (unless `overwrites`), no node in the directory or (with `has_key`) not the key of
+    its cluster, StoreError when the store cannot be read or the file cannot be written. Nothing is left of a backup that was not finished.
     """
     file = file.absolute()
     if file.is_dir() or (file.exists() and not overwrites):
         raise ConfigError(f"{file} is there already; name another file, or replace it with --overwrite")
     load_config(directory / CONFIG_FILE)
+    key = read_cluster_key(directory / KEY_FILE) if has_key else None
+    small = {name: _small_file(directory / name) for name in (CONFIG_FILE, *((KEY_FILE,) if has_key else ()))}
     with LmdbStore.open(directory / STORE_DIRECTORY, readonly=True) as store, open_snapshot(store) as snapshot:
+        cluster = snapshot.reader.identity.cluster
+        if key is not None and key.cluster != cluster:  # which would be refused when it is restored
+            raise ConfigError(
+                f"{directory / KEY_FILE} is of cluster {key.cluster.hex()}, the node of {cluster.hex()}; copy that of another member there"
+            )
         try:
             with _replacement(file) as stream:
-                manifest = _write(stream, directory, snapshot, has_key=has_key, on_progress=on_progress)
+                manifest = _write(stream, small, snapshot, on_progress)
                 if file.exists() and not overwrites:
                     raise ConfigError(f"{file} was made by somebody else meanwhile; name another file")
         except OSError as error:
@@ -88,13 +96,10 @@ def make_backup(
     return Made(file, file.stat().st_size, manifest)
 
 
-def _write(
-    stream: IO[bytes], directory: Path, snapshot: Snapshot, *, has_key: bool, on_progress: OnProgress | None
-) -> Manifest:
+def _write(stream: IO[bytes], small: dict[str, bytes], snapshot: Snapshot, on_progress: OnProgress | None) -> Manifest:
     made_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    small = (CONFIG_FILE, KEY_FILE) if has_key else (CONFIG_FILE,)
     stream.write(bytes(tarfile.BLOCKSIZE + MANIFEST_BYTES))  # the place of the manifest
-    files = {name: _add(stream, name, [_small_file(directory / name)]) for name in small}
+    files = {name: _add(stream, name, [content]) for name, content in small.items()}
     files[STORE_FILE] = _add(stream, STORE_FILE, _with_progress(snapshot, on_progress))
     stream.write(bytes(2 * tarfile.BLOCKSIZE))  # the end of a tar
     manifest = describe_store(snapshot.reader, made_by=kvp2p.__version__, made_at=made_at, files=files)
@@ -113,7 +118,10 @@ def _with_progress(snapshot: Snapshot, on_progress: OnProgress | None) -> Iterat
 
 
 def _small_file(path: Path) -> bytes:
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     if len(content) > _SETTINGS_BYTES_MAX:
         raise ConfigError(f"{path} has {len(content)} bytes, which is too much for what it should hold")
     return content

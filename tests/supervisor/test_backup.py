@@ -1,5 +1,7 @@
 """Backup files: what is in them, that they are whole or not there, and what is made of them."""
 
+import errno
+import io
 import json
 import os
 import shutil
@@ -8,11 +10,13 @@ import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
+from kvp2p.cluster_key import read_cluster_key, write_cluster_key
 from kvp2p.core.apply import apply_batch
 from kvp2p.core.messages import Member
 from kvp2p.errors import ConfigError, StoreCorrupt, StoreError, StoreFormatError
@@ -247,12 +251,19 @@ def restoring(file: Path, tmp_path: Path) -> pytest.ExceptionInfo[StoreError]:
     return caught
 
 
+def is_told_what_to_do(file: Path, error: StoreError) -> bool:
+    """Tell whether an error names the file, and what to do, in one line."""
+    message = str(error)
+    return message.startswith(f"{file} is ") and message.endswith("Use another backup") and message.isprintable()
+
+
 def test_file_that_was_cut_off_anywhere_is_refused(backup: Path, tmp_path: Path) -> None:
     whole = backup.read_bytes()
     end = len(whole) - 2 * BLOCK  # what follows is the end of the tar: nothing of the backup
     for length in [0, 1, BLOCK, 2_000, BLOCK + MANIFEST_BYTES, *range(9_000, end, 20_011), end - BLOCK]:
         backup.write_bytes(whole[:length])
-        restoring(backup, tmp_path)
+        assert is_told_what_to_do(backup, restoring(backup, tmp_path).value)
+    assert "cut off: store.mdb cannot be read of it" in str(restoring(backup, tmp_path).value)
 
 
 def test_file_with_a_bit_turned_over_is_refused_or_makes_the_same_directory(
@@ -271,12 +282,6 @@ def test_file_with_a_bit_turned_over_is_refused_or_makes_the_same_directory(
         else:
             assert contents(directory) == contents(node.directory), "it was in padding, or a date"
     assert refused > 20
-
-
-def is_told_what_to_do(file: Path, error: StoreError) -> bool:
-    """Tell whether an error names the file, and what to do, in one line."""
-    message = str(error)
-    return message.startswith(f"{file} is ") and message.endswith("Use another backup") and message.isprintable()
 
 
 def test_byte_of_the_manifest_that_is_damaged_ends_in_a_clear_error_or_restores_the_very_node(
@@ -390,6 +395,24 @@ def test_manifest_of_another_store_is_refused(backup: Path, tmp_path: Path, name
     assert f"its manifest and its store differ in {name}. Use another backup" in str(caught.value)
 
 
+def test_disk_that_does_not_give_the_backup_is_not_taken_for_a_fault_of_the_directory(
+    backup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = 0
+
+    def read(content: tarfile.ExFileObject, size: int = -1) -> bytes:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return io.BufferedReader.read(content, size)
+
+    monkeypatch.setattr(tarfile.ExFileObject, "read", read)
+    for reads in (0, 1, 5):  # up to the manifest, the settings, the store
+        left = reads
+        assert str(restoring(backup, tmp_path).value) == f"{backup} cannot be read: Input/output error"
+
+
 def test_member_that_does_not_match_its_digest_is_named(backup: Path, tmp_path: Path) -> None:
     data = bytearray(backup.read_bytes())
     data[-3 * BLOCK] ^= 1
@@ -407,12 +430,55 @@ def test_backup_without_the_key_asks_for_it(node: Created, tmp_path: Path) -> No
     assert node.key_file.read_bytes().split()[3] not in file.read_bytes()
     with pytest.raises(ConfigError, match="--cluster-key-file"):
         restore_backup(file, tmp_path / "again")
-    other = create_cluster(tmp_path / "other", "n1")
-    with pytest.raises(ConfigError, match=f"of cluster {node.cluster_id.hex()}, the key of {other.cluster_id.hex()}"):
-        restore_backup(file, tmp_path / "again", cluster_key_file=other.key_file)
-    assert not (tmp_path / "again").exists()
     restored = restore_backup(file, tmp_path / "again", cluster_key_file=node.key_file)
     assert (restored.directory / "cluster.key").read_bytes() == node.key_file.read_bytes()
+
+
+def never(_done: int, _total: int) -> None:
+    raise AssertionError("bytes were copied")
+
+
+@pytest.mark.parametrize("has_key", [False, True])
+def test_key_that_is_of_another_cluster_or_none_is_refused_before_anything_is_unpacked(
+    node: Created, tmp_path: Path, has_key: bool
+) -> None:
+    file = make_backup(node.directory, tmp_path / "backup", has_key=has_key).file
+    other = create_cluster(tmp_path / "other", "n1")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match=f"of cluster {node.cluster_id.hex()}, the key of {other.cluster_id.hex()}"):
+        restore_backup(file, tmp_path / "again", cluster_key_file=other.key_file, on_progress=never)
+    with pytest.raises(ConfigError, match=f"{file} is no cluster key file|the cluster key file {file} cannot be read"):
+        restore_backup(file, tmp_path / "again", cluster_key_file=file, on_progress=never)
+    with pytest.raises(ConfigError, match=f"the cluster key file {tmp_path}/nothing does not exist"):
+        restore_backup(file, tmp_path / "again", cluster_key_file=tmp_path / "nothing", on_progress=never)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_key_that_is_given_takes_the_place_of_the_one_in_the_backup(
+    node: Created, backup: Path, tmp_path: Path
+) -> None:
+    given = tmp_path / "given.key"
+    write_cluster_key(given, replace(read_cluster_key(node.key_file), key=b"k" * 32))
+    restored = restore_backup(backup, tmp_path / "again", cluster_key_file=given)
+    assert (restored.directory / "cluster.key").read_bytes() == given.read_bytes()
+
+
+def test_backup_of_a_directory_whose_key_is_missing_or_another_clusters_blames_the_key(
+    node: Created, tmp_path: Path
+) -> None:
+    other = create_cluster(tmp_path / "other", "n1")
+    before = sorted(tmp_path.iterdir())
+    sound = node.key_file.read_bytes()
+    node.key_file.write_bytes(other.key_file.read_bytes())
+    with pytest.raises(ConfigError, match=f"{node.key_file} is of cluster {other.cluster_id.hex()}"):
+        make_backup(node.directory, tmp_path / "backup", on_progress=never)
+    node.key_file.unlink()
+    with pytest.raises(ConfigError, match=f"the cluster key file {node.key_file} does not exist"):
+        make_backup(node.directory, tmp_path / "backup", on_progress=never)
+    assert sorted(tmp_path.iterdir()) == before
+    file = make_backup(node.directory, tmp_path / "backup", has_key=False).file
+    node.key_file.write_bytes(sound)
+    restore_backup(file, tmp_path / "again", cluster_key_file=node.key_file)
 
 
 def test_directory_that_has_something_in_it_is_left_alone(node: Created, backup: Path, tmp_path: Path) -> None:
