@@ -17,7 +17,7 @@ FILE_LINES_MAX = 500
 TEST_NAME_WORDS_MIN = 3
 
 # What each room of the package may import, besides itself. "" is kvp2p/__init__.py and kvp2p/__main__.py.
-GROUND = {"errors", "ids", "limits", "cluster_key", "values"}
+GROUND = {"errors", "ids", "limits", "cluster_key", "replacement", "values"}
 CORE = {"core", *GROUND}
 WIRE = {"wire", *CORE}
 SERVICES = {"runtime", "net", "store", "config", *WIRE}

@@ -30,8 +30,8 @@ from kvp2p.cli.failures import REFUSED, UNKNOWN, Failure, refused, usage
 from kvp2p.cli.keys import Namespace
 from kvp2p.cli.output import say, shown
 from kvp2p.cli.session import Json, Token, Url, print_json, session_of
-from kvp2p.cli.values import replacement
 from kvp2p.limits import EXPIRES_AT_MAX, EXPIRES_IN_MAX, TTL_SECONDS_MIN, VALUE_BYTES_MAX
+from kvp2p.replacement import replacement
 
 if TYPE_CHECKING:
     from kvp2p.client import Client, Found, KeyInfo

@@ -10,7 +10,6 @@ In and out: paths and streams in; a `Source`, or a function that takes the parts
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from typing import IO, Any, Final
 from kvp2p.cli.failures import refused, usage
 from kvp2p.cli.output import say
 from kvp2p.limits import VALUE_BYTES_MAX
+from kvp2p.replacement import replacement
 
 LARGE_BYTES: Final = 1024 * 1024  # guess: up to here a value is a matter of a moment
 PART_BYTES: Final = 256 * 1024
@@ -118,27 +118,6 @@ def open_sink(output: Path | None) -> Iterator[Callable[[bytes], Any]]:
         return
     with replacement(output) as stream:
         yield stream.write
-
-
-@contextmanager
-def replacement(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside `path` that takes its place when the block ends well; otherwise `path` stays as it was."""
-    target = path.resolve()  # of a link, what it points to is replaced
-    if target.exists() and not target.is_file():  # a pipe or a device: there is no old content to keep
-        with target.open("wb") as stream:
-            yield stream
-        return
-    beside = target.with_name(f".{target.name[:200]}.{os.getpid()}.part")
-    try:
-        with beside.open("xb") as stream:
-            if target.exists():
-                shutil.copymode(target, beside)
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 @contextmanager

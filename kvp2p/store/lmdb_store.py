@@ -12,7 +12,6 @@ any thread. A reader process that is killed inside one pins pages until somebody
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -25,6 +24,7 @@ from kvp2p.core.messages import Designation
 from kvp2p.core.port import Identity
 from kvp2p.errors import StoreError, StoreFull
 from kvp2p.limits import STORE_RESERVE_BYTES
+from kvp2p.replacement import sync_directory
 from kvp2p.store.environment import (
     DATA_FILE,
     MAP_BYTES_DEFAULT,
@@ -80,11 +80,7 @@ class LmdbStore:
                 handles = {name: handle.open_db(name.encode(), txn=transaction) for name in TABLE_NAMES}
                 found_store(LmdbTables(transaction, handles), identity, complete=complete, designation=designation)
             for made in (directory, directory.parent):  # LMDB syncs the file, not the name it has
-                descriptor = os.open(made, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+                sync_directory(made)
         except lmdb.Error as error:
             raise translate(error, directory, lambda: free_bytes(directory)) from error
         except OSError as error:

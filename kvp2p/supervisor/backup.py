@@ -19,12 +19,9 @@ The file is a tar without compression, of these members, in this order:
 from __future__ import annotations
 
 import hashlib
-import io
-import os
 import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
@@ -33,9 +30,9 @@ import kvp2p
 from kvp2p.cluster_key import read_cluster_key
 from kvp2p.config import CONFIG_FILE, KEY_FILE, STORE_DIRECTORY, load_config
 from kvp2p.errors import ConfigError, StoreError
+from kvp2p.replacement import replacement, sync_directory
 from kvp2p.store.lmdb_store import LmdbStore
 from kvp2p.store.snapshot import Snapshot, open_snapshot
-from kvp2p.supervisor.directory import sync_directory
 from kvp2p.supervisor.manifest import (
     DIGEST_BYTES,
     MANIFEST_BYTES,
@@ -75,7 +72,9 @@ def make_backup(
     its cluster, StoreError when the store cannot be read or the file cannot be written. Nothing is left of a backup that was not finished.
     """
     file = file.absolute()
-    if file.is_dir() or (file.exists() and not overwrites):
+    if file.exists() and not file.is_file():
+        raise ConfigError(f"{file} is there already, and is no file; name another place")
+    if file.exists() and not overwrites:
         raise ConfigError(f"{file} is there already; name another file, or replace it with --overwrite")
     load_config(directory / CONFIG_FILE)
     key = read_cluster_key(directory / KEY_FILE) if has_key else None
@@ -87,10 +86,11 @@ def make_backup(
                 f"{directory / KEY_FILE} is of cluster {key.cluster.hex()}, the node of {cluster.hex()}; copy that of another member there"
             )
         try:
-            with _replacement(file) as stream:
+            with replacement(file, is_secret=True) as stream:
                 manifest = _write(stream, small, snapshot, on_progress)
                 if file.exists() and not overwrites:
                     raise ConfigError(f"{file} was made by somebody else meanwhile; name another file")
+            sync_directory(file.resolve().parent)
         except OSError as error:
             raise StoreError(f"{file} cannot be written: {error}. Nothing is left of it") from error
     return Made(file, file.stat().st_size, manifest)
@@ -153,19 +153,3 @@ def _head(name: str, length: int) -> bytes:
     head = info.tobuf(tarfile.GNU_FORMAT)  # which has room for lengths of over 8 GiB
     assert len(head) == tarfile.BLOCKSIZE
     return head
-
-
-@contextmanager
-def _replacement(file: Path) -> Iterator[io.BufferedRandom]:
-    """Open a file beside `file` that takes its place, durably, when the block ends well."""
-    beside = file.with_name(f".{file.name[:200]}.{os.getpid()}.part")
-    try:
-        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w+b") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(descriptor)
-        beside.replace(file)
-        sync_directory(file.parent)
-    finally:
-        beside.unlink(missing_ok=True)

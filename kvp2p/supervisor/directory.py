@@ -33,6 +33,7 @@ from kvp2p.core.operations import Ending, Put
 from kvp2p.core.port import Identity
 from kvp2p.errors import ConfigError
 from kvp2p.ids import ID_BYTES, ISSUER_BYTES, SYSTEM_NAMESPACE, AccountId, ClusterId, Issuer, NodeId, Stamp
+from kvp2p.replacement import sync_directory
 from kvp2p.store.lmdb_store import LmdbStore
 
 NAME_FORM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -189,12 +190,3 @@ def _first_group(identity: Identity, admin_token: str) -> WriteGroup:
     puts = tuple(Put(SYSTEM_NAMESPACE, key, value) for key, value in rows)
     write = StampedWrite(first, puts)
     return WriteGroup(FIRST_TERM, issuer, (write,), wall_ms, Designation(FIRST_TERM, issuer, identity.node))
-
-
-def sync_directory(path: Path) -> None:
-    """Let the names in a directory be durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -27,10 +27,11 @@ from kvp2p.config import CONFIG_FILE, KEY_FILE, STORE_DIRECTORY, load_config
 from kvp2p.core.apply import mark_restored
 from kvp2p.core.port import ReadTransaction
 from kvp2p.errors import ConfigError, StoreCorrupt, StoreError, StoreFormatError
+from kvp2p.replacement import sync_directory
 from kvp2p.store.environment import DATA_FILE
 from kvp2p.store.lmdb_store import LmdbStore
 from kvp2p.supervisor.backup import OnProgress
-from kvp2p.supervisor.directory import making, sync_directory
+from kvp2p.supervisor.directory import making
 from kvp2p.supervisor.manifest import (
     DIGEST_BYTES,
     MANIFEST_BYTES,

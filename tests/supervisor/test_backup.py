@@ -156,10 +156,18 @@ def test_file_that_is_there_is_replaced_only_when_asked_to(node: Created, tmp_pa
     with pytest.raises(ConfigError, match="is there already"):
         make_backup(node.directory, file)
     assert file.read_text() == "mine"
-    with pytest.raises(ConfigError, match="is there already"):
-        make_backup(node.directory, node.directory, overwrites=True)
-    make_backup(node.directory, file, overwrites=True)
+    link, pipe = tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(file)
+    file.chmod(0o644)
+    make_backup(node.directory, link, overwrites=True)
+    assert link.is_symlink()
+    assert file.stat().st_mode & 0o777 == 0o600, "it is secret now, whatever was there"
     restore_backup(file, tmp_path / "again")
+    os.mkfifo(pipe)
+    for place in (node.directory, pipe):
+        with pytest.raises(ConfigError, match="is there already, and is no file"):
+            make_backup(node.directory, place, overwrites=True)
+    assert pipe.is_fifo()
 
 
 def test_file_that_comes_while_the_backup_is_made_is_left_alone(node: Created, tmp_path: Path) -> None:
