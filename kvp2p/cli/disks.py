@@ -11,15 +11,14 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
 from kvp2p.cli.failures import REFUSED, Failure
-from kvp2p.cli.output import say, shown
+from kvp2p.cli.output import byte_progress, say, shown
 from kvp2p.cli.session import Json, print_json
 
 DAMAGED: Final = 1  # the exit code when damage was found
@@ -151,7 +150,7 @@ def scrub(
                 found.append(told["damage"])
                 if not as_json:
                     _print_damage(told["damage"])
-            elif "progress" in told and on_progress is not None:
+            elif "progress" in told:
                 on_progress(told["progress"]["bytes_seen"], told["progress"]["bytes_total"])
             done = told.get("done", done)
     summary = done or {"damaged": len(found), "rows": None, "positions": None, "not_compared": []}
@@ -208,21 +207,6 @@ def _say_summary(summary: dict[str, Any]) -> None:
     else:
         say(f"{read}{'1 place is' if count == 1 else f'{count} places are'} damaged.")
         say("Restore a backup or, if other nodes have the data, let a new node take the place of this one.")
-
-
-@contextmanager
-def byte_progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Show progress on stderr when that is a terminal; give a function to call with the bytes done and the bytes in all."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _size(count: int) -> str:

@@ -23,9 +23,9 @@ from urllib.parse import unquote_to_bytes
 import typer
 
 from kvp2p.cli.failures import NOT_FOUND, Failure, usage
-from kvp2p.cli.output import print_table, say, shown
+from kvp2p.cli.output import byte_progress, print_table, say, shown
 from kvp2p.cli.session import Json, Session, Token, Url, failed, print_json, session_of
-from kvp2p.cli.values import byte_progress, open_sink, open_source
+from kvp2p.cli.values import LARGE_BYTES, open_sink, open_source
 from kvp2p.limits import EXPIRES_AT_MAX, EXPIRES_IN_MAX, TTL_SECONDS_MIN
 
 if TYPE_CHECKING:
@@ -80,10 +80,13 @@ def get(
                 return None
             is_printed = session.as_json and output is None
             sink = nullcontext(kept.write) if is_printed else open_sink(output)
-            with sink as take, byte_progress("reading", value.value_bytes) as advance:
+            is_long = value.value_bytes > LARGE_BYTES
+            done = 0
+            with sink as take, byte_progress("reading", is_long=is_long) as on_progress:
                 while part := await value.next_part():
                     take(part)
-                    advance(len(part))
+                    done += len(part)
+                    on_progress(done, value.value_bytes)
             return value.head
 
     try:
@@ -164,8 +167,8 @@ def put(
         if source.is_large:
 
             async def write(client: Client) -> WriteOutcome:
-                with byte_progress("writing", source.value_bytes) as advance:
-                    parts = source.parts(advance)
+                with byte_progress("writing") as on_progress:
+                    parts = source.parts(on_progress)
                     return await client.put_from(
                         namespace, key_bytes, parts, source.value_bytes, parsed, on_sent=note_sent, **told
                     )

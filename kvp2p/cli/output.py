@@ -1,6 +1,6 @@
-"""What commands print for people: tables on a terminal, tab-separated lines elsewhere.
+"""What commands print for people: tables on a terminal, tab-separated lines elsewhere; and how far work has come that takes long.
 
-Decides: how a table looks; which characters of a name are shown escaped (a terminal is not to be steered by a key).
+Decides: how a table looks; when progress is shown; which characters of a name are shown escaped (a terminal is not to be steered by a key).
 In and out: columns and rows of text in. `add_command` makes help of a docstring: its paragraphs after the first keep their lines.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import typer
 
@@ -45,6 +46,25 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, folds:
     for row in rows:
         table.add_row(*(Text(shown(one)) for one in row))
     Console(highlight=False).print(table)
+
+
+OnProgress = Callable[[int, int], None]
+"""Called with the bytes that are done and how many there are in all, about."""
+
+
+@contextmanager
+def byte_progress(word: str, *, is_long: bool = True) -> Iterator[OnProgress]:
+    """Show on stderr, when that is a terminal and the work `is_long`, how far it has come; give the function to tell it to."""
+    if not is_long or not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn(word), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(word, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def add_command(app: typer.Typer, name: str, function: Callable[..., None]) -> None:

@@ -1,4 +1,4 @@
-"""Where the values of commands come from and go to: an argument, files, stdin, stdout; and how far they have come.
+"""Where the values of commands come from and go to: an argument, files, stdin, stdout.
 
 Decides: which values are large, so that they are sent part by part and their progress is shown on a terminal.
 Keeps true: [I9] a large value is never whole in memory; stdin, whose length nobody knows, is put aside before anything is sent, and no
@@ -20,14 +20,12 @@ from tempfile import SpooledTemporaryFile
 from typing import IO, Any, Final
 
 from kvp2p.cli.failures import refused, usage
-from kvp2p.cli.output import say
+from kvp2p.cli.output import OnProgress, say
 from kvp2p.limits import VALUE_BYTES_MAX
 from kvp2p.replacement import replacement
 
 LARGE_BYTES: Final = 1024 * 1024  # guess: up to here a value is a matter of a moment
 PART_BYTES: Final = 256 * 1024
-
-Advance = Callable[[int], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +48,9 @@ class Source:
         except OSError as error:
             usage(f"{self.name} cannot be read: {error.strerror}")
 
-    def parts(self, advance: Advance) -> Iterator[bytes]:
+    def parts(self, on_progress: OnProgress) -> Iterator[bytes]:
         """Give it part by part, and say how far it has come."""
+        done = 0
         while True:
             try:
                 part = self.stream.read(PART_BYTES)
@@ -59,7 +58,8 @@ class Source:
                 usage(f"{self.name} cannot be read: {error.strerror}")
             if not part:
                 return
-            advance(len(part))
+            done += len(part)
+            on_progress(done, self.value_bytes)
             yield part
 
 
@@ -118,18 +118,3 @@ def open_sink(output: Path | None) -> Iterator[Callable[[bytes], Any]]:
         return
     with replacement(output) as stream:
         yield stream.write
-
-
-@contextmanager
-def byte_progress(word: str, total: int) -> Iterator[Advance]:
-    """Show on stderr, when that is a terminal and the value is large, how far it has come; give a function to call with each part's bytes."""
-    if total <= LARGE_BYTES or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn(word), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(word, total=total)
-        yield lambda count: progress.advance(task, count)
