@@ -67,9 +67,12 @@ def pending_of(txn: ReadTransaction) -> Pending:
 def shown_row(txn: ReadTransaction, namespace: NamespaceId, key: bytes) -> bytes | None:
     """Return the row that a reader sees at a key, None for none: not the stored one while that lacks chunks. It may be hidden all the same."""
     row = txn.row(namespace, key)
-    if row is None or not is_chunked(row):
-        return row
-    pending = txn.pending(row_version(row))
+    return None if row is None else shown_of(txn, row)
+
+
+def shown_of(txn: ReadTransaction, row: bytes) -> bytes | None:
+    """Return what a reader sees in place of a stored row, of which the head is enough: what was given, or another row, or None for none."""
+    pending = txn.pending(row_version(row)) if is_chunked(row) else None
     return row if pending is None else pending.shown or None
 
 

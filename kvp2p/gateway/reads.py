@@ -32,7 +32,7 @@ from kvp2p.gateway.target import Target, decode_key, parse_query, refuse_query
 from kvp2p.gateway.views import Views
 from kvp2p.ids import Version
 from kvp2p.limits import KEY_BYTES_MAX, LIST_KEYS_MAX
-from kvp2p.store.chunked import chunks_of, read_chunk
+from kvp2p.store.chunked import chunk_list_of, read_chunk
 from kvp2p.store.reader import ListedKey, View, is_hidden
 
 # The first 12 bytes of a row that has neither metadata nor expiry: kind, flags, metadata length, expires_at.
@@ -112,7 +112,7 @@ class Reads:
         if not is_chunked(row):
             value = memoryview(row)[value_at:]
             return value_answer(version, metadata, expires_at, value, len(value))
-        chunks = chunks_of(row)
+        chunks = chunk_list_of(row)
         if not wants_body or len(chunks.ids) == 1:
             content = read_chunk(view.transaction, chunks, 0) if wants_body else b""
             return value_answer(version, metadata, expires_at, content, chunks.value_bytes)

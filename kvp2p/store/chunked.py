@@ -1,12 +1,11 @@
-"""Values in chunks, as readers see them: which row is shown while chunks are missing, and the value put together again.
+"""Values in chunks: their chunks, and the value put together again. Which row is shown while chunks are missing, `core/chunk_rows.py` says.
 
 Decides: what a reader is given of a value that its row only names the chunks of.
 Keeps true
-* I3: a row that lacks chunks is not shown; the row that it replaced is, until it is whole.
 * A damaged chunk is never given out: each is compared with its name, which is a hash of its content, and with the length that it must
   have. 0.3 ms for 256 KiB, measured.
 * I9: a value that is read chunk by chunk has one of them in memory.
-In and out: a read transaction and rows in; rows, chunks or whole values out. StoreCorrupt where the file is damaged.
+In and out: a read transaction and rows that are shown in; chunks or whole values out. StoreCorrupt where the file is damaged.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from kvp2p.errors import RemoteProtocolError, StoreCorrupt
 from kvp2p.ids import Version
 
 
-def chunks_of(row: bytes) -> ChunkList:
+def chunk_list_of(row: bytes) -> ChunkList:
     """Return what the value of a chunked row is made of."""
     try:
         return decode_chunk_list(row[ROW_HEAD_BYTES + int.from_bytes(row[2:4], "big") :])
@@ -42,7 +41,7 @@ def read_chunk(transaction: ReadTransaction, chunks: ChunkList, index: int) -> b
 
 def whole_value(transaction: ReadTransaction, row: bytes) -> bytes:
     """Return the value of a chunked row, in one piece."""
-    chunks = chunks_of(row)
+    chunks = chunk_list_of(row)
     value = BytesIO()  # whose last copy is the result: a list of chunks would be joined into one more
     for index in range(len(chunks.ids)):
         value.write(read_chunk(transaction, chunks, index))
@@ -59,7 +58,7 @@ class OpenValue:
 
     def __init__(self, transaction: ReadTransaction, row: bytes, end: Callable[[], None]) -> None:
         self.row = row
-        self._chunks = chunks_of(row)
+        self._chunks = chunk_list_of(row)
         self._transaction = transaction
         self._end: Callable[[], None] | None = end
         self._next = 0

@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple, Self
 
 import lmdb
 
-from kvp2p.core.chunk_rows import shown_row
+from kvp2p.core.chunk_rows import shown_of, shown_row
 from kvp2p.core.clock import OFFSET_KEPT_MS
 from kvp2p.core.entry import (
     FLAG_METADATA,
@@ -324,10 +324,8 @@ class Replica:
     def _shown_in(self, transaction: lmdb.Transaction[bytes], row: bytes, *, verify: bool) -> Found | None:
         """Return what is seen of a chunked row, from the transaction that it was read in."""
         reader = LayoutReader(LmdbTables(transaction, self.tables), self.store.decoded)
-        pending = reader.pending(row_version(row))
-        if pending is not None:
-            row = pending.shown
-        return self._shown(row, reader, verify=verify) if row else None
+        seen = shown_of(reader, row)
+        return None if seen is None else self._shown(seen, reader, verify=verify)
 
     def _shown(self, row: bytes, reader: ReadTransaction | None = None, *, verify: bool) -> Found | None:
         if verify and not row_digest_holds(row):
@@ -375,9 +373,9 @@ class Replica:
                 if scanned >= LIST_ROWS_SCANNED_MAX:
                     return Page(tuple(keys), list_complete=False, cursor=encode_cursor(namespace, last))
                 head = bytes(row[:ROW_HEAD_BYTES])  # copied once: each look into a memoryview makes another
-                if is_chunked(head) and (pending := transaction.pending(row_version(head))) is not None:
-                    row = pending.shown  # noqa: PLW2901  what is seen in its place
-                    head = bytes(row[:ROW_HEAD_BYTES])
+                if is_chunked(head) and (seen := shown_of(transaction, head)) is not head:
+                    row = seen or b""  # noqa: PLW2901  what is seen in its place
+                    head = row[:ROW_HEAD_BYTES]
                 if head and not is_hidden(head, self._now):
                     if len(keys) == limit:
                         return Page(tuple(keys), list_complete=False, cursor=encode_cursor(namespace, last))
