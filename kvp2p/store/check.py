@@ -53,21 +53,10 @@ from kvp2p.ids import (
     version_term,
 )
 from kvp2p.store.check_chunks import ChunkCheck
-from kvp2p.store.layout import MARKER_BYTES, LayoutReader, short_hash
-from kvp2p.store.tables import CHUNKS, EXPIRY, GRAVES, LOG, PENDING, ROWS, TAILS, ReadableTables
+from kvp2p.store.layout import MARKER_BYTES, LayoutReader, scan_rows, short_hash
+from kvp2p.store.meta import FIELDS
+from kvp2p.store.tables import CHUNKS, EXPIRY, GRAVES, LOG, PENDING, ReadableTables
 
-_FACTS: Final = (
-    "identity",
-    "vector",
-    "floor",
-    "above",
-    "complete",
-    "restored",
-    "clock_offset_ms",
-    "designation",
-    "members",
-)
-_HASH_BYTES: Final = 16
 _ENTRY_BYTES: Final = 64  # what an entry costs besides its length; guess
 _NO_TOTALS: Final = NamespaceTotals(0, 0, 0)
 _LAST_STAMP: Final = b"\xff" * 8
@@ -88,7 +77,6 @@ class Slice(NamedTuple):
 
     damage: list[Damage]
     bytes_seen: int
-    is_last: bool
 
 
 class StoreCheck:
@@ -130,7 +118,7 @@ class StoreCheck:
         seen = 0
         if not self._has_facts and not self._check_facts(reader):
             self.give_up()  # nothing can be judged without them
-            return Slice(self.damage, seen, is_last=True)
+            return Slice(self.damage, seen)
         self._is_one_transaction = self._is_one_transaction and self._reader in (None, reader)
         self._reader = reader
         view = _View(reader)
@@ -138,10 +126,10 @@ class StoreCheck:
             for entry_bytes in self._stages[0][1](view):
                 seen += entry_bytes + _ENTRY_BYTES
                 if bytes_max is not None and seen >= bytes_max:
-                    return Slice(self.damage, seen, is_last=False)
+                    return Slice(self.damage, seen)
             self._stages.popleft()
             self._after = b""
-        return Slice(self.damage, seen, is_last=True)
+        return Slice(self.damage, seen)
 
     def give_up(self) -> None:
         """End the check where it is: LMDB cannot go on."""
@@ -155,9 +143,9 @@ class StoreCheck:
 
     def _check_facts(self, reader: LayoutReader) -> bool:
         self._has_facts = True
-        for name in _FACTS:
+        for field in FIELDS:
             try:
-                getattr(reader, name)
+                getattr(reader, field.name.decode())
             except StoreError as error:
                 self.damage.append(Damage("fact", None, None, str(error)))
         return not self.damage
@@ -165,9 +153,9 @@ class StoreCheck:
     # --- rows and what they add up to
 
     def _rows(self, view: _View) -> Iterator[int]:
-        for full_key, row in _physical_rows(view.tables, self._after):
+        for full_key, row in scan_rows(view.tables, self._after, after=bool(self._after), tells_markers=True):
             self._after = full_key
-            if row is None:
+            if not row and len(full_key) == MARKER_BYTES:
                 self._found("marker_without_rows", full_key, "a marker of long keys has no row behind it")
                 continue
             self.rows_seen += 1
@@ -378,25 +366,6 @@ class _View:
         """Return the version of a position, or the least that it can have."""
         top = self.vector.top_of(issuer)
         return make_version(0 if top is None else version_term(top), stamp, issuer)
-
-
-def _physical_rows(tables: ReadableTables, after: bytes) -> Iterator[tuple[bytes, bytes | None]]:
-    """Iterate over (namespace ‖ key, row) after a key; a marker that leads nowhere has None for a row."""
-    head, is_inside = after[:MARKER_BYTES], len(after) >= MARKER_BYTES
-    for physical, row in tables.scan(ROWS, head, after=bool(after) and not is_inside):
-        if len(physical) < MARKER_BYTES:
-            yield physical, row
-            continue
-        place = short_hash(physical)
-        goes_on = is_inside and physical == head
-        is_empty = not goes_on
-        for tail, tail_row in tables.scan(TAILS, place + after[MARKER_BYTES:] if goes_on else place, after=goes_on):
-            if tail[:_HASH_BYTES] != place:
-                break
-            is_empty = False
-            yield physical + tail[_HASH_BYTES:], tail_row
-        if is_empty:
-            yield physical, None
 
 
 def _expiry_place(expires_at: int, full_key: bytes) -> bytes:

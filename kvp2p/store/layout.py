@@ -122,8 +122,13 @@ def _split(full_key: bytes) -> RowKey:
     return NamespaceId(full_key[:ID_BYTES]), full_key[ID_BYTES:]
 
 
-def scan_rows(tables: ReadableTables, start: bytes, *, after: bool) -> Iterator[tuple[bytes, bytes]]:
-    """Iterate over (namespace ‖ key, row) of all namespaces in byte order; a marker expands to its tails."""
+def scan_rows(
+    tables: ReadableTables, start: bytes, *, after: bool, tells_markers: bool = False
+) -> Iterator[tuple[bytes, bytes]]:
+    """Iterate over (namespace ‖ key, row) of all namespaces in byte order; a marker expands to its tails.
+
+    `tells_markers` is for checks: a marker with nothing behind it comes as a row that is empty.
+    """
     head = start[:MARKER_BYTES]
     for physical, row in tables.scan(ROWS, head, after=after and len(start) < MARKER_BYTES):
         if len(physical) < MARKER_BYTES:
@@ -133,10 +138,14 @@ def scan_rows(tables: ReadableTables, start: bytes, *, after: bool) -> Iterator[
         place = short_hash(marker)
         is_first = marker == head
         first = place + start[MARKER_BYTES:] if is_first else place
+        has_rows = is_first  # perhaps before the start
         for tail, tail_row in tables.scan(TAILS, first, after=after and is_first):
             if tail[:HASH_BYTES] != place:
                 break
+            has_rows = True
             yield marker + tail[HASH_BYTES:], tail_row
+        if tells_markers and not has_rows:
+            yield marker, b""
 
 
 class LayoutReader:

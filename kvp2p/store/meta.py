@@ -146,6 +146,19 @@ RESTORED: Final[Field[bool]] = Field(b"restored", _encode_flag, _decode_flag, Fa
 DESIGNATION: Final[Field[Designation | None]] = Field(b"designation", _encode_designation, _decode_designation, None)
 MEMBERS: Final[Field[tuple[Member, ...]]] = Field(b"members", _encode_members, _decode_members, ())
 
+FIELDS: Final[tuple[Field[Any], ...]] = (
+    IDENTITY,
+    VECTOR,
+    FLOOR,
+    ABOVE,
+    COMPLETE,
+    CLOCK_OFFSET,
+    RESTORED,
+    DESIGNATION,
+    MEMBERS,
+)
+"""All facts but the format; each is a property of a read transaction, by its name."""
+
 
 def decode_field(field: Field[T], raw: bytes | None) -> T:
     """Read a fact; raises StoreFormatError when the bytes are not what `field.encode` writes."""

@@ -120,7 +120,7 @@ class _Walk:
         begun = time.monotonic()
         check, reader, bytes_in_use = self.check, snapshot.reader, snapshot.bytes_in_use
         try:
-            damage, bytes_seen, _ = check.go_on(reader, self._slice_bytes)
+            damage, bytes_seen = check.go_on(reader, self._slice_bytes)
         except lmdb.Error as error:
             check.give_up()
             message = f"LMDB cannot read the file any further: {error}"
