@@ -17,11 +17,10 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from kvp2p.cli.failures import REFUSED, Failure
+from kvp2p.cli.failures import DAMAGED, REFUSED, Failure
 from kvp2p.cli.output import byte_progress, say, shown
 from kvp2p.cli.session import Json, print_json
 
-DAMAGED: Final = 1  # the exit code when damage was found
 _FILES_FAULT: Final = {
     signal.SIGABRT,
     signal.SIGBUS,

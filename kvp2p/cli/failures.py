@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Final, NoReturn
 
 NOT_FOUND: Final = 1
+DAMAGED: Final = 1  # of `scrub`, which looks for it as others look for a key
 USAGE: Final = 2
 REFUSED: Final = 3
 UNKNOWN: Final = 4

@@ -48,8 +48,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="A self-hosted key-value store like Workers KV: write anywhere, read everywhere from the local disk.\n\n"
     "It has an HTTP API of its own; Workers programs cannot be run against it yet.",
-    epilog="Exit codes: 0 done, 1 not found, 2 usage, 3 refused (nothing was applied), 4 unknown (a write was sent, and "
-    "nothing tells whether it was applied; after Ctrl-C, too), 130 interrupted before a write was sent.",
+    epilog="Exit codes: 0 done, 1 not found (scrub: damage found), 2 usage, 3 refused (nothing was applied), 4 unknown (a write "
+    "was sent, and nothing tells whether it was applied; after Ctrl-C, too), 130 interrupted before a write was sent.",
 )
 
 add_command(app, "init", nodes.init)

@@ -13,7 +13,7 @@ from binascii import hexlify
 from collections.abc import Callable
 from typing import Final
 
-from kvp2p.core.entry import FLAG_METADATA, ROW_HEAD_BYTES, Kind, is_chunked
+from kvp2p.core.entry import FLAG_METADATA, ROW_HEAD_BYTES, Kind, is_chunked, row_expires_at, row_version
 from kvp2p.core.system_rows import Permission
 from kvp2p.errors import RequestError
 from kvp2p.gateway.access import Access
@@ -97,7 +97,7 @@ class Reads:
         if row is None or is_hidden(row, self._now):
             code = "key_not_found" if expected is None else "precondition_failed"
             return error_answer(code, _KEY_NOT_FOUND)
-        stands = Version(row[12:32])
+        stands = row_version(row)
         if isinstance(expected, bytes) and expected != stands:
             return error_answer("precondition_failed", "another version stands there", lines=version_lines(stands))
         if fields.if_none_match(hexlify(stands)):
@@ -108,7 +108,7 @@ class Reads:
         value_at = ROW_HEAD_BYTES + int.from_bytes(row[2:4], "big")
         version = hexlify(row[12:32])
         metadata = ascii_metadata(row[ROW_HEAD_BYTES:value_at]) if row[1] & FLAG_METADATA else None
-        expires_at = int.from_bytes(row[4:12], "big")
+        expires_at = row_expires_at(row)
         if not is_chunked(row):
             value = memoryview(row)[value_at:]
             return value_answer(version, metadata, expires_at, value, len(value))

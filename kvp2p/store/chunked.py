@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from io import BytesIO
 
-from kvp2p.core.entry import ROW_HEAD_BYTES, ChunkList, chunk_id, decode_chunk_list
+from kvp2p.core.entry import ROW_HEAD_BYTES, ChunkList, chunk_id, decode_chunk_list, row_version
 from kvp2p.core.port import ReadTransaction
 from kvp2p.errors import RemoteProtocolError, StoreCorrupt
 from kvp2p.ids import Version
@@ -71,7 +71,7 @@ class OpenValue:
     @property
     def version(self) -> Version:
         """The version of the entry."""
-        return Version(self.row[12:32])
+        return row_version(self.row)
 
     def next_chunk(self) -> bytes:
         """Return the next part of the value, b"" at its end. Raises StoreCorrupt."""

@@ -37,6 +37,7 @@ from kvp2p.core.entry import (
     is_tombstone,
     is_value,
     row_digest_holds,
+    row_expires_at,
     row_version,
 )
 from kvp2p.core.port import ReadTransaction
@@ -49,7 +50,7 @@ from kvp2p.store import meta
 from kvp2p.store.chunked import OpenValue, whole_value
 from kvp2p.store.cursor import decode_cursor, encode_cursor
 from kvp2p.store.environment import DATA_FILE
-from kvp2p.store.layout import LONG_KEY_BYTES_MIN, LayoutReader, tail_key
+from kvp2p.store.layout import LONG_KEY_BYTES_MIN, NEVER, LayoutReader, tail_key
 from kvp2p.store.lmdb_store import LmdbStore
 from kvp2p.store.lmdb_tables import LmdbTables
 from kvp2p.store.meta import cached_field
@@ -60,7 +61,6 @@ STORE_DIRECTORY: Final = "store"  # inside a node's data directory
 # The first 12 bytes of a row that is a value, has no metadata and does not expire: all it takes to see that it is shown.
 _PLAIN_HEAD = bytes([Kind.VALUE]) + bytes(11)
 _PLAIN_HEAD_END = bytes([Kind.VALUE]) + bytes(10) + b"\x01"  # two comparisons are cheaper than a slice
-_NEVER = bytes(8)
 _PENDING_LOOKED_AT_MAX = 16  # guess: with more large values on their way the node is asked, which has this at hand
 
 
@@ -112,7 +112,7 @@ def is_hidden(row: bytes, now: Callable[[], float]) -> bool:
     if is_tombstone(row):
         return True
     expires = row[4:12]
-    return expires != _NEVER and int.from_bytes(expires, "big") <= now()
+    return expires != NEVER and int.from_bytes(expires, "big") <= now()
 
 
 def _key_bytes(key: str | bytes) -> bytes:
@@ -337,7 +337,7 @@ class Replica:
             value = whole_value(reader, row)
         else:
             value = row[ROW_HEAD_BYTES + int.from_bytes(row[2:4], "big") :]
-        return Found(value, _metadata(row), int.from_bytes(row[4:12], "big"), row_version(row))
+        return Found(value, _metadata(row), row_expires_at(row), row_version(row))
 
     # --- lists
 
