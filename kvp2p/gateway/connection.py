@@ -74,8 +74,9 @@ class Connection:
 
     @property
     def deadline(self) -> float:
-        """Monotonic seconds at which waiting for the peer ends."""
-        return min(self._deadline, self._out.deadline)
+        """Monotonic seconds at which waiting for the peer ends, or that of a large value for a room."""
+        deadline = min(self._deadline, self._out.deadline)
+        return deadline if self._uploading is None else min(deadline, _upload(self._uploading).room_deadline)
 
     # --- the receiving task
 
@@ -148,9 +149,8 @@ class Connection:
             self._deadline = math.inf if is_busy else now + settings.idle_timeout_seconds
         elif self._is_full():
             # It is not read on, so the peer is not late: it may be taking answers, or we do not take its value. How fast it takes answers is
-            # timed in `Outgoing`, how fast the node takes values in the node port.
-            upload = None if self._receiving is None else self._receiving.upload
-            self._deadline = math.inf if upload is None else upload.room_deadline
+            # timed in `Outgoing`, how fast the node takes values in the node port, how long a value waits for a room in `deadline`.
+            self._deadline = math.inf
             self._head_timed = -1
         elif intake.phase is Phase.BODY:
             self._deadline = now + settings.body_timeout_seconds
@@ -388,12 +388,16 @@ class Connection:
             self.abort()
 
     def expire(self) -> None:
-        """End a connection whose deadline has passed, or a large value that has waited too long for others."""
-        upload = None if self._receiving is None else self._receiving.upload
-        if upload is not None and upload.room_deadline <= monotonic():
-            upload.fail(OVERLOADED)
+        """End a connection whose deadline has passed, or a large value that has waited too long for others: its connection goes on.
+
+        The caller releases the view afterwards.
+        """
+        uploading = self._uploading
+        if uploading is not None and _upload(uploading).room_deadline <= monotonic():
+            _upload(uploading).fail(OVERLOADED)
             self.resume()
             return
+        self._gateway.counters.connections_timed_out += 1
         is_waiting_for_request = self._intake.phase is not Phase.BETWEEN and not [
             one for one in self._pending if one is not self._receiving
         ]
@@ -436,5 +440,5 @@ class Connection:
 
 
 def _upload(exchange: Exchange) -> Upload:
-    assert exchange.upload is not None, "the body that is being received is an upload"
+    assert exchange.upload is not None, "it is a large value"
     return exchange.upload

@@ -194,9 +194,11 @@ class Gateway:
         tick_at = monotonic()
         while True:
             now = monotonic()
-            for connection in [one for one in self._connections if one.deadline <= now]:
-                self.counters.connections_timed_out += 1
-                connection.expire()
+            try:
+                for connection in [one for one in self._connections if one.deadline <= now]:
+                    connection.expire()
+            finally:
+                self.views.release()
             if now >= tick_at:
                 tick_at = now + TICK_SECONDS - interval / 2  # sleep may end a little early or late
                 self._tick()

@@ -507,15 +507,17 @@ def test_rooms_are_given_in_turn_and_not_past_those_who_wait() -> None:
     assert bodies.take_room()
 
 
+# One that is still coming, and one that came whole in one piece.
+@pytest.mark.parametrize("value_bytes", [2 * MIB, 40_000])
 async def test_value_that_waits_too_long_for_others_is_429(
-    short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value_bytes: int
 ) -> None:
     monkeypatch.setattr(uploads, "HTTP_ROOM_WAIT_SECONDS", 0.5)
     settings = HttpSettings(body_timeout_seconds=0.4, idle_timeout_seconds=20)
     async with rig(short_tmp_path, settings) as r, await r.connect() as slow, await r.connect() as waiting:
         r.gateway.bodies.rooms_max = 1
         large = request("PUT", "/v1/words/k", bytes(MIB))
-        value = os.urandom(2 * MIB)
+        value = os.urandom(value_bytes)
         await slow.send(large[:100_000])
         await until(lambda: r.gateway.bodies.rooms == 1)
         began = trio.current_time()
@@ -535,6 +537,20 @@ async def test_value_that_waits_too_long_for_others_is_429(
             assert (await slow.reply()).status == 200
         assert (await waiting.ask(request("PUT", "/v1/words/w", value))).status == 200
         assert (await waiting.ask(request("GET", "/v1/words/w"))).body == value
+        assert r.gateway.counters.connections_timed_out == 0
+
+
+async def test_reads_behind_a_value_that_has_waited_too_long_leave_no_old_view_behind(
+    short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "HTTP_ROOM_WAIT_SECONDS", 0.2)
+    async with rig(short_tmp_path) as r, await r.connect() as waiting:
+        r.gateway.bodies.rooms_max = 0
+        await waiting.send(request("PUT", "/v1/words/w", bytes(40_000)) + GET)
+        assert (await waiting.reply()).status == 429
+        assert (await waiting.reply()).code == "key_not_found"
+        r.writer.put(b"k", b"new")
+        assert (await r.ask("GET", "/v1/words/k")).body == b"new"
 
 
 async def test_room_of_a_client_that_leaves_goes_to_the_next_at_once(short_tmp_path: Path) -> None:
