@@ -244,7 +244,8 @@ class Connection:
         if exchange is not None:
             self._pending.pop().abandon()
             self._started = min(self._started, len(self._pending))
-            self._uploading = None
+            if exchange is self._uploading:  # and not one before it
+                self._uploading = None
 
     # --- the pipeline
 

@@ -251,6 +251,25 @@ async def test_client_that_leaves_in_the_middle_leaves_nothing(short_tmp_path: P
         assert len(r.node.submitted) == 1
 
 
+async def test_client_that_leaves_in_the_middle_of_its_second_value_gets_the_answer_to_its_first(
+    short_tmp_path: Path,
+) -> None:
+    async with rig(short_tmp_path) as r, await r.connect() as wire:
+        r.node.gate = trio.Event()
+        await wire.send(request("PUT", "/v1/words/k", bytes(40_000)))
+        await until(lambda: len(r.node.staged) == 1)
+        r.gateway.bodies.bytes_max = r.gateway.bodies.held_bytes  # the second one is refused, so it is read on
+        await wire.send(request("PUT", "/v1/words/l", bytes(MIB))[:100_000])
+        await wire.stream.send_eof()
+        (connection,) = r.gateway._connections
+        await until(lambda: len(connection._pending) == 2)
+        await until(lambda: len(connection._pending) == 1)
+        r.node.gate.set()
+        assert (await wire.reply()).status == 200
+        assert await wire.is_closed()
+        await nothing_is_left(r, 1)
+
+
 async def test_broken_body_is_refused_and_leaves_nothing(short_tmp_path: Path) -> None:
     async with rig(short_tmp_path) as r, await r.connect() as wire:
         message = chunked_put(os.urandom(MIB), 50_000)
