@@ -52,6 +52,10 @@ HTTP_RECEIVE_BYTES: Final = (
 # have all that they can use, and 102 more go on with one chunk each. What is left is for small bodies.
 HTTP_BODY_BYTES_HELD_MAX: Final = 64 * 1024 * 1024
 HTTP_UPLOAD_BYTES_HELD_MAX: Final = 48 * 1024 * 1024
+# Of a node's large values that are with the leader, shared out among its gateways: 4 of the largest, for which it has 30 s (3.5 MB/s). The others
+# wait for their turn before they are 429: fifty of the largest need 22 MB/s, and longer than that few clients wait. Guesses.
+HTTP_LARGE_WRITE_BYTES_MAX: Final = 4 * VALUE_BYTES_MAX
+HTTP_TURN_WAIT_SECONDS: Final = 60.0
 UPLOAD_CHUNKS_UNANSWERED_MAX: Final = 2  # the next is on its way while one is synced; guess
 HTTP_ROOM_WAIT_SECONDS: Final = 10.0  # that a large value waits for the first of these before it is 429; guess
 # read and dropped for a 413 on a connection that goes on: the largest value, and a little

@@ -74,9 +74,9 @@ class Connection:
 
     @property
     def deadline(self) -> float:
-        """Monotonic seconds at which waiting for the peer ends, or that of a large value for a room."""
+        """Monotonic seconds at which waiting for the peer ends, or that of a large value for others."""
         deadline = min(self._deadline, self._out.deadline)
-        return deadline if self._uploading is None else min(deadline, _upload(self._uploading).room_deadline)
+        return deadline if self._uploading is None else min(deadline, _upload(self._uploading).wait_deadline)
 
     # --- the receiving task
 
@@ -149,7 +149,7 @@ class Connection:
             self._deadline = math.inf if is_busy else now + settings.idle_timeout_seconds
         elif self._is_full():
             # It is not read on, so the peer is not late: it may be taking answers, or we do not take its value. How fast it takes answers is
-            # timed in `Outgoing`, how fast the node takes values in the node port, how long a value waits for a room in `deadline`.
+            # timed in `Outgoing`, how fast the node takes values in the node port, how long a value waits for others in `deadline`.
             self._deadline = math.inf
             self._head_timed = -1
         elif intake.phase is Phase.BODY:
@@ -199,7 +199,7 @@ class Connection:
     def take_large(self, exchange: Exchange) -> None:
         """Queue a request whose body is to come."""
         gateway = self._gateway
-        exchange.upload = Upload(gateway.node, gateway.bodies, self._note_answered, self._resume_soon)
+        exchange.upload = Upload(gateway.node, gateway.bodies, gateway.turns, self._note_answered, self._resume_soon)
         exchange.is_received = False
         exchange.closes = gateway.is_draining
         self._receiving = exchange
@@ -394,7 +394,7 @@ class Connection:
         The caller releases the view afterwards.
         """
         uploading = self._uploading
-        if uploading is not None and _upload(uploading).room_deadline <= monotonic():
+        if uploading is not None and _upload(uploading).wait_deadline <= monotonic():
             _upload(uploading).fail(OVERLOADED)
             self.resume()
             return

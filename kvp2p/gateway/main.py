@@ -18,6 +18,7 @@ import trio
 from kvp2p.config import SOCKET_FILE, NodeConfig
 from kvp2p.gateway.server import Gateway
 from kvp2p.gateway.streams import streams_max
+from kvp2p.gateway.turns import bytes_max
 from kvp2p.limits import HTTP_BACKLOG_MAX
 from kvp2p.runtime.child import ChildLife
 from kvp2p.runtime.listening import open_listener
@@ -52,6 +53,7 @@ async def _serve(config: NodeConfig, life: ChildLife, index: int, replica: Repli
             config.api_url,
             config.ready_lag_ms_max,
             streams_max(config.gateways),
+            bytes_max(config.gateways),
         )
         gateway.start()
         _LOG.info("serving", index=index, url=config.data_url)

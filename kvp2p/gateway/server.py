@@ -30,9 +30,10 @@ from kvp2p.gateway.counters import Counters
 from kvp2p.gateway.reads import Reads
 from kvp2p.gateway.routes import Routes
 from kvp2p.gateway.streams import Streams
+from kvp2p.gateway.turns import Turns
 from kvp2p.gateway.views import Views
 from kvp2p.gateway.writes import Writes
-from kvp2p.limits import HTTP_ACCEPTS_MAX, HTTP_STREAMS_MAX
+from kvp2p.limits import HTTP_ACCEPTS_MAX, HTTP_LARGE_WRITE_BYTES_MAX, HTTP_STREAMS_MAX
 from kvp2p.runtime.node_port import NodePort
 from kvp2p.store.reader import Replica
 
@@ -56,12 +57,14 @@ class Gateway:
         api_url: str,
         ready_lag_ms_max: int | None = None,
         streams_max: int = HTTP_STREAMS_MAX,
+        large_write_bytes_max: int = HTTP_LARGE_WRITE_BYTES_MAX,
     ) -> None:
         self.nursery = nursery
         self.settings = settings
         self.node = node
         self.counters = Counters()
         self.bodies = Bodies()
+        self.turns = Turns(large_write_bytes_max)
         self.access = Access()
         self.views = Views(replica, self.access)
         self.clock = LeaderClock(node, replica.kept_now)

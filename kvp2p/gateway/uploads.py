@@ -1,11 +1,11 @@
 """One large value on its way from a client to the node.
 
-Decides: where it is cut into chunks, when the next one leaves, and when its client is read no further.
+Decides: where it is cut into chunks, when the next one leaves, when its client is read no further, and how long it waits for others.
 Keeps true: [I9] it holds the chunk that is being collected and UPLOAD_CHUNKS_UNANSWERED_MAX that the node has not stored yet, each in a room of
     `bodies.py`; its client is read only while there is room. Nothing of it is sent before `begin`, which is called when the request has
     been checked. The node keeps its chunks until `close`: every upload that has begun is closed, whatever becomes of it.
 In and out: parts of a body in (`feed`, `finish`), chunks to the node out; `failure` or `is_ready` tells how it stands. Whoever owns it calls
-    `drive` after each of these, and when it is told that something has changed (`on_change`).
+    `drive` after each of these, and when it is told that something has changed (`on_change`), and fails it at `wait_deadline`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Final
 from kvp2p.core.entry import ChunkId, ChunkList, chunk_id, encode_chunk_list
 from kvp2p.core.operations import Ending, Outcome, Put, refused
 from kvp2p.gateway.bodies import Bodies
+from kvp2p.gateway.turns import Turns
 from kvp2p.limits import (
     CHUNK_BYTES,
     HTTP_ROOM_WAIT_SECONDS,
+    HTTP_TURN_WAIT_SECONDS,
     UPLOAD_CHUNKS_UNANSWERED_MAX,
     WRITE_DEADLINE_MS,
     WRITE_LARGE_MS_PER_MIB,
@@ -34,39 +36,45 @@ _MIB: Final = 1024 * 1024
 
 
 class Upload:
-    """A value. `on_change` is called when a chunk has been answered, `on_room` when it need not wait for a room any more."""
+    """A value. `on_change` is called when a chunk has been answered, `on_turn` when it need not wait for others any more."""
 
     __slots__ = (
         "_bodies",
         "_buffer",
         "_early_bytes",
         "_has_room",
+        "_has_turn",
         "_ids",
         "_is_closed",
+        "_is_in_line",
         "_is_waiting",
         "_node",
         "_number",
         "_on_change",
-        "_on_room",
+        "_on_turn",
+        "_turns",
         "_unanswered",
         "failure",
         "is_finished",
         "is_submitted",
-        "room_deadline",
         "value_bytes",
+        "wait_deadline",
     )
 
     def __init__(
-        self, node: NodePort, bodies: Bodies, on_change: Callable[[], None], on_room: Callable[[], None]
+        self, node: NodePort, bodies: Bodies, turns: Turns, on_change: Callable[[], None], on_turn: Callable[[], None]
     ) -> None:
         self._node = node
         self._bodies = bodies
+        self._turns = turns
         self._on_change = on_change
-        self._on_room = on_room
+        self._on_turn = on_turn
         self._buffer = bytearray()  # received, and not yet cut
         self._early_bytes = 0  # of the buffer, before there is a room for it
         self._has_room = False  # for the buffer
         self._is_waiting = False  # for the first room
+        self._is_in_line = False  # for its turn to be written
+        self._has_turn = False
         self._is_closed = False
         self._number: int | None = None  # that the node knows it by, once it has begun
         self._ids: list[ChunkId] = []
@@ -75,7 +83,7 @@ class Upload:
         self.failure: Outcome | None = None
         self.is_finished = False
         self.is_submitted = False
-        self.room_deadline = math.inf  # monotonic seconds, while it waits for a room
+        self.wait_deadline = math.inf  # monotonic seconds, while it waits for its first room, or for its turn
 
     @property
     def is_full(self) -> bool:
@@ -86,10 +94,13 @@ class Upload:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the node has all of it, so that the write may be submitted."""
-        return self.is_finished and not (
-            self._buffer or self._unanswered or self._is_closed or self.is_submitted or self._number is None
-        )
+        """Whether the node has all of it and its turn has come, so that the write may be submitted."""
+        return self._has_turn and not self.is_submitted
+
+    @property
+    def _is_stored(self) -> bool:
+        """Whether the node has all of it."""
+        return self.is_finished and not (self._buffer or self._unanswered or self._is_closed or self._number is None)
 
     # --- from the client
 
@@ -122,14 +133,14 @@ class Upload:
             self._enter()
         else:
             self._is_waiting = True
-            self.room_deadline = monotonic() + HTTP_ROOM_WAIT_SECONDS
+            self.wait_deadline = monotonic() + HTTP_ROOM_WAIT_SECONDS
             self._bodies.wait_for_room(self._take_first_room)
 
     def _take_first_room(self) -> None:
         self._is_waiting = False
-        self.room_deadline = math.inf
+        self.wait_deadline = math.inf
         self._enter()
-        self._on_room()
+        self._on_turn()
 
     def _enter(self) -> None:
         self._has_room = True
@@ -137,7 +148,23 @@ class Upload:
         self._bodies.release(early_bytes)
 
     def drive(self) -> None:
-        """Send what can be sent."""
+        """Send what can be sent, and get in line when that is all."""
+        self._send_chunks()
+        if self._is_stored and not (self._has_turn or self._is_in_line):
+            if self._turns.take(self.value_bytes):
+                self._has_turn = True
+            else:
+                self._is_in_line = True
+                self.wait_deadline = monotonic() + HTTP_TURN_WAIT_SECONDS
+                self._turns.wait(self.value_bytes, self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._is_in_line = False
+        self._has_turn = True
+        self.wait_deadline = math.inf
+        self._on_turn()
+
+    def _send_chunks(self) -> None:
         while self._has_room and not self._is_closed and self._unanswered < UPLOAD_CHUNKS_UNANSWERED_MAX:
             if len(self._buffer) < CHUNK_BYTES and not (self.is_finished and self._buffer):
                 return
@@ -171,7 +198,7 @@ class Upload:
 
     def submit(self, put: Put, callback: Callable[[Outcome], None]) -> None:
         """Submit the write, which names the chunks; `callback` as for `NodePort.submit_nowait`."""
-        assert self.is_ready, "the node has all of it"
+        assert self.is_ready, "the node has all of it, and it is its turn"
         self.is_submitted = True
         value = encode_chunk_list(ChunkList(self.value_bytes, CHUNK_BYTES, tuple(self._ids)))
 
@@ -204,9 +231,9 @@ class Upload:
         if self._is_closed:
             return
         self._is_closed = True
+        self.wait_deadline = math.inf
         if self._is_waiting:
             self._is_waiting = False
-            self.room_deadline = math.inf
             self._bodies.stop_waiting(self._take_first_room)
         if self._number is not None:
             self._node.end_upload(self._number)
@@ -218,3 +245,9 @@ class Upload:
         self._bodies.release(early_bytes)
         for _ in range(rooms):
             self._bodies.give_room()
+        if self._is_in_line:
+            self._is_in_line = False
+            self._turns.stop_waiting(self._take_turn)
+        if self._has_turn:
+            self._has_turn = False
+            self._turns.give_back(self.value_bytes)

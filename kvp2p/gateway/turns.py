@@ -1,0 +1,64 @@
+"""Whose large value is written next.
+
+Decides: when the write of a large value, whose chunks the node has, goes to the node. First come, first served.
+Keeps true: [I9, I10] a write's time counts from its turn on, and only so many are under way as the leader can bring the chunks of in this time. If
+    all that were uploaded at once went to it at once, the last ones would end *refused* or *unknown* for their deadline, after all their
+    bytes had been sent.
+In and out: counts only; whoever has had a turn gives it back. Who waits too long leaves by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kvp2p.limits import HTTP_LARGE_WRITE_BYTES_MAX
+
+
+def bytes_max(gateways: int) -> int:
+    """Return how much each gateway of a node may have under way: the leader brings the chunks of a node's writes two at a time, whichever gateway they come from."""
+    return HTTP_LARGE_WRITE_BYTES_MAX // gateways
+
+
+class Turns:
+    """The writes of large values of one gateway."""
+
+    __slots__ = ("_waiting", "bytes_max", "bytes_under_way")
+
+    def __init__(self, bytes_max: int = HTTP_LARGE_WRITE_BYTES_MAX) -> None:
+        self.bytes_max = bytes_max
+        self.bytes_under_way = 0
+        self._waiting: dict[Callable[[], None], int] = {}  # in turn, with the bytes of the value
+
+    def take(self, value_bytes: int) -> bool:
+        """Take a turn; False where there is none yet, or others wait for one."""
+        return not self._waiting and self._take(value_bytes)
+
+    def _take(self, value_bytes: int) -> bool:
+        # One of any size, whatever the limit is: whoever waits comes round.
+        if self.bytes_under_way and self.bytes_under_way + value_bytes > self.bytes_max:
+            return False
+        self.bytes_under_way += value_bytes
+        return True
+
+    def wait(self, value_bytes: int, given: Callable[[], None]) -> None:
+        """Wait for a turn: `given` is called when it has come, by whoever has made place."""
+        self._waiting[given] = value_bytes
+
+    def stop_waiting(self, given: Callable[[], None]) -> None:
+        """Wait no longer."""
+        del self._waiting[given]
+        self._let_in()  # the next may need less
+
+    def give_back(self, value_bytes: int) -> None:
+        """End a turn."""
+        self.bytes_under_way -= value_bytes
+        assert self.bytes_under_way >= 0, "a turn ends once"
+        self._let_in()
+
+    def _let_in(self) -> None:
+        while self._waiting:
+            given, value_bytes = next(iter(self._waiting.items()))
+            if not self._take(value_bytes):
+                return
+            del self._waiting[given]
+            given()

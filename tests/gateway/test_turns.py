@@ -1,0 +1,182 @@
+"""Large values take turns to be written: in order, a few at a time, and not for ever."""
+
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from kvp2p.config import HttpSettings
+from kvp2p.core.operations import Outcome, refused
+from kvp2p.gateway import uploads
+from kvp2p.gateway.turns import Turns, bytes_max
+from kvp2p.limits import HTTP_LARGE_WRITE_BYTES_MAX
+from kvp2p.wire.local_messages import LocalOutcome, SubmitWrite
+from tests.gateway.rig import ADMIN, WRITER, Rig, Wire, request, rig, until
+from tests.gateway.test_uploads import MIB, nothing_is_left, submitted
+
+KEYS = ("first", "second", "third")
+
+
+def test_turns_are_taken_in_order_as_far_as_their_bytes_have_room() -> None:
+    turns = Turns(bytes_max=10)
+    begun: list[str] = []
+    assert turns.take(6)
+    assert turns.take(4)
+    assert not turns.take(8)
+    for name, value_bytes in (("c", 8), ("d", 1), ("more than all", 11)):
+        turns.wait(value_bytes, partial(begun.append, name))
+    turns.give_back(4)
+    assert not begun, "d would have room, and is not before its turn"
+    assert not turns.take(1)
+    turns.give_back(6)
+    assert begun == ["c", "d"]
+    turns.give_back(8)
+    turns.give_back(1)
+    assert begun == ["c", "d", "more than all"]
+    assert not turns.take(1)
+    turns.give_back(11)
+    assert turns.bytes_under_way == 0
+    assert turns.take(1)
+
+
+def test_who_leaves_the_line_lets_the_next_go() -> None:
+    turns = Turns(bytes_max=10)
+    begun: list[str] = []
+    waiting = {name: partial(begun.append, name) for name in "abc"}
+    assert turns.take(6)
+    for name, value_bytes in (("a", 7), ("b", 8), ("c", 4)):
+        turns.wait(value_bytes, waiting[name])
+    turns.stop_waiting(waiting["b"])
+    assert not begun
+    turns.stop_waiting(waiting["a"])
+    assert begun == ["c"]
+    turns.give_back(6)
+    turns.give_back(4)
+    assert (turns.bytes_under_way, begun) == (0, ["c"])
+
+
+def test_gateways_of_a_node_share_its_turns() -> None:
+    for gateways in (1, 2, 3, 8):
+        assert gateways * bytes_max(gateways) <= HTTP_LARGE_WRITE_BYTES_MAX < gateways * (bytes_max(gateways) + 1)
+
+
+def reset(wire: Wire) -> None:
+    """Let the end of the connection be one that nobody can take for a client that only has nothing more to say."""
+    wire.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+async def answer(r: Rig, write: SubmitWrite, outcome: Outcome) -> None:
+    """Answer a write that the node has kept waiting."""
+    await r.node._send(r.node._streams[0], LocalOutcome(write.request, outcome))
+
+
+def has_come(r: Rig, waiting: int) -> bool:
+    return (len(submitted(r)), len(r.gateway.turns._waiting)) == (1, waiting)
+
+
+async def send_three(r: Rig, wires: Sequence[Wire], bodies: Sequence[bytes], token: str = ADMIN) -> SubmitWrite:
+    """Send three values of which only the first may be written for the present, the second with another token; return that write."""
+    r.gateway.turns.bytes_max = MIB
+    r.node.answer = lambda _: None
+    for number, (wire, key, body) in enumerate(zip(wires, KEYS, bodies, strict=True)):
+        await wire.send(request("PUT", f"/v1/words/{key}", body, token=token if key == "second" else ADMIN))
+        await until(partial(has_come, r, number))
+    r.node.answer = None  # of the writes that come now
+    (write,) = r.node.submitted
+    return write
+
+
+async def test_write_of_a_large_value_has_its_time_from_its_turn_on(short_tmp_path: Path) -> None:
+    async with (
+        rig(short_tmp_path) as r,
+        await r.connect() as first,
+        await r.connect() as second,
+        await r.connect() as third,
+    ):
+        bodies = [os.urandom(MIB) for _ in range(3)]
+        write = await send_three(r, (first, second, third), bodies)
+        await trio.sleep(0.3)
+        assert [one.key for one in submitted(r)] == [b"first"], "the others wait, with all their chunks"
+        await answer(r, write, r.node.writer.write(*write.operations))
+        for wire in (first, second, third):
+            assert (await wire.reply()).status == 200
+        assert [one.key for one in submitted(r)] == [b"first", b"second", b"third"]
+        assert (r.node.submitted[1].deadline_ns - write.deadline_ns) // 1_000_000 >= 300
+        for key, body in zip(KEYS, bodies, strict=True):
+            assert (await r.ask("GET", f"/v1/words/{key}")).body == body
+        assert r.gateway.turns.bytes_under_way == 0
+        await nothing_is_left(r, 3 * 4)
+
+
+async def test_value_that_waits_too_long_for_its_turn_is_429_and_nothing_of_it_stays(
+    short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "HTTP_TURN_WAIT_SECONDS", 0.9)
+    settings = HttpSettings(body_timeout_seconds=0.5, idle_timeout_seconds=0.6)  # the client is not late meanwhile
+    async with rig(short_tmp_path, settings) as r, await r.connect() as first:
+        r.gateway.turns.bytes_max = MIB
+        r.node.answer = lambda _: None
+        await first.send(request("PUT", "/v1/words/first", os.urandom(MIB)))
+        await until(lambda: len(submitted(r)) == 1)
+        for key in ("second", "third"):
+            began = trio.current_time()
+            reply = await r.ask("PUT", f"/v1/words/{key}", os.urandom(MIB))
+            assert (reply.status, reply.code, reply.error["applied"]) == (429, "overloaded", "no")
+            assert reply.headers["retry-after"] == "1"
+            assert trio.current_time() - began >= 0.9
+        await until(lambda: len(r.node.uploads) == 1)
+        (write,) = r.node.submitted
+        await answer(r, write, r.node.writer.write(*write.operations))
+        assert (await first.reply()).status == 200
+        assert [one.key for one in submitted(r)] == [b"first"]
+        assert r.gateway.counters.connections_timed_out == 0
+        await nothing_is_left(r, 4)
+
+
+async def test_client_that_leaves_the_line_is_passed_over(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path) as r, await r.connect() as first, await r.connect() as third:
+        async with await r.connect() as second:
+            write = await send_three(r, (first, second, third), [os.urandom(MIB) for _ in range(3)])
+            reset(second)
+        await until(lambda: len(r.gateway.turns._waiting) == 1)
+        await answer(r, write, refused("no_leader", "nobody leads"))
+        assert (await first.reply()).status == 503
+        assert (await third.reply()).status == 200
+        assert [one.key for one in submitted(r)] == [b"first", b"third"]
+        await nothing_is_left(r, 4)
+
+
+async def test_turn_of_a_client_that_has_left_lasts_until_its_write_has_ended(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path) as r, await r.connect() as second, await r.connect() as third:
+        async with await r.connect() as first:
+            write = await send_three(r, (first, second, third), [os.urandom(MIB) for _ in range(3)])
+            reset(first)
+        await until(lambda: len(r.gateway._connections) == 2)
+        await trio.sleep(0.1)
+        assert len(submitted(r)) == 1
+        await answer(r, write, r.node.writer.write(*write.operations))
+        for wire in (second, third):
+            assert (await wire.reply()).status == 200
+        assert r.gateway.turns.bytes_under_way == 0
+
+
+async def test_turn_of_a_value_that_may_not_be_written_any_more_goes_to_the_next(short_tmp_path: Path) -> None:
+    async with (
+        rig(short_tmp_path) as r,
+        await r.connect() as first,
+        await r.connect() as second,
+        await r.connect() as third,
+    ):
+        write = await send_three(r, (first, second, third), [os.urandom(MIB) for _ in range(3)], WRITER)
+        r.writer.revoke(WRITER)
+        await answer(r, write, refused("no_leader", "nobody leads"))
+        assert (await first.reply()).status == 503
+        assert (await second.reply()).status == 401
+        assert (await third.reply()).status == 200
+        assert [one.key for one in submitted(r)] == [b"first", b"third"]
+        await nothing_is_left(r, 4)
