@@ -144,9 +144,8 @@ class Routes:
         version = fields.min_version()
         if version is None or self.reads.covers(version):
             return read(target, fields)
-        present = read(target, fields)  # whoever may not read must not make this node wait
-        if isinstance(present, ValueStream):
-            present.close()
+        # Whoever may not read must not make this node wait. What stands here meanwhile is not read, and no stream opened, for that.
+        (self.reads.value_head if target.route is Route.KEY else read)(target, fields)
         self.nursery.start_soon(self._read_covered, exchange, version, read, target, fields)
         return None
 

@@ -316,6 +316,23 @@ async def test_version_to_come_may_be_of_a_large_value(short_tmp_path: Path) -> 
         assert (reply.status, reply.code) == (503, "not_caught_up")
 
 
+async def test_old_value_is_not_read_while_a_version_is_waited_for(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path) as r, await r.connect() as wire:
+        r.writer.put_large(b"k", os.urandom(2 * MIB))
+        streams = r.gateway.reads._streams
+        streams.streams_max = 0  # a read of it would be 429
+
+        def catch_up(_: object) -> Outcome:
+            streams.streams_max = HTTP_STREAMS_MAX
+            r.writer.put_large(b"k", new)
+            return Outcome(Ending.ACKED)
+
+        new = os.urandom(2 * MIB)
+        r.node.await_answer = catch_up
+        waiting = request("GET", "/v1/words/k", headers={"KV-Min-Version": hex_version(r.writer.stamp)})
+        assert (await wire.ask(waiting)).body == new
+
+
 async def test_version_is_not_here_before_its_value_is_whole(short_tmp_path: Path) -> None:
     async with rig(short_tmp_path) as r, await r.connect() as wire:
         small = r.writer.put(b"s", b"v")
