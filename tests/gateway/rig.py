@@ -5,6 +5,8 @@ can hold its answers, give others, fall silent, or be gone.
 """
 
 import json
+import socket
+import struct
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -295,6 +297,10 @@ class Wire:
         except trio.BrokenResourceError:
             return False
         return not rest
+
+    def reset_at_close(self) -> None:
+        """Let its end be one that nobody can take for a client that only has nothing more to say."""
+        self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     async def _more(self, bytes_max: int = 65_536) -> None:
         data = await self.stream.receive_some(bytes_max)

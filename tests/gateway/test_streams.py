@@ -333,6 +333,23 @@ async def test_old_value_is_not_read_while_a_version_is_waited_for(short_tmp_pat
         assert (await wire.ask(waiting)).body == new
 
 
+async def test_stream_for_a_client_that_has_left_meanwhile_is_closed(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path) as r:
+        r.writer.put_large(b"k", os.urandom(2 * MIB))
+        r.node.gate = trio.Event()
+        async with await r.connect() as leaving:
+            await leaving.send(request("GET", "/v1/words/k", headers={"KV-Min-Version": hex_version(1 << 60)}))
+            await until(lambda: len(r.node.awaited) == 1)
+            (connection,) = r.gateway._connections
+            (exchange,) = connection._pending
+            leaving.reset_at_close()
+        await until(lambda: not r.gateway._connections)
+        r.node.gate.set()
+        await until(lambda: exchange.answer is not None)
+        assert exchange.stream is not None
+        assert streaming(r) == 0
+
+
 async def test_version_is_not_here_before_its_value_is_whole(short_tmp_path: Path) -> None:
     async with rig(short_tmp_path) as r, await r.connect() as wire:
         small = r.writer.put(b"s", b"v")

@@ -1,8 +1,6 @@
 """Large values take turns to be written: in order, a few at a time, and not for ever."""
 
 import os
-import socket
-import struct
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -63,11 +61,6 @@ def test_who_leaves_the_line_lets_the_next_go() -> None:
 def test_gateways_of_a_node_share_its_turns() -> None:
     for gateways in (1, 2, 3, 8):
         assert gateways * bytes_max(gateways) <= HTTP_LARGE_WRITE_BYTES_MAX < gateways * (bytes_max(gateways) + 1)
-
-
-def reset(wire: Wire) -> None:
-    """Let the end of the connection be one that nobody can take for a client that only has nothing more to say."""
-    wire.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 async def answer(r: Rig, write: SubmitWrite, outcome: Outcome) -> None:
@@ -142,7 +135,7 @@ async def test_client_that_leaves_the_line_is_passed_over(short_tmp_path: Path) 
     async with rig(short_tmp_path) as r, await r.connect() as first, await r.connect() as third:
         async with await r.connect() as second:
             write = await send_three(r, (first, second, third), [os.urandom(MIB) for _ in range(3)])
-            reset(second)
+            second.reset_at_close()
         await until(lambda: len(r.gateway.turns._waiting) == 1)
         await answer(r, write, refused("no_leader", "nobody leads"))
         assert (await first.reply()).status == 503
@@ -155,7 +148,7 @@ async def test_turn_of_a_client_that_has_left_lasts_until_its_write_has_ended(sh
     async with rig(short_tmp_path) as r, await r.connect() as second, await r.connect() as third:
         async with await r.connect() as first:
             write = await send_three(r, (first, second, third), [os.urandom(MIB) for _ in range(3)])
-            reset(first)
+            first.reset_at_close()
         await until(lambda: len(r.gateway._connections) == 2)
         await trio.sleep(0.1)
         assert len(submitted(r)) == 1
