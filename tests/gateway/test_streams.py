@@ -1,6 +1,7 @@
 """Large values on their way to clients: whole, in order, of one version, and bounded in number, time and memory."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,13 @@ from kvp2p.core.operations import Ending, Outcome, refused
 from kvp2p.core.port import Hidden, PendingRow
 from kvp2p.gateway import streams as streams_module
 from kvp2p.gateway.streams import streams_max
-from kvp2p.limits import CHUNK_BYTES, HTTP_STREAMS_MAX, INLINE_VALUE_BYTES_MAX, STORE_STREAMS_MAX
+from kvp2p.limits import (
+    CHUNK_BYTES,
+    HTTP_STREAM_NOT_SENT_BYTES,
+    HTTP_STREAMS_MAX,
+    INLINE_VALUE_BYTES_MAX,
+    STORE_STREAMS_MAX,
+)
 from tests.gateway.rig import NAMESPACE, READER, WRITER, Rig, Wire, hex_version, request, rig, until, version_of
 
 MIB = 1 << 20
@@ -118,6 +125,8 @@ async def test_stream_keeps_one_chunk_in_memory_however_slow_its_reader_is(short
         kept = [one._out.waiting_bytes for one in r.gateway._connections]
         assert all(count <= MIB + CHUNK_BYTES for count in kept), "a stream counts as MIB, to which its chunk is added"
         assert not any(one._out.parts for one in r.gateway._connections)
+        for one in r.gateway._connections:  # what the kernel has for each of them beside what is on its way
+            assert one._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == HTTP_STREAM_NOT_SENT_BYTES
         for wire in wires:
             assert (await wire.reply()).body == value
             await trio.aclose_forcefully(wire.stream)
