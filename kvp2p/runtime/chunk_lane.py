@@ -8,9 +8,7 @@ In and out: requests with a StageChunk in, ended uploads and chunks to be sent o
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
-from contextlib import suppress
 
 from kvp2p.core.operations import Outcome
 from kvp2p.limits import LOCAL_STAGES_IN_FLIGHT_MAX, LOCAL_STAGES_MAX
@@ -27,7 +25,7 @@ class ChunkLane:
         self._open: set[int] = set()
         self._ended: list[EndUpload] = []  # to be told
         self._chunks: dict[int, tuple[Request, int]] = {}  # by number, with their uploads: queued or sent, not ended
-        self._queue: deque[Request] = deque()
+        self._queue: dict[int, Request] = {}  # those of them that may still be sent, in the order in which they came
         self._sent = 0  # and not ended
 
     @property
@@ -56,7 +54,7 @@ class ChunkLane:
             request.end_unsent("overloaded", "this node has too many large values on their way, nothing was stored")
         else:
             self._chunks[request.number] = request, upload
-            self._queue.append(request)
+            self._queue[request.number] = request
             return True
         return False
 
@@ -71,7 +69,7 @@ class ChunkLane:
                 request.callback = _ignore  # it still counts as sent
             else:
                 del self._chunks[number]
-                self._leave_queue(request)
+                self._queue.pop(number, None)
         self._ended.append(EndUpload(upload))
         return True
 
@@ -81,14 +79,8 @@ class ChunkLane:
         if found is None:
             return None
         self._sent -= found[0].is_sent
-        if not found[0].is_sent:
-            self._leave_queue(found[0])
+        self._queue.pop(number, None)  # while the node takes nothing, it would be kept there
         return found[0]
-
-    def _leave_queue(self, request: Request) -> None:
-        """Take a chunk that has ended out of the queue: while the node takes nothing, it would be kept there. One past its deadline has left."""
-        with suppress(ValueError):
-            self._queue.remove(request)
 
     def take_ended(self) -> list[EndUpload]:
         """Return what the node is to be told of ended uploads."""
@@ -98,9 +90,10 @@ class ChunkLane:
     def take_chunk(self, now_ns: int) -> list[LocalMessage]:
         """Return the chunk that leaves next. What is past its deadline never does, and is ended by the sweep."""
         while self._queue and self._sent < LOCAL_STAGES_IN_FLIGHT_MAX:
-            request = self._queue.popleft()
+            request = self._queue.pop(next(iter(self._queue)))
             message = request.message
-            if request.number in self._chunks and message is not None and now_ns <= request.deadline_ns:
+            assert message is not None, "what has been sent is not in the queue"
+            if now_ns <= request.deadline_ns:
                 request.message = None
                 self._sent += 1
                 return [message]
