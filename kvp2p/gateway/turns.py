@@ -1,17 +1,28 @@
 """Whose large value is written next.
 
 Decides: when the write of a large value, whose chunks the node has, goes to the node. First come, first served.
-Keeps true: [I9, I10] a write's time counts from its turn on, and only so many are under way as the leader can bring the chunks of in this time. If
-    all that were uploaded at once went to it at once, the last ones would end *refused* or *unknown* for their deadline, after all their
-    bytes had been sent.
+Keeps true: [I9, I10] a write's time counts from its turn on, and no more is under way before it than the leader can bring in this time, one after the
+    other: 100 MiB of a node's with one of 25 MiB, which has 30 s, and 20 MiB with one that has 6 s. If all that were uploaded at once went
+    to it at once, the last ones would end *refused* or *unknown* for their deadline, after all their bytes had been sent.
 In and out: counts only; whoever has had a turn gives it back. Who waits too long leaves by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
-from kvp2p.limits import HTTP_LARGE_WRITE_BYTES_MAX
+from kvp2p.limits import HTTP_LARGE_WRITE_BYTES_MAX, VALUE_BYTES_MAX, WRITE_DEADLINE_MS, WRITE_LARGE_MS_PER_MIB
+
+_MIB: Final = 1024 * 1024
+
+
+def large_ms(value_bytes: int) -> int:
+    """Return how much longer than a small one the write of a large value may take."""
+    return -(-value_bytes // _MIB) * WRITE_LARGE_MS_PER_MIB
+
+
+_LONGEST_MS: Final = WRITE_DEADLINE_MS + large_ms(VALUE_BYTES_MAX)
 
 
 def bytes_max(gateways: int) -> int:
@@ -20,7 +31,7 @@ def bytes_max(gateways: int) -> int:
 
 
 class Turns:
-    """The writes of large values of one gateway."""
+    """The writes of large values of one gateway. `bytes_max` is for the largest; others have less time, and so less before them."""
 
     __slots__ = ("_waiting", "bytes_max", "bytes_under_way")
 
@@ -34,8 +45,9 @@ class Turns:
         return not self._waiting and self._take(value_bytes)
 
     def _take(self, value_bytes: int) -> bool:
+        under_way_max = self.bytes_max * (WRITE_DEADLINE_MS + large_ms(value_bytes)) // _LONGEST_MS
         # One of any size, whatever the limit is: whoever waits comes round.
-        if self.bytes_under_way and self.bytes_under_way + value_bytes > self.bytes_max:
+        if self.bytes_under_way and self.bytes_under_way + value_bytes > under_way_max:
             return False
         self.bytes_under_way += value_bytes
         return True

@@ -18,21 +18,19 @@ from typing import Final
 from kvp2p.core.entry import ChunkId, ChunkList, chunk_id, encode_chunk_list
 from kvp2p.core.operations import Ending, Outcome, Put, refused
 from kvp2p.gateway.bodies import Bodies
-from kvp2p.gateway.turns import Turns
+from kvp2p.gateway.turns import Turns, large_ms
 from kvp2p.limits import (
     CHUNK_BYTES,
     HTTP_ROOM_WAIT_SECONDS,
     HTTP_TURN_WAIT_SECONDS,
     UPLOAD_CHUNKS_UNANSWERED_MAX,
     WRITE_DEADLINE_MS,
-    WRITE_LARGE_MS_PER_MIB,
 )
 from kvp2p.runtime.node_port import NodePort
 
 OVERLOADED: Final = refused(
     "overloaded", "this gateway has too many large values on their way, nothing was stored; retry later"
 )
-_MIB: Final = 1024 * 1024
 
 
 class Upload:
@@ -211,7 +209,7 @@ class Upload:
             WRITE_DEADLINE_MS,
             end,
             upload=self._number,
-            large_ms=-(-self.value_bytes // _MIB) * WRITE_LARGE_MS_PER_MIB,
+            large_ms=large_ms(self.value_bytes),
         )
 
     # --- the end

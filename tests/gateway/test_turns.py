@@ -12,7 +12,7 @@ from kvp2p.config import HttpSettings
 from kvp2p.core.operations import Outcome, refused
 from kvp2p.gateway import uploads
 from kvp2p.gateway.turns import Turns, bytes_max
-from kvp2p.limits import HTTP_LARGE_WRITE_BYTES_MAX
+from kvp2p.limits import HTTP_LARGE_WRITE_BYTES_MAX, VALUE_BYTES_MAX
 from kvp2p.wire.local_messages import LocalOutcome, SubmitWrite
 from tests.gateway.rig import ADMIN, WRITER, Rig, Wire, request, rig, until
 from tests.gateway.test_uploads import MIB, nothing_is_left, submitted
@@ -21,41 +21,59 @@ KEYS = ("first", "second", "third")
 
 
 def test_turns_are_taken_in_order_as_far_as_their_bytes_have_room() -> None:
-    turns = Turns(bytes_max=10)
+    turns = Turns()
     begun: list[str] = []
-    assert turns.take(6)
-    assert turns.take(4)
-    assert not turns.take(8)
-    for name, value_bytes in (("c", 8), ("d", 1), ("more than all", 11)):
-        turns.wait(value_bytes, partial(begun.append, name))
-    turns.give_back(4)
-    assert not begun, "d would have room, and is not before its turn"
-    assert not turns.take(1)
-    turns.give_back(6)
-    assert begun == ["c", "d"]
-    turns.give_back(8)
-    turns.give_back(1)
-    assert begun == ["c", "d", "more than all"]
-    assert not turns.take(1)
-    turns.give_back(11)
+    for _ in range(4):
+        assert turns.take(VALUE_BYTES_MAX)
+    assert not turns.take(VALUE_BYTES_MAX)
+    for name in ("fifth", "sixth"):
+        turns.wait(VALUE_BYTES_MAX, partial(begun.append, name))
+    assert not turns.take(1), "not before those that wait"
+    turns.give_back(VALUE_BYTES_MAX)
+    assert begun == ["fifth"]
+    turns.give_back(VALUE_BYTES_MAX)
+    assert begun == ["fifth", "sixth"]
+    for _ in range(4):
+        turns.give_back(VALUE_BYTES_MAX)
     assert turns.bytes_under_way == 0
+
+
+@pytest.mark.parametrize(("value_bytes", "before_bytes_max"), [(40_000, 20 * MIB - 40_000), (10 * MIB, 40 * MIB)])
+def test_value_that_has_less_time_has_less_before_it(value_bytes: int, before_bytes_max: int) -> None:
+    turns = Turns()
+    begun: list[str] = []
+    assert turns.take(before_bytes_max + 1)
+    assert not turns.take(value_bytes)
+    turns.wait(value_bytes, partial(begun.append, "it"))
+    turns.wait(VALUE_BYTES_MAX, partial(begun.append, "next"))
+    assert not begun, "the next one would have room, and is not before its turn"
+    turns.give_back(1)
+    assert begun == ["it", "next"]
+
+
+def test_value_of_any_size_has_its_turn_when_nothing_is_under_way() -> None:
+    turns = Turns(bytes_max=1)
+    assert turns.take(VALUE_BYTES_MAX)
+    assert not turns.take(1)
+    turns.give_back(VALUE_BYTES_MAX)
     assert turns.take(1)
 
 
 def test_who_leaves_the_line_lets_the_next_go() -> None:
-    turns = Turns(bytes_max=10)
+    turns = Turns()
     begun: list[str] = []
-    waiting = {name: partial(begun.append, name) for name in "abc"}
-    assert turns.take(6)
-    for name, value_bytes in (("a", 7), ("b", 8), ("c", 4)):
+    waiting = {name: partial(begun.append, name) for name in ("small", "smaller", "large")}
+    for _ in range(3):
+        assert turns.take(VALUE_BYTES_MAX)
+    for name, value_bytes in (("small", 2), ("smaller", 1), ("large", VALUE_BYTES_MAX)):
         turns.wait(value_bytes, waiting[name])
-    turns.stop_waiting(waiting["b"])
+    turns.stop_waiting(waiting["smaller"])
     assert not begun
-    turns.stop_waiting(waiting["a"])
-    assert begun == ["c"]
-    turns.give_back(6)
-    turns.give_back(4)
-    assert (turns.bytes_under_way, begun) == (0, ["c"])
+    turns.stop_waiting(waiting["small"])
+    assert begun == ["large"]
+    for _ in range(4):
+        turns.give_back(VALUE_BYTES_MAX)
+    assert (turns.bytes_under_way, begun) == (0, ["large"])
 
 
 def test_gateways_of_a_node_share_its_turns() -> None:
