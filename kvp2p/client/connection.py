@@ -31,12 +31,20 @@ from .response import InvalidBytes, Response, ResponseParser
 RECEIVE_BYTES = 65_536  # guess: some 150 small answers in one call, and 1 000 connections still fit in 64 MiB
 # More requests than that are not joined for one call, so that large bodies are not all copied at once.
 BATCH_BYTES = 1_048_576
-# Beyond `answer_timeout_ms` for each MiB of a request's body: a node has 1 s more for its write and 1 s for the hold.
+# Requests of more than this may take longer than `answer_timeout_ms`: a value of more than 32 KiB waits for others in a gateway, 10 s for a room
+# and 60 s for its turn, and a node has 1 s more for its write for each MiB that has begun, and 1 s for the hold.
+LARGE_BYTES = 32_768
+LARGE_WAIT_S = 70.0
 LARGE_S_PER_MIB = 2.0
 _MIB = 1_048_576
 
 _NOTHING = memoryview(b"")
 _METHODS_WITH_BODY = frozenset({b"PUT", b"POST"})
+
+
+def large_s(request_bytes: int) -> float:
+    """Return how many seconds a request of so many bytes may take beyond the `answer_timeout_ms` of a small one."""
+    return LARGE_WAIT_S + -(-request_bytes // _MIB) * LARGE_S_PER_MIB if request_bytes > LARGE_BYTES else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -381,7 +389,7 @@ class Connection:
                 continue
             oldest = self._in_flight[0]
             silent_s = trio.current_time() - max(oldest.taken_at, self._moved_at)
-            patience_s = limit_s + oldest.bytes // _MIB * LARGE_S_PER_MIB
+            patience_s = limit_s + large_s(oldest.bytes)
             if silent_s >= patience_s:
                 self._end(f"no answer in {int(patience_s * 1000)} ms")
                 return

@@ -16,14 +16,13 @@ from typing import Final
 import httptools
 import trio
 
-from .connection import LARGE_S_PER_MIB, RECEIVE_BYTES, ConnectionConfig
+from .connection import RECEIVE_BYTES, ConnectionConfig, large_s
 from .failures import ConnectionLost, NotSent, ResponseInvalid, Unanswered
 from .outcomes import Found, Refused
 from .request import Headers, checked_target, dial, encode_fields, head_start
 from .response import Response
 
 CONTINUE_WAIT_S: Final = 1.0  # guess: a server between that does not know of it stays silent
-_MIB: Final = 1_048_576
 
 
 class _Answer:
@@ -195,7 +194,7 @@ async def streamed_put(
                 with suppress(ConnectionLost):
                     return await call.whole(config.response_bytes_max)
                 raise Unanswered(f"connection failed: {error}") from error
-            call.patience_s += value_bytes // _MIB * LARGE_S_PER_MIB
+            call.patience_s += large_s(value_bytes)
             return await call.whole(config.response_bytes_max)
     except NotSent as lost:
         return lost

@@ -7,7 +7,14 @@ import trio
 import trio.testing
 
 from kvp2p.client import Connection, ConnectionConfig, NotSent, Request, Response, ResponseInvalid, Unanswered
-from kvp2p.client.connection import _Exchange
+from kvp2p.client.connection import _Exchange, large_s
+from kvp2p.limits import (
+    HTTP_ROOM_WAIT_SECONDS,
+    HTTP_TURN_WAIT_SECONDS,
+    INLINE_VALUE_BYTES_MAX,
+    VALUE_BYTES_MAX,
+    WRITE_LARGE_MS_PER_MIB,
+)
 from tests.client.fake_server import Caller, Seen, answer, fake_server, saying
 
 HUGE = bytes(30_000_000)  # more than the two kernel buffers of a loopback connection hold
@@ -436,6 +443,14 @@ async def test_large_request_is_given_more_time() -> None:
         assert (await connection.request(b"PUT", b"/", (), bytes(2_000_000))).body == b"2000000"
         with pytest.raises(Unanswered):
             await connection.request(b"PUT", b"/", (), b"small")
+
+
+def test_large_request_is_given_as_long_as_a_gateway_may_take() -> None:
+    assert large_s(INLINE_VALUE_BYTES_MAX) == 0
+    for value_bytes in (INLINE_VALUE_BYTES_MAX + 1, VALUE_BYTES_MAX):
+        waits_s = HTTP_ROOM_WAIT_SECONDS + HTTP_TURN_WAIT_SECONDS
+        # The write, and the hold after it.
+        assert large_s(value_bytes) == waits_s + 2 * -(-value_bytes // 2**20) * WRITE_LARGE_MS_PER_MIB / 1000
 
 
 async def test_many_large_requests_are_not_joined_for_one_call() -> None:
