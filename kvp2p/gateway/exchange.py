@@ -34,7 +34,6 @@ class Exchange:
         "is_abandoned",
         "is_key_write",
         "is_received",
-        "is_started",
         "method",
         "on_end",
         "received_at",
@@ -62,7 +61,6 @@ class Exchange:
         self.refusal = refusal
         self.received_at = received_at
         self.is_key_write = method in METHODS_OF_WRITES and bool(self.target.key)
-        self.is_started = False
         self.closes = False
         self.is_abandoned = False
         self.answer: bytes | None = None

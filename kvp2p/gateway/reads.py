@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from binascii import hexlify
-from collections.abc import Callable
 from typing import Final
 
 from kvp2p.core.entry import FLAG_METADATA, ROW_HEAD_BYTES, Kind, is_chunked, row_expires_at, row_version
@@ -33,7 +32,7 @@ from kvp2p.gateway.views import Views
 from kvp2p.ids import Version
 from kvp2p.limits import KEY_BYTES_MAX, LIST_KEYS_MAX
 from kvp2p.store.chunked import chunk_list_of, read_chunk
-from kvp2p.store.reader import ListedKey, View, is_hidden
+from kvp2p.store.reader import ListedKey, View
 
 # The first 12 bytes of a row that has neither metadata nor expiry: kind, flags, metadata length, expires_at.
 _PLAIN_VALUE: Final = bytes([Kind.VALUE]) + bytes(11)
@@ -45,12 +44,11 @@ _KEY_NOT_FOUND: Final = "there is no value under this key"
 class Reads:
     """The answers to reads."""
 
-    def __init__(self, views: Views, access: Access, streams: Streams, now: Callable[[], float]) -> None:
+    def __init__(self, views: Views, access: Access, streams: Streams) -> None:
         self._views = views
         self._access = access
         self._readable = access.readable
         self._streams = streams
-        self._now = now  # unix seconds by which rows expire
 
     def plain_value(self, target: bytes, authorization: bytes) -> bytes | None:
         """Answer a GET of a value that needs nothing but the row; None for every other case. Raises StoreError.
@@ -94,7 +92,7 @@ class Reads:
         self._access.allow_reading(fields.authorization, b"/v1/" + target.namespace, namespace)
         expected = fields.if_match()
         row = view.shown_row(namespace, key)
-        if row is None or is_hidden(row, self._now):
+        if row is None or view.hides(row):
             code = "key_not_found" if expected is None else "precondition_failed"
             return error_answer(code, _KEY_NOT_FOUND)
         stands = row_version(row)

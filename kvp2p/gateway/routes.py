@@ -66,10 +66,8 @@ class Routes:
         answer: bytes | ValueStream | None
         try:
             answer = self._answer(exchange)
-        except RequestError as refusal:
-            answer = refusal_answer(refusal)
-        except StoreError as error:
-            answer = _store_failed(error)
+        except (RequestError, StoreError) as error:
+            answer = _refused(error)
         if answer is not None:
             if exchange.upload is not None:
                 exchange.upload.close()
@@ -122,12 +120,9 @@ class Routes:
         assert fields is not None
         try:
             put = self.writes.put(target, fields, b"", 0)
-        except RequestError as refusal:
+        except (RequestError, StoreError) as error:
             upload.close()
-            exchange.end(refusal_answer(refusal))
-        except StoreError as error:
-            upload.close()
-            exchange.end(_store_failed(error))
+            exchange.end(_refused(error))
         else:
             upload.submit(put, lambda outcome: exchange.end(outcome_answer(SOME_PUT, outcome)))
 
@@ -168,10 +163,8 @@ class Routes:
                     "not_caught_up",
                     f"this node has not caught up with KV-Min-Version in {self.min_version_wait_ms} ms, or cannot tell: {outcome.message}",
                 )
-        except RequestError as refusal:
-            answer = refusal_answer(refusal)
-        except StoreError as error:
-            answer = error_answer("unavailable", f"this node cannot read its store: {error}")
+        except (RequestError, StoreError) as error:
+            answer = _refused(error)
         except Exception:  # noqa: BLE001  one request met a bug of ours: this task shares its nursery with all the others
             _LOG.exception("read_failed")
             answer = error_answer("internal_error", "this is a fault of kvp2p; the log of the gateway process has more")
@@ -216,6 +209,8 @@ class Routes:
         )
 
 
-def _store_failed(error: StoreError) -> bytes:
+def _refused(error: RequestError | StoreError) -> bytes:
+    if isinstance(error, RequestError):
+        return refusal_answer(error)
     _LOG.warning("store_failed", error=str(error))
     return error_answer("unavailable", "this node cannot read its store, nothing was applied; see its log")

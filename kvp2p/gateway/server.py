@@ -67,9 +67,8 @@ class Gateway:
         self.turns = Turns(large_write_bytes_max)
         self.access = Access()
         self.views = Views(replica, self.access)
-        self.clock = LeaderClock(node, replica.kept_now)
-        replica.hide_by(self.clock.now)
-        self.reads = Reads(self.views, self.access, Streams(streams_max), self.clock.now)
+        replica.hide_by(LeaderClock(node, replica.kept_now).now)
+        self.reads = Reads(self.views, self.access, Streams(streams_max))
         self.writes = Writes(self.views, self.access)
         self.routes = Routes(
             self.reads,

@@ -165,7 +165,7 @@ class View:
         return LayoutReader(LmdbTables(self._transaction, self._replica.tables), self._replica.store.decoded)
 
     def raw_row(self, namespace: NamespaceId, key: bytes) -> bytes | None:
-        """Return a row as stored, hidden or not, whole or not: ask `is_hidden`; `shown_row` returns what readers see."""
+        """Return a row as stored, hidden or not, whole or not: ask `hides`; `shown_row` returns what readers see."""
         if len(key) < LONG_KEY_BYTES_MIN:
             return self._transaction.get(namespace + key, None, self._replica.tables[ROWS])
         return self._transaction.get(tail_key(namespace + key), None, self._replica.tables[TAILS])
@@ -173,6 +173,10 @@ class View:
     def shown_row(self, namespace: NamespaceId, key: bytes) -> bytes | None:
         """Return the row that readers see: not the stored one while that lacks chunks [I3]. It may be hidden all the same."""
         return shown_row(self.transaction, namespace, key)
+
+    def hides(self, row: bytes) -> bool:
+        """Tell whether readers do not see a row: a tombstone, or expired by the replica's clock."""
+        return is_hidden(row, self._replica.now)
 
     def shows(self, version: Version) -> bool:
         """Tell whether this store has everything up to a version of its issuer, and has it whole. It may say no while it has."""
@@ -253,7 +257,7 @@ class Replica:
         # The node does not write down what is less, so by less than that it may be later by this machine's clock [I7].
         return self._wall_s() + (known.clock_offset_ms - OFFSET_KEPT_MS) / 1_000
 
-    def _now(self) -> float:
+    def now(self) -> float:
         """Return the unix seconds by which rows are hidden; asked for rows that expire only."""
         return self._kept_now(self._known) if self._given_now is None else self._given_now()
 
@@ -330,7 +334,7 @@ class Replica:
     def _shown(self, row: bytes, reader: ReadTransaction | None = None, *, verify: bool) -> Found | None:
         if verify and not row_digest_holds(row):
             raise StoreCorrupt(f"the row of version {row_version(row).hex()} does not match its digest")
-        if is_hidden(row, self._now):
+        if is_hidden(row, self.now):
             return None
         if is_chunked(row):
             assert reader is not None, "chunks are read where their row was"
@@ -376,7 +380,7 @@ class Replica:
                 if is_chunked(head) and (seen := shown_of(transaction, head)) is not head:
                     row = seen or b""  # noqa: PLW2901  what is seen in its place
                     head = row[:ROW_HEAD_BYTES]
-                if head and not is_hidden(head, self._now):
+                if head and not is_hidden(head, self.now):
                     if len(keys) == limit:
                         return Page(tuple(keys), list_complete=False, cursor=encode_cursor(namespace, last))
                     expires_at = int.from_bytes(head[4:12], "big")
