@@ -3,7 +3,7 @@
 Decides: what is printed where: a value goes to stdout byte for byte, remarks and progress go to stderr.
 Keeps true: I10, a write is sent once and its outcome is the exit code. A key is taken as it stands: `..x`, `a//b` and `%41` mean what
     they say, unless --encoded is given. Bytes that are no UTF-8 are sent as they are, and the node refuses them. A large value is not kept in
-    memory, and what is interrupted before its last byte was sent is not stored.
+    memory, and what is interrupted before its last part leaves is not stored.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class Client:
     ) -> WriteOutcome:
         """Write a value of `value_bytes` bytes, at least one, that `source` gives part by part; the rest as in `put`.
 
-        Over a connection of its own. `on_sent` is called before the last byte leaves: until then nothing can have been stored, and the
+        Over a connection of its own. `on_sent` is called before the last part leaves: until then nothing can have been stored, and the
         outcome is `Refused` when the connection is lost. Raises ValueError when `source` has not so many bytes; nothing is stored then.
         """
         headers = _put_headers(metadata, if_match, if_none_match, expires_in_s, expires_at)

@@ -1,7 +1,7 @@
 """One large value over a connection of its own: from a source to a data port, or from there to a sink, part by part.
 
 Decides: when the body of a PUT leaves, and what a lost connection means for it.
-Keeps true: [I9] one part of the value is in memory. [I10] a request is sent once. A value whose last byte has not left is not stored, whatever
+Keeps true: [I9] one part of the value is in memory. [I10] a request is sent once. A value whose last part has not left is not stored, whatever
     happens: no node acts on half of a body, so that its loss is `Refused`, not `Unknown`.
 In and out: parts of bytes in, an outcome out; or a key in, a `StreamedValue` out, whose parts come as they are asked for.
 Source: RFC 9110 (2022) section 10.1.1: the body of a PUT is sent when the node has asked for it, or has said nothing for a second.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 import httptools
 import trio
@@ -173,7 +173,7 @@ async def streamed_put(
 ) -> Response | ConnectionLost | Refused:
     """Send a value of exactly `value_bytes` bytes, once, and return the answer, or how it was lost.
 
-    `on_sent` is called before the last byte leaves: until then nothing can have been stored. `source` is read when its parts are to leave;
+    `on_sent` is called before the last part leaves: until then nothing can have been stored. `source` is read when its parts are to leave;
     what it raises ends the request, with nothing stored.
     """
     is_sent = False
@@ -211,14 +211,11 @@ async def _wait_to_go_on(call: _Call) -> None:
             await call.receive()
 
 
-class _Part:
+class _Part(NamedTuple):
     """A part of a body."""
 
-    __slots__ = ("data", "is_last")
-
-    def __init__(self, data: bytes, is_last: bool) -> None:
-        self.data = data
-        self.is_last = is_last
+    data: bytes
+    is_last: bool
 
 
 def _exactly(source: Iterable[bytes], value_bytes: int) -> Iterator[_Part]:

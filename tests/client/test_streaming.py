@@ -84,7 +84,7 @@ async def test_value_is_sent_once_it_is_asked_for_and_its_outcome_told() -> None
     assert outcome == Acked(VERSION)
     assert server.body == VALUE
     assert len(told) == 1
-    assert told[0] < len(VALUE), "before the last byte has left"
+    assert told[0] < len(VALUE), "before the last part leaves"
     line, *fields = server.head.split(b"\r\n")
     assert line == b"PUT /v1/my%2Ftitle/../a%20b HTTP/1.1"
     assert fields[1:] == [
