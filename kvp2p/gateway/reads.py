@@ -114,7 +114,7 @@ class Reads:
         if not wants_body or len(chunks.ids) == 1:
             content = read_chunk(view.transaction, chunks, 0) if wants_body else b""
             return value_answer(version, metadata, expires_at, content, chunks.value_bytes)
-        stream = self._streams.open(view, row)
+        stream = self._streams.open(view, chunks)
         self._views.hand_over()
         stream.head = value_answer(version, metadata, expires_at, b"", chunks.value_bytes)
         return stream

@@ -4,7 +4,7 @@ Decides: which values are streamed and how many at once, and how long one may ta
 Keeps true: [I9] a stream has one chunk in memory; `streams_max` of them hold a read transaction each, and so a slot of the store and the
     pages that are freed meanwhile, for HTTP_STREAM_SECONDS_MAX at most. What is streamed is one value, whole: everything comes from the
     transaction that its row was read in, and where that cannot go on the connection is cut.
-In and out: a view and a chunked row in, a `ValueStream` out; RequestError `overloaded` when there are too many.
+In and out: a view and a chunk list of one of its rows in, a `ValueStream` out; RequestError `overloaded` when there are too many.
 
 Refused and not queued: a queue of streams of 60 s would be longer than anybody waits.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from time import monotonic
 
+from kvp2p.core.entry import ChunkList
 from kvp2p.errors import RequestError
 from kvp2p.limits import HTTP_STREAM_SECONDS_MAX, HTTP_STREAMS_MAX, STORE_STREAMS_MAX
 from kvp2p.store.chunked import OpenValue
@@ -33,15 +34,15 @@ class Streams:
         self.streams_max = streams_max
         self.open_count = 0
 
-    def open(self, view: View, row: bytes) -> ValueStream:
-        """Stream the value of a chunked row. The view belongs to the stream then. Raises RequestError, StoreError; the view stays as it was."""
+    def open(self, view: View, chunks: ChunkList) -> ValueStream:
+        """Stream a value that a row of the view names the chunks of. The view belongs to the stream then. Raises RequestError; the view stays as it was."""
         if self.open_count >= self.streams_max:
             raise RequestError(
                 "overloaded",
                 f"this gateway sends {self.streams_max} large values already; retry later or ask another node",
                 self.streams_max,
             )
-        value = view.open_value(row)
+        value = view.open_value(chunks)
         self.open_count += 1
         return ValueStream(self, value)
 

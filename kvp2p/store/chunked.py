@@ -13,10 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from io import BytesIO
 
-from kvp2p.core.entry import ROW_HEAD_BYTES, ChunkList, chunk_id, decode_chunk_list, row_version
+from kvp2p.core.entry import ROW_HEAD_BYTES, ChunkList, chunk_id, decode_chunk_list
 from kvp2p.core.port import ReadTransaction
 from kvp2p.errors import RemoteProtocolError, StoreCorrupt
-from kvp2p.ids import Version
 
 
 def chunk_list_of(row: bytes) -> ChunkList:
@@ -49,29 +48,18 @@ def whole_value(transaction: ReadTransaction, row: bytes) -> bytes:
 
 
 class OpenValue:
-    """A chunked value that is read chunk by chunk, all from one transaction, which belongs to it from now on. Close it.
+    """A value that is read chunk by chunk, all from the transaction that its row was read in, which belongs to it from now on. Close it.
 
     `end` ends the transaction. While it is open its chunks stay, whatever becomes of the key; so do all pages that are freed meanwhile.
     """
 
-    __slots__ = ("_chunks", "_end", "_next", "_transaction", "row")
+    __slots__ = ("_chunks", "_end", "_next", "_transaction")
 
-    def __init__(self, transaction: ReadTransaction, row: bytes, end: Callable[[], None]) -> None:
-        self.row = row
-        self._chunks = chunk_list_of(row)
+    def __init__(self, transaction: ReadTransaction, chunks: ChunkList, end: Callable[[], None]) -> None:
+        self._chunks = chunks
         self._transaction = transaction
         self._end: Callable[[], None] | None = end
         self._next = 0
-
-    @property
-    def value_bytes(self) -> int:
-        """The length of the value."""
-        return self._chunks.value_bytes
-
-    @property
-    def version(self) -> Version:
-        """The version of the entry."""
-        return row_version(self.row)
 
     def next_chunk(self) -> bytes:
         """Return the next part of the value, b"" at its end. Raises StoreCorrupt."""

@@ -32,6 +32,7 @@ from kvp2p.core.clock import OFFSET_KEPT_MS
 from kvp2p.core.entry import (
     FLAG_METADATA,
     ROW_HEAD_BYTES,
+    ChunkList,
     Kind,
     is_chunked,
     is_tombstone,
@@ -187,9 +188,9 @@ class View:
                 return False  # of more than these the node can tell, which is asked when this says no
         return True
 
-    def open_value(self, row: bytes) -> OpenValue:
-        """Read the value of a chunked row of this view chunk by chunk. The view belongs to it from now on, and ends with it."""
-        return OpenValue(self.transaction, row, lambda: self.__exit__(None, None, None))
+    def open_value(self, chunks: ChunkList) -> OpenValue:
+        """Read chunk by chunk a value that a row of this view names the chunks of. The view belongs to it from now on, and ends with it."""
+        return OpenValue(self.transaction, chunks, lambda: self.__exit__(None, None, None))
 
 
 class Replica:

@@ -16,6 +16,7 @@ from kvp2p.core.port import Identity
 from kvp2p.errors import StoreCorrupt
 from kvp2p.ids import AccountId, Issuer, NamespaceId, Stamp, Version, make_version
 from kvp2p.limits import CHUNK_BYTES
+from kvp2p.store.chunked import chunk_list_of
 from kvp2p.store.lmdb_store import LmdbStore
 
 ISSUER = Issuer(b"issuer-1")
@@ -179,7 +180,7 @@ def test_damaged_chunk_is_not_given_out(node: Follower, damage: str) -> None:
         row = view.shown_row(SPACE, b"key")
         assert row is not None
     view = node.replica.view().__enter__()
-    value = view.open_value(row)
+    value = view.open_value(chunk_list_of(row))
     assert value.next_chunk() == LARGE[:CHUNK_BYTES]
     with pytest.raises(StoreCorrupt, match=chunks.ids[1].hex()):
         value.next_chunk()
@@ -202,7 +203,7 @@ def test_value_that_is_being_read_stays_whole_when_it_is_replaced(node: Follower
     view = node.replica.view().__enter__()
     row = view.shown_row(SPACE, b"key")
     assert row is not None
-    value = view.open_value(row)
+    value = view.open_value(chunk_list_of(row))
     parts = [value.next_chunk()]
     node.apply(Put(SPACE, b"key", b"small"))
     for number in range(10):  # LMDB uses freed pages again from the second commit on
@@ -214,7 +215,6 @@ def test_value_that_is_being_read_stays_whole_when_it_is_replaced(node: Follower
         parts.append(part)
     assert b"".join(parts) == LARGE
     assert value.next_chunk() == b""
-    assert (value.value_bytes, value.version) == (len(LARGE), Version(row[12:32]))
     value.close()
     value.close()
 
