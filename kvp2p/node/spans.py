@@ -83,7 +83,7 @@ class Spans:
             case Received(message=Frame(issuer=issuer, upto=upto)):
                 self._add("frame", at_ns, issuer.hex(), f"{upto:016x}")
             case Received(peer=peer, message=Digest(wall_ms=wall_ms)):
-                self._add("digest", at_ns, peer.hex(), time.time_ns() // 1_000_000 - wall_ms)
+                self._add("digest", at_ns, peer.hex(), self._driver.clock.now_ms() - wall_ms)
             case Persisted(ticket=ticket, result=result):
                 handed = self._handed.pop(ticket, None)
                 if handed is not None:

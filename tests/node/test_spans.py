@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 from kvp2p.core.events import Received, Write
-from kvp2p.core.messages import ForwardOutcome
+from kvp2p.core.messages import Digest, ForwardOutcome
 from kvp2p.core.operations import Ending, Outcome
+from kvp2p.core.vector import EMPTY_VECTOR
 from kvp2p.ids import NodeId
 from kvp2p.limits import LOCAL_MESSAGE_BYTES_MAX, SPAN_MARKS_MAX
 from kvp2p.node.spans import Spans
+from kvp2p.runtime.wall_clock import WallClock
 from tests.node.rig import a_put, fake_mesh, in_ms, make_namespace, make_store, until, write
 
 A, B = NodeId(b"a" * 16), NodeId(b"b" * 16)
@@ -65,6 +67,22 @@ async def test_a_node_is_watched_only_while_somebody_asks(tmp_path: Path) -> Non
         assert driver.machine is machine
         assert spans.take() == {"marks": [], "lost": 0}
     store.close()
+
+
+async def test_age_of_a_digest_goes_by_the_clock_that_the_node_was_given(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", A, leader=A)
+    async with fake_mesh() as mesh:
+        driver = (await mesh.start(store, A)).driver
+        driver.clock = WallClock(-3_600_000)
+        spans = Spans(driver)
+        spans.take()
+        made_ms = driver.clock.now_ms() - 40
+        digest = Digest(EMPTY_VECTOR, bytes(16), True, EMPTY_VECTOR, None, None, True, made_ms)
+        spans.note(Received(B, digest), [], 5)
+        (mark,) = [mark for mark in spans.take()["marks"] if mark[0] == "digest"]
+    store.close()
+    assert mark[:3] == ("digest", 5, B.hex())
+    assert 40 <= mark[3] < 10_000
 
 
 async def test_marks_that_nobody_fetches_are_bounded_and_counted(tmp_path: Path) -> None:
