@@ -1,6 +1,7 @@
 """Whose large value is written next.
 
-Decides: when the write of a large value, whose chunks the node has, goes to the node. First come, first served.
+Decides: when the write of a large value, whose chunks the node has, goes to the node. Values of one chunk before all others, else first come,
+    first served.
 Keeps true: [I9, I10] a write's time counts from its turn on, and no more is under way before it than the leader can bring in this time, one after the
     other: 100 MiB of a node's with one of 25 MiB, which has 30 s, and 20 MiB with one that has 6 s. If all that were uploaded at once went
     to it at once, the last ones would end *refused* or *unknown* for their deadline, after all their bytes had been sent.
@@ -12,7 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from kvp2p.limits import HTTP_LARGE_WRITE_BYTES_MAX, VALUE_BYTES_MAX, WRITE_DEADLINE_MS, WRITE_LARGE_MS_PER_MIB
+from kvp2p.limits import (
+    CHUNK_BYTES,
+    HTTP_LARGE_WRITE_BYTES_MAX,
+    VALUE_BYTES_MAX,
+    WRITE_DEADLINE_MS,
+    WRITE_LARGE_MS_PER_MIB,
+)
 
 _MIB: Final = 1024 * 1024
 
@@ -33,16 +40,19 @@ def bytes_max(gateways: int) -> int:
 class Turns:
     """The writes of large values of one gateway. `bytes_max` is for the largest; others have less time, and so less before them."""
 
-    __slots__ = ("_waiting", "bytes_max", "bytes_under_way")
+    __slots__ = ("_larger", "_small", "bytes_max", "bytes_under_way")
 
     def __init__(self, bytes_max: int = HTTP_LARGE_WRITE_BYTES_MAX) -> None:
         self.bytes_max = bytes_max
         self.bytes_under_way = 0
-        self._waiting: dict[Callable[[], None], int] = {}  # in turn, with the bytes of the value
+        # Who waits, in turn, with the bytes of the value: those of one chunk, and the others.
+        self._small: dict[Callable[[], None], int] = {}
+        self._larger: dict[Callable[[], None], int] = {}
 
     def take(self, value_bytes: int) -> bool:
         """Take a turn; False where there is none yet, or others wait for one."""
-        return not self._waiting and self._take(value_bytes)
+        is_first = not self._small and (value_bytes <= CHUNK_BYTES or not self._larger)
+        return is_first and self._take(value_bytes)
 
     def _take(self, value_bytes: int) -> bool:
         under_way_max = self.bytes_max * (WRITE_DEADLINE_MS + large_ms(value_bytes)) // _LONGEST_MS
@@ -54,11 +64,12 @@ class Turns:
 
     def wait(self, value_bytes: int, given: Callable[[], None]) -> None:
         """Wait for a turn: `given` is called when it has come, by whoever has made place."""
-        self._waiting[given] = value_bytes
+        (self._small if value_bytes <= CHUNK_BYTES else self._larger)[given] = value_bytes
 
     def stop_waiting(self, given: Callable[[], None]) -> None:
         """Wait no longer."""
-        del self._waiting[given]
+        self._small.pop(given, None)
+        self._larger.pop(given, None)
         self._let_in()  # the next may need less
 
     def give_back(self, value_bytes: int) -> None:
@@ -68,9 +79,9 @@ class Turns:
         self._let_in()
 
     def _let_in(self) -> None:
-        while self._waiting:
-            given, value_bytes = next(iter(self._waiting.items()))
+        while line := self._small or self._larger:
+            given, value_bytes = next(iter(line.items()))
             if not self._take(value_bytes):
-                return
-            del self._waiting[given]
+                return  # nor does a larger one go before a small one that finds too much under way: it would never find less
+            del line[given]
             given()

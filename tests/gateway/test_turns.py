@@ -12,7 +12,7 @@ from kvp2p.config import HttpSettings
 from kvp2p.core.operations import Outcome, refused
 from kvp2p.gateway import uploads
 from kvp2p.gateway.turns import Turns, bytes_max
-from kvp2p.limits import HTTP_LARGE_WRITE_BYTES_MAX, VALUE_BYTES_MAX
+from kvp2p.limits import CHUNK_BYTES, HTTP_LARGE_WRITE_BYTES_MAX, VALUE_BYTES_MAX
 from kvp2p.wire.local_messages import LocalOutcome, SubmitWrite
 from tests.gateway.rig import ADMIN, WRITER, Rig, Wire, request, rig, until
 from tests.gateway.test_uploads import MIB, nothing_is_left, submitted
@@ -28,7 +28,7 @@ def test_turns_are_taken_in_order_as_far_as_their_bytes_have_room() -> None:
     assert not turns.take(VALUE_BYTES_MAX)
     for name in ("fifth", "sixth"):
         turns.wait(VALUE_BYTES_MAX, partial(begun.append, name))
-    assert not turns.take(1), "not before those that wait"
+    assert not turns.take(CHUNK_BYTES + 1), "not before those that wait"
     turns.give_back(VALUE_BYTES_MAX)
     assert begun == ["fifth"]
     turns.give_back(VALUE_BYTES_MAX)
@@ -38,7 +38,9 @@ def test_turns_are_taken_in_order_as_far_as_their_bytes_have_room() -> None:
     assert turns.bytes_under_way == 0
 
 
-@pytest.mark.parametrize(("value_bytes", "before_bytes_max"), [(40_000, 20 * MIB - 40_000), (10 * MIB, 40 * MIB)])
+@pytest.mark.parametrize(
+    ("value_bytes", "before_bytes_max"), [(CHUNK_BYTES, 20 * MIB - CHUNK_BYTES), (MIB, 19 * MIB), (10 * MIB, 40 * MIB)]
+)
 def test_value_that_has_less_time_has_less_before_it(value_bytes: int, before_bytes_max: int) -> None:
     turns = Turns()
     begun: list[str] = []
@@ -49,6 +51,42 @@ def test_value_that_has_less_time_has_less_before_it(value_bytes: int, before_by
     assert not begun, "the next one would have room, and is not before its turn"
     turns.give_back(1)
     assert begun == ["it", "next"]
+
+
+def test_values_of_one_chunk_do_not_stand_behind_larger_ones() -> None:
+    turns = Turns()
+    begun: list[str] = []
+    for _ in range(4):
+        assert turns.take(VALUE_BYTES_MAX)
+    for name, value_bytes in (("large", VALUE_BYTES_MAX), ("first", CHUNK_BYTES), ("second", CHUNK_BYTES)):
+        turns.wait(value_bytes, partial(begun.append, name))
+    for _ in range(3):
+        turns.give_back(VALUE_BYTES_MAX)
+        assert not begun, "or so much would be under way for ever that they find no turn"
+    assert not turns.take(1)
+    turns.give_back(VALUE_BYTES_MAX)
+    assert begun == ["first", "second", "large"]
+
+
+def test_value_of_one_chunk_is_not_kept_waiting_by_a_larger_one_that_waits() -> None:
+    turns = Turns()
+    begun: list[str] = []
+    assert turns.take(20 * MIB - CHUNK_BYTES)
+    assert not turns.take(MIB)
+    turns.wait(MIB, partial(begun.append, "larger"))
+    assert turns.take(CHUNK_BYTES)
+    assert not begun
+
+
+def test_larger_value_does_not_overtake_one_of_one_chunk() -> None:
+    turns = Turns()
+    begun: list[str] = []
+    assert turns.take(20 * MIB)
+    turns.wait(CHUNK_BYTES, partial(begun.append, "small"))
+    assert not turns.take(10 * MIB), "there would be room for it"
+    turns.give_back(CHUNK_BYTES)
+    assert begun == ["small"]
+    assert turns.take(10 * MIB)
 
 
 def test_value_of_any_size_has_its_turn_when_nothing_is_under_way() -> None:
@@ -87,7 +125,7 @@ async def answer(r: Rig, write: SubmitWrite, outcome: Outcome) -> None:
 
 
 def has_come(r: Rig, waiting: int) -> bool:
-    return (len(submitted(r)), len(r.gateway.turns._waiting)) == (1, waiting)
+    return (len(submitted(r)), len(r.gateway.turns._larger)) == (1, waiting)
 
 
 async def send_three(r: Rig, wires: Sequence[Wire], bodies: Sequence[bytes], token: str = ADMIN) -> SubmitWrite:
@@ -154,7 +192,7 @@ async def test_client_that_leaves_the_line_is_passed_over(short_tmp_path: Path) 
         async with await r.connect() as second:
             write = await send_three(r, (first, second, third), [os.urandom(MIB) for _ in range(3)])
             second.reset_at_close()
-        await until(lambda: len(r.gateway.turns._waiting) == 1)
+        await until(lambda: len(r.gateway.turns._larger) == 1)
         await answer(r, write, refused("no_leader", "nobody leads"))
         assert (await first.reply()).status == 503
         assert (await third.reply()).status == 200
