@@ -7,6 +7,8 @@ Keeps true
 * A content is stored only if it hashes to its id, which the store's thread checks. Whoever sent parts of another is not asked for that chunk for
   `pull_timeout_ms`, and neither is a peer that does not have it.
 * Progress outlives everything but the parts of the chunks under way: what is missing is told by the store (`Pending.wanted`), after a restart too.
+* What rows lack is pulled at the lowest priority: when other entries came while a chunk was on its way, its place rests for as long as the chunk took. So whatever
+  is slow (a processor, a disk, a link) has half of its time for these.
 * What is not wanted any more (its row was superseded) is not asked for; parts that still come are dropped.
 In and out: what is wanted, and ChunkPart and ChunkMissing, in; ChunkPull and contents for the disk out.
 
@@ -25,8 +27,16 @@ from kvp2p.core.chunk_intake import ChunkIntake, Landing
 from kvp2p.core.entry import ChunkId
 from kvp2p.core.messages import ChunkMissing, ChunkPart, ChunkPull
 from kvp2p.core.operations import Outcome, refused
+from kvp2p.core.vector import VersionVector
 from kvp2p.ids import NodeId
-from kvp2p.limits import CHUNK_BYTES, CHUNK_PULLS_MAX, CHUNKS_WANTED_MAX, PEERS_MAX, WRITE_CHUNK_PULLS_MAX
+from kvp2p.limits import (
+    CHUNK_BYTES,
+    CHUNK_PAUSE_MS_MAX,
+    CHUNK_PULLS_MAX,
+    CHUNKS_WANTED_MAX,
+    PEERS_MAX,
+    WRITE_CHUNK_PULLS_MAX,
+)
 
 _QUESTIONS_MAX = CHUNK_PULLS_MAX + WRITE_CHUNK_PULLS_MAX  # open at one peer
 Ended = Callable[[ChunkId, Outcome | None], None]  # None: the chunk is here
@@ -36,7 +46,9 @@ Ended = Callable[[ChunkId, Outcome | None], None]  # None: the chunk is here
 class _Pulling:
     """A chunk on its way, from one peer or from several."""
 
+    begun_ns: int
     heard_ns: int
+    vector: VersionVector  # of the moment when it began
     is_for_write: bool
     parts: list[bytes] = field(default_factory=list)
     received: int = 0
@@ -59,6 +71,7 @@ class ChunkPulls:
         self._asked: dict[NodeId, dict[ChunkId, None]] = {}  # questions open on the link to a peer
         self._wants: dict[NodeId, dict[ChunkId, dict[int, Ended]]] = {}  # of writes, by the node that has staged it
         self._avoided: dict[tuple[ChunkId, NodeId], int] = {}  # until when, by the monotonic clock
+        self._pauses = 0  # places of rows' chunks that rest
         self._is_resting = False  # the disk is full
         self._is_waiting = False  # for the timer "chunks": nobody is there to be asked for something
 
@@ -108,7 +121,7 @@ class ChunkPulls:
         if self._is_resting:
             return
         for chunk in self.board.pending.wanted:
-            if sum(not pulling.is_for_write for pulling in self._pulls.values()) >= CHUNK_PULLS_MAX:
+            if self._pauses + sum(not pulling.is_for_write for pulling in self._pulls.values()) >= CHUNK_PULLS_MAX:
                 return
             self._begin(chunk, is_for_write=False)
 
@@ -116,11 +129,12 @@ class ChunkPulls:
         """Ask for a chunk that is not under way, or look again later who can be asked."""
         if chunk in self._pulls:
             return
+        now_ns = self.board.now.mono_ns
         if self._is_awaited(chunk):  # it was wanted before, and its answer is still to come
-            self._pulls[chunk] = _Pulling(self.board.now.mono_ns, is_for_write)
+            self._pulls[chunk] = _Pulling(now_ns, now_ns, self.board.vector, is_for_write)
             self.board.set_timer("chunk", self.board.settings.pull_timeout_ms, chunk)
         elif (peer := self._source(chunk)) is not None:
-            self._pulls[chunk] = _Pulling(self.board.now.mono_ns, is_for_write)
+            self._pulls[chunk] = _Pulling(now_ns, now_ns, self.board.vector, is_for_write)
             self._ask(chunk, peer)
         elif not self._is_waiting:
             self._is_waiting = True
@@ -246,6 +260,11 @@ class ChunkPulls:
         self._is_waiting = False
         self.pull()
 
+    def on_pause_over(self) -> None:
+        """Use a place again that has rested."""
+        self._pauses -= 1
+        self.pull()
+
     def on_rest_over(self) -> None:
         """See whether the disk has room by now."""
         self._is_resting = False
@@ -269,10 +288,18 @@ class ChunkPulls:
                 )
             else:
                 self.pulled += 1
+                self._pause(pulling)
                 self._end_wants(chunk, self._holders(chunk))
 
         self.intake.add(chunk, b"".join(pulling.parts), ended)
         pulling.parts.clear()
+
+    def _pause(self, pulling: _Pulling) -> None:
+        took_ms = (self.board.now.mono_ns - pulling.begun_ns) / MS
+        if not pulling.is_for_write and took_ms >= 1 and pulling.vector != self.board.vector:
+            self._pauses += 1
+            # Keyed by what was pulled so far: no two pauses share a timer.
+            self.board.set_timer("chunk_pause", min(took_ms, CHUNK_PAUSE_MS_MAX), self.pulled)
 
     def _rest(self) -> None:
         if not self._is_resting:
@@ -302,7 +329,8 @@ class ChunkPulls:
         """Assert what must hold between two events."""
         for_writes = sum(pulling.is_for_write for pulling in self._pulls.values())
         assert for_writes <= WRITE_CHUNK_PULLS_MAX * PEERS_MAX, "chunk pulls for writes are bounded"
-        assert len(self._pulls) - for_writes <= CHUNK_PULLS_MAX, "chunk pulls for rows are bounded"
+        assert 0 <= self._pauses <= CHUNK_PULLS_MAX, "places that rest are counted"
+        assert len(self._pulls) - for_writes + self._pauses <= CHUNK_PULLS_MAX, "chunk pulls for rows are bounded"
         for chunk, pulling in self._pulls.items():
             assert sum(map(len, pulling.parts)) <= CHUNK_BYTES, "parts in memory are bounded"
             is_asked = any(chunk in asked for asked in self._asked.values())

@@ -24,7 +24,7 @@ from kvp2p.core.staging import Staging
 from kvp2p.core.uploads import Uploads
 from kvp2p.ids import NodeId
 
-TIMERS = ("large", "release", "chunk", "chunks", "chunk_rest")
+TIMERS = ("large", "release", "chunk", "chunks", "chunk_pause", "chunk_rest")
 
 
 class LargeValues:
@@ -58,6 +58,8 @@ class LargeValues:
                 self.pulls.on_silence(ChunkId(key))
             case "chunks":
                 self.pulls.on_timer()
+            case "chunk_pause":
+                self.pulls.on_pause_over()
             case _:
                 self.pulls.on_rest_over()
 
