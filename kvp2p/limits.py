@@ -168,8 +168,12 @@ CHUNK_CREDIT_BYTES_MAX: Final = (
 )  # sent and not yet taken in by the peer: it stands before whatever comes later; guess
 CHUNK_PAYLOAD_BYTES_MAX: Final = CHUNK_PART_BYTES + 1024  # one part with its head
 CHUNK_PART_BYTES_MIN: Final = 256  # what may be asked for: a chunk is at most 1 024 messages
-# chunks under way to this node for its rows: one that comes, one that goes to the disk; with four small writes were delayed twice as much (scripts/bench large)
-CHUNK_PULLS_MAX: Final = 2
+CHUNK_PULLS_MAX: Final = (
+    6  # chunks under way to this node for its rows, so at most 1.5 MiB of parts in its memory; guess
+)
+CHUNK_PULLS_BUSY_MAX: Final = (
+    2  # while other entries come: four of them delayed small writes twice as much (scripts/bench large)
+)
 CHUNK_PAUSE_MS_MAX: Final = 200  # a place that had a chunk under way rests as long as that took, up to here; guess
 WRITE_CHUNK_PULLS_MAX: Final = (
     2  # and from each peer, for its large writes, to the leader: 16 MiB at most with all of PEERS_MAX; guess

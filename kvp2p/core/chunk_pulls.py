@@ -7,8 +7,8 @@ Keeps true
 * A content is stored only if it hashes to its id, which the store's thread checks. Whoever sent parts of another is not asked for that chunk for
   `pull_timeout_ms`, and neither is a peer that does not have it.
 * Progress outlives everything but the parts of the chunks under way: what is missing is told by the store (`Pending.wanted`), after a restart too.
-* What rows lack is pulled at the lowest priority: when other entries came while a chunk was on its way, its place rests for as long as the chunk took. So whatever
-  is slow (a processor, a disk, a link) has half of its time for these.
+* What rows lack is pulled at the lowest priority. When other entries came while a chunk was on its way, fewer are pulled at a time, and the place rests for as
+  long as the chunk took: whatever is slow (a processor, a disk, a link) has half of its time for these. When nothing else is to be done it is used in full.
 * What is not wanted any more (its row was superseded) is not asked for; parts that still come are dropped.
 In and out: what is wanted, and ChunkPart and ChunkMissing, in; ChunkPull and contents for the disk out.
 
@@ -32,6 +32,7 @@ from kvp2p.ids import NodeId
 from kvp2p.limits import (
     CHUNK_BYTES,
     CHUNK_PAUSE_MS_MAX,
+    CHUNK_PULLS_BUSY_MAX,
     CHUNK_PULLS_MAX,
     CHUNKS_WANTED_MAX,
     PEERS_MAX,
@@ -71,6 +72,7 @@ class ChunkPulls:
         self._asked: dict[NodeId, dict[ChunkId, None]] = {}  # questions open on the link to a peer
         self._wants: dict[NodeId, dict[ChunkId, dict[int, Ended]]] = {}  # of writes, by the node that has staged it
         self._avoided: dict[tuple[ChunkId, NodeId], int] = {}  # until when, by the monotonic clock
+        self._is_busy = False  # other entries came while the last of rows' chunks was on its way
         self._pauses = 0  # places of rows' chunks that rest
         self._is_resting = False  # the disk is full
         self._is_waiting = False  # for the timer "chunks": nobody is there to be asked for something
@@ -120,8 +122,9 @@ class ChunkPulls:
                 self._begin(chunk, is_for_write=True)
         if self._is_resting:
             return
+        places = CHUNK_PULLS_BUSY_MAX if self._is_busy else CHUNK_PULLS_MAX
         for chunk in self.board.pending.wanted:
-            if self._pauses + sum(not pulling.is_for_write for pulling in self._pulls.values()) >= CHUNK_PULLS_MAX:
+            if self._pauses + sum(not pulling.is_for_write for pulling in self._pulls.values()) >= places:
                 return
             self._begin(chunk, is_for_write=False)
 
@@ -295,8 +298,12 @@ class ChunkPulls:
         pulling.parts.clear()
 
     def _pause(self, pulling: _Pulling) -> None:
+        """Let the place of a chunk that has come rest when there is something else to do."""
+        if pulling.is_for_write:
+            return
+        self._is_busy = pulling.vector != self.board.vector
         took_ms = (self.board.now.mono_ns - pulling.begun_ns) / MS
-        if not pulling.is_for_write and took_ms >= 1 and pulling.vector != self.board.vector:
+        if self._is_busy and took_ms >= 1:
             self._pauses += 1
             # Keyed by what was pulled so far: no two pauses share a timer.
             self.board.set_timer("chunk_pause", min(took_ms, CHUNK_PAUSE_MS_MAX), self.pulled)

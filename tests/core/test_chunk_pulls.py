@@ -13,7 +13,7 @@ from kvp2p.core.messages import ChunkMissing, ChunkPart, ChunkPull, Digest, Forw
 from kvp2p.core.operations import Ending, Outcome, Put
 from kvp2p.core.serve import serve
 from kvp2p.limits import CHUNK_BYTES as CHUNK_BYTES_MAX
-from kvp2p.limits import CHUNK_PAUSE_MS_MAX, CHUNK_PULLS_MAX
+from kvp2p.limits import CHUNK_PAUSE_MS_MAX, CHUNK_PULLS_BUSY_MAX, CHUNK_PULLS_MAX
 from tests.core.harness import (
     MS,
     PART_BYTES,
@@ -39,6 +39,7 @@ from tests.core.harness import (
 
 VALUE = Random(1).randbytes(250)
 LARGE = Random(2).randbytes(950)
+HUGE = Random(3).randbytes(2_000)
 IDS = tuple(chunk_id(content) for content in chunks_of_value(VALUE))
 LARGE_IDS = tuple(chunk_id(content) for content in chunks_of_value(LARGE))
 
@@ -127,10 +128,11 @@ def test_pulls_of_a_superseded_value_are_cancelled_and_late_parts_dropped() -> N
     first = chunks_of_value(VALUE)[0]
     answer(a, "z", first, upto=PART_BYTES)
     a.hears("z", frame_with(1, 2, key=b"k", row=chunked_row(2, LARGE)))
-    assert asked(a) == [*IDS[:2], *LARGE_IDS[:2]]
-    for content in chunks_of_value(VALUE)[:2]:
+    assert asked(a) == [*IDS, *LARGE_IDS[:5]], "one more would be too many questions open at one peer"
+    for content in chunks_of_value(VALUE):
         answer(a, "z", content, offset=PART_BYTES if content is first else 0)
     assert chunks_in(a.store) == []
+    assert asked(a)[8:] == [LARGE_IDS[5]]
     answer(a, "z", chunks_of_value(LARGE)[0])
     assert chunks_in(a.store) == [LARGE_IDS[0]]
 
@@ -251,23 +253,26 @@ def test_a_full_disk_stops_pulls_for_a_while() -> None:
     assert asked(a)[CHUNK_PULLS_MAX:] == list(LARGE_IDS[:2])
 
 
-def test_a_place_rests_as_long_as_its_chunk_took_when_other_entries_came_meanwhile() -> None:
-    a = lacking(LARGE)
-    first, second, third, *_ = chunks_of_value(LARGE)
+def test_while_other_entries_come_fewer_chunks_are_pulled_and_their_places_rest() -> None:
+    a = lacking(HUGE)
+    contents = chunks_of_value(HUGE)
+    assert len(asked(a)) == CHUNK_PULLS_MAX
     a.cluster.mono_ns += 20 * MS
-    answer(a, "z", first)
-    assert asked(a)[2:] == [LARGE_IDS[2]], "nothing else is to be done"
     a.hears("z", frame_of(1, 2))
-    answer(a, "z", second)
+    for content in contents[:CHUNK_PULLS_MAX]:
+        answer(a, "z", content)
     a.cluster.pass_ms(19)
-    assert len(asked(a)) == 3
+    assert len(asked(a)) == CHUNK_PULLS_MAX, "as long as these took"
     a.cluster.pass_ms(1)
-    assert asked(a)[3:] == [LARGE_IDS[3]]
+    assert len(asked(a)) == CHUNK_PULLS_MAX + CHUNK_PULLS_BUSY_MAX
     a.cluster.mono_ns += 4_000 * MS
     a.hears("z", frame_of(2, 3))
-    answer(a, "z", third)
+    answer(a, "z", contents[CHUNK_PULLS_MAX])
+    assert len(asked(a)) == CHUNK_PULLS_MAX + CHUNK_PULLS_BUSY_MAX
     a.cluster.pass_ms(CHUNK_PAUSE_MS_MAX)
-    assert len(asked(a)) == 5, "not for ever"
+    assert len(asked(a)) == CHUNK_PULLS_MAX + CHUNK_PULLS_BUSY_MAX + 1, "not for ever"
+    answer(a, "z", contents[CHUNK_PULLS_MAX + CHUNK_PULLS_BUSY_MAX])
+    assert len(asked(a)) == 2 * CHUNK_PULLS_MAX + 2, "and at full speed when nothing else comes"
 
 
 def test_chunks_that_are_not_told_any_more_are_not_cancelled_while_many_are_wanted(
@@ -281,7 +286,7 @@ def test_chunks_that_are_not_told_any_more_are_not_cancelled_while_many_are_want
     assert a.machine.board.pending.wanted == LARGE_IDS[:2]
     answer(a, "z", chunks_of_value(VALUE)[0])
     assert chunks_in(a.store) == [IDS[0]]
-    assert asked(a) == [*IDS[:2], LARGE_IDS[0]]
+    assert asked(a) == [*IDS[:2], *LARGE_IDS[:2]]
 
 
 # --- what waits for whole
