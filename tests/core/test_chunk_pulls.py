@@ -275,6 +275,25 @@ def test_while_other_entries_come_fewer_chunks_are_pulled_and_their_places_rest(
     assert len(asked(a)) == 2 * CHUNK_PULLS_MAX + 2, "and at full speed when nothing else comes"
 
 
+def test_a_steady_stream_of_small_writes_does_not_keep_a_large_value_away() -> None:
+    a = lacking(HUGE)
+    contents = {chunk_id(content): content for content in chunks_of_value(HUGE)}
+    took_ms = 10
+    asked_at = [(0, chunk) for chunk in asked(a)]
+    ms = answered = 0
+    while shown_value(a.store, b"k") is None:
+        ms += 1
+        a.hears("z", frame_of(ms, ms + 1))
+        a.cluster.pass_ms(1)
+        while answered < len(asked_at) and asked_at[answered][0] + took_ms <= ms:
+            answer(a, "z", contents[asked_at[answered][1]])
+            answered += 1
+        asked_at += [(ms, chunk) for chunk in asked(a)[len(asked_at) :]]
+        assert ms < 1_000
+    others = len(contents) - CHUNK_PULLS_MAX
+    assert ms == took_ms + 2 * took_ms * others // CHUNK_PULLS_BUSY_MAX, "half of the time goes by with rests"
+
+
 def test_chunks_that_are_not_told_any_more_are_not_cancelled_while_many_are_wanted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
