@@ -37,6 +37,7 @@ from kvp2p.ids import ID_BYTES, VERSION_BYTES, AccountId, NamespaceId, Version
 from kvp2p.limits import (
     CODE_CHARS_MAX,
     EXPIRES_AT_MAX,
+    EXPIRES_IN_MAX,
     EXPLANATION_CHARS_MAX,
     KEY_BYTES_MAX,
     METADATA_BYTES_MAX,
@@ -145,7 +146,7 @@ def _decode_expiry(value: CborValue) -> tuple[int, int]:
         return 0, 0
     if isinstance(value, list):
         (seconds,) = record(value, "an expiry", ("seconds",))
-        return 0, number(seconds, "expires_in", EXPIRES_AT_MAX, 1)
+        return 0, number(seconds, "expires_in", EXPIRES_IN_MAX, 1)
     return number(value, "expires_at", EXPIRES_AT_MAX, 1), 0
 
 

@@ -52,6 +52,7 @@ from kvp2p.limits import (
     CHUNK_PART_BYTES_MIN,
     CLOCK_OFFSET_MS_MAX,
     EXPIRES_AT_MAX,
+    EXPIRES_IN_MAX,
     PULL_BYTES_MAX,
     STAMP_MAX,
     WALL_MS_MAX,
@@ -155,7 +156,7 @@ def walk_parts(draw: st.DrawFn) -> WalkPart:
 @st.composite
 def puts(draw: st.DrawFn) -> Put:
     condition, if_version = draw(conditions)
-    expires_at, expires_in = draw(st.sampled_from([(0, 0), (1, 0), (EXPIRES_AT_MAX, 0), (0, 1), (0, EXPIRES_AT_MAX)]))
+    expires_at, expires_in = draw(st.sampled_from([(0, 0), (1, 0), (EXPIRES_AT_MAX, 0), (0, 1), (0, EXPIRES_IN_MAX)]))
     is_chunked = draw(st.booleans())
     return Put(
         namespace=draw(namespaces),
