@@ -18,7 +18,7 @@ from kvp2p.core.board import MS, Board
 from kvp2p.core.hlc import COUNTER_BITS
 from kvp2p.core.leadership import Leadership
 from kvp2p.core.messages import Digest
-from kvp2p.core.purge import following
+from kvp2p.core.purge import following, least_unknown
 from kvp2p.core.vector import EVERY_STAMP, VersionVector
 from kvp2p.core.writing import LeaderWriter
 from kvp2p.ids import (
@@ -60,19 +60,33 @@ class Purger:
         return next((node for node in (*self._candidates(), self.board.me.node) if self.hindrance(node)), None)
 
     def hindrance(self, candidate: NodeId) -> str:
-        """Tell why what a candidate, or this node, holds cannot be counted on now, "" when it can."""
+        """Tell why what a candidate, or this node, holds keeps this leader from purging now, "" when it does not."""
         board, digest = self.board, self._digest_of(candidate)
         if candidate == board.me.node:
-            return "" if board.is_comparable else "it has rows of a walk that did not end, and nobody shows their log"
+            if not board.is_comparable:
+                return "it has rows of a walk that did not end, and nobody shows their log"
+            return self._lack(board.vector, board.whole.vector())
         if digest is None:
             return "it is not reachable"
+        return self._doubt(digest) or self._lack(digest.vector, _whole(digest))
+
+    def _doubt(self, digest: Digest) -> str:
+        """Tell why a candidate's word cannot be counted on, "" when it can."""
         if not digest.complete:
             return "it has not received everything yet"
-        if digest.designation != board.designation or digest.leads is not None:
+        if digest.designation != self.board.designation or digest.leads is not None:
             return "it has not taken in who leads"
-        if digest.vector.fence != board.vector.fence:
+        if digest.vector.fence != self.board.vector.fence:
             return "it has not applied the last purge"
         return "" if digest.clock_ms else "it does not know the leader's clock"
+
+    def _lack(self, vector: VersionVector, whole: VersionVector) -> str:
+        """Tell that a fence waits for chunks of values which are old enough to be passed, "" when it does not."""
+        writer, old_ms = self.leadership.writer, self._old_ms()
+        if writer is None or old_ms <= 0:
+            return ""
+        is_waiting = least_unknown(whole, vector) < self._youngest_to_go(old_ms, writer)
+        return "it lacks chunks of values that were written long ago" if is_waiting else ""
 
     def on_timer(self) -> None:
         """Purge and trim what is due."""
@@ -125,7 +139,7 @@ class Purger:
             return
         floor, clock_ms = held
         settings = board.settings
-        old_ms = board.clock_ms() - settings.purge_after_ms
+        old_ms = self._old_ms()
         if old_ms <= 0:
             return
         fence_max = min(self._youngest_to_go(old_ms, writer), self._least_addable(floor, writer))
@@ -173,9 +187,9 @@ class Purger:
         clock_ms = board.clock_ms()
         for candidate in self._candidates():
             digest = self._digest_of(candidate)
-            if digest is None or self.hindrance(candidate):
+            if digest is None or self._doubt(digest):
                 return None
-            floor = floor.minimum(digest.vector if digest.whole is None else digest.whole)
+            floor = floor.minimum(_whole(digest))
             clock_ms = min(clock_ms, digest.clock_ms)
         return floor, clock_ms
 
@@ -186,6 +200,9 @@ class Purger:
     def _digest_of(self, node: NodeId) -> Digest | None:
         peer = self.board.peers.get(node)
         return None if peer is None else peer.digest
+
+    def _old_ms(self) -> int:
+        return self.board.clock_ms() - self.board.settings.purge_after_ms
 
     def _youngest_to_go(self, old_ms: int, writer: LeaderWriter) -> Version:
         """Return the version below which everything is older than `old_ms`, whatever its term: the log goes on serving the rest."""
@@ -214,3 +231,7 @@ class Purger:
         if row is None or row.closed is None:
             return floor.reach(term, issuer) == EVERY_STAMP
         return floor.reach(term, issuer) >= row.closed and floor.covers_vector(self.board.vector.only(issuer))
+
+
+def _whole(digest: Digest) -> VersionVector:
+    return digest.vector if digest.whole is None else digest.whole

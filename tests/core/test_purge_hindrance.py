@@ -6,18 +6,22 @@ from dataclasses import replace
 
 import pytest
 
+from kvp2p.core.batches import FrameBatch
 from kvp2p.core.messages import Digest
 from kvp2p.core.operations import Delete
 from kvp2p.core.settings import ReplicaSettings
 from kvp2p.core.system_rows import CANDIDATES_KEY, encode_candidates
-from kvp2p.core.vector import VersionVector
+from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.ids import SYSTEM_NAMESPACE
 from tests.core.harness import (
     EPOCH_MS,
     Cluster,
     Node,
+    apply,
+    chunked_row,
     designated,
     digest_of,
+    frame_with,
     issuer_of,
     new_store,
     node_id,
@@ -110,3 +114,42 @@ def test_leader_with_rows_that_no_log_tells_of_is_named_itself() -> None:
     me = a.machine.board.me.node
     assert a.machine.purger.blocked_by == me
     assert "nobody shows their log" in a.machine.purger.hindrance(me)
+
+
+def test_candidate_that_lacks_chunks_is_named_once_the_fence_waits_for_them() -> None:
+    a = leader_after_deletes()
+    a.write(put(CANDIDATES_KEY, encode_candidates((node_id("a"), node_id("b")))))
+    before = a.machine.board.vector
+    a.write(put(b"large"), Delete(SYSTEM_NAMESPACE, b"small"))
+    purger, b = a.machine.purger, node_id("b")
+
+    def b_says(whole: VersionVector | None) -> None:
+        a.hears("b", replace(good_digest(a), whole=whole))
+
+    a.meets("b")
+    b_says(before)
+    assert purger.hindrance(b) == "", "it is just pulling them"
+    a.cluster.pass_ms(2_000)
+    b_says(before)
+    assert (purger.blocked_by, purger.hindrance(b)) == (b, "it lacks chunks of values that were written long ago")
+    a.write(put(b"k"))
+    b_says(EMPTY_VECTOR)
+    assert purger.blocked_by == b, "or does not say of which"
+    assert tombstones(a) == 1
+    b_says(None)
+    assert purger.blocked_by is None
+    a.cluster.pass_ms(2 * QUICK.purge_interval_ms)
+    assert tombstones(a) == 0
+
+
+def test_leader_that_lacks_chunks_is_named_itself_while_it_leads() -> None:
+    store = new_store(designation=designated("a"))
+    apply(store, FrameBatch(frame_with(0, 1, key=b"large", row=chunked_row(1, b"value"))))
+    a = Cluster().add("a", store=store, settings=QUICK)
+    a.write(put(b"k"), Delete(SYSTEM_NAMESPACE, b"k"))
+    purger, me = a.machine.purger, a.id
+    a.cluster.pass_ms(2_000)
+    assert tombstones(a) == 1
+    assert (purger.blocked_by, purger.hindrance(me)) == (me, "it lacks chunks of values that were written long ago")
+    a.meets("b", digest_of(designation=designated("b", term=2)))
+    assert purger.hindrance(me) == ""
