@@ -366,6 +366,7 @@ class ReplicaMachine:
         is_leading = self.leadership.role is Role.LEADING
         assert not is_leading or board.is_leader(board.me.node), "only the designated node leads"
         assert is_leading == (self.leadership.writer is not None), "who leads has a writer, and nobody else"
+        assert is_leading == board.leads, "whose clock is the cluster's leads, and nobody else"
         assert board.batches_in_flight() or board.accepted == board.vector, "nothing is accepted that is not in flight"
         assert board.me.node not in board.peers, "no node is its own peer"
         self.anti_entropy.check()
