@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from kvp2p.core.messages import Designation, Frame, Pull, WalkPart, WalkRequest
-from kvp2p.core.operations import Ending
+from kvp2p.core.messages import Designation, Frame, KeyedRow, Pull, WalkPart, WalkRequest
+from kvp2p.core.operations import Delete, Ending
+from kvp2p.core.settings import ReplicaSettings
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.ids import SYSTEM_NAMESPACE, Issuer, Stamp, make_version, version_stamp
 from kvp2p.limits import STAMPS_AHEAD_MS_MAX
@@ -67,27 +70,32 @@ def state_of(node: Node) -> object:
     return board.vector, board.accepted, board.state_hash, all_rows(node.store)
 
 
-def made_up(node: Node) -> dict[str, Frame | WalkPart]:
+def next_of(node: Node) -> VersionVector:
     issuer, last = own(node)
-    later = (SYSTEM_NAMESPACE, b"k", value_row_of(issuer, last + 1))
-    return {
-        "a frame of its log": own_frame(node, 1, 2),
-        "a row of it in another log": Frame(1, issuer_of("x"), Stamp(0), Stamp(1), ((Stamp(1), 0),), (later,)),
-        "a walk to its position": WalkPart(
-            1, None, None, (), VersionVector([make_version(1, Stamp(last + 1), issuer)])
-        ),
-        "a walk to above its position": WalkPart(
-            1, None, None, (), EMPTY_VECTOR, VersionVector([make_version(1, Stamp(last + 1), issuer)])
-        ),
-        "a row of it in a walk": WalkPart(1, None, None, (later,), EMPTY_VECTOR),
-    }
+    return VersionVector([make_version(1, Stamp(last + 1), issuer)])
 
 
-@pytest.mark.parametrize("what", ["a frame of its log", "a row of it in another log", "a walk to its position", "a row of it in a walk"])  # fmt: skip
+def next_row(node: Node) -> KeyedRow:
+    issuer, last = own(node)
+    return SYSTEM_NAMESPACE, b"k", value_row_of(issuer, last + 1)
+
+
+MADE_UP: dict[str, Callable[[Node], Frame | WalkPart]] = {
+    "a frame of its log": lambda node: own_frame(node, 1, 2),
+    "a row of it in another log": lambda node: Frame(
+        1, issuer_of("x"), Stamp(0), Stamp(1), ((Stamp(1), 0),), (next_row(node),)
+    ),
+    "a walk to its position": lambda node: WalkPart(1, None, None, (), next_of(node)),
+    "a walk to above its position": lambda node: WalkPart(1, None, None, (), EMPTY_VECTOR, next_of(node)),
+    "a row of it in a walk": lambda node: WalkPart(1, None, None, (next_row(node),), EMPTY_VECTOR),
+}
+
+
+@pytest.mark.parametrize("what", MADE_UP)
 def test_positions_that_the_leader_never_issued_close_the_link_and_change_nothing(what: str) -> None:
     a = leader("y", "z")
     before = state_of(a)
-    a.hears("z", made_up(a)[what])
+    a.hears("z", MADE_UP[what](a))
     assert state_of(a) == before
     last = own(a)[1]
     assert a.disconnects == [
@@ -141,6 +149,18 @@ def test_a_digest_with_positions_never_issued_is_told_once_and_neither_believed_
     version = a.replies[request].version
     assert version is not None
     assert version_stamp(version) > shown, "or the peer would take what is written next for known [I2]"
+
+
+def test_a_digest_with_the_position_of_a_purge_shows_nothing_made_up() -> None:
+    settings = ReplicaSettings(purge_after_ms=500, purge_interval_ms=200)
+    a = Cluster().add("a", leads=True, settings=settings)
+    a.write(Delete(SYSTEM_NAMESPACE, b"k"))
+    a.cluster.pass_ms(2_000)
+    assert a.machine.purger.purges == 1
+    a.meets("z", digest_of(a.machine.board.vector))
+    assert "unissued_positions_shown" not in a.notices
+    issuer, last = own(a)
+    assert a.machine.board.vector.reach(1, issuer) == last
 
 
 def test_positions_of_an_earlier_life_come_back_from_peers() -> None:
