@@ -123,9 +123,12 @@ class GroupWriter:
     def _chunks_refusal(self, operation: Put) -> Outcome | None:
         if not operation.is_chunked:
             return None
+        if operation.namespace == SYSTEM_NAMESPACE:
+            return refused("bad_request", "a value of the system namespace is never in chunks; nothing was applied")
         missing = self._rows.chunks.missing(decode_chunk_list(operation.value).ids)
-        if missing or operation.namespace == SYSTEM_NAMESPACE:
-            return refused("bad_request", f"the write names {len(missing)} chunks that the leader does not have")
+        if missing:
+            what = f"the write names {len(missing)} chunks that the leader does not have"
+            return refused("bad_request", f"{what}; nothing was applied")
         return None
 
     def _condition_refusal(self, operation: Put | Delete, wall_ms: int) -> Outcome | None:

@@ -6,12 +6,24 @@ import pytest
 
 from kvp2p.core.batches import StampedWrite, WriteGroup
 from kvp2p.core.entry import ChunkList, chunk_id, encode_chunk_list, row_expires_at, row_version
-from kvp2p.core.operations import Condition, Delete, Ending, Operation, Outcome, Put
+from kvp2p.core.operations import Condition, CreateNamespace, Delete, Ending, Operation, Outcome, Put
 from kvp2p.core.settings import ReplicaSettings
 from kvp2p.ids import SYSTEM_NAMESPACE, Stamp, Version
 from kvp2p.limits import TTL_SECONDS_MIN
 from kvp2p.store.memory import MemoryStore
-from tests.core.harness import EPOCH_MS, Cluster, Node, all_rows, apply, issuer_of, new_store, put, value_at
+from tests.core.harness import (
+    ACCOUNT,
+    EPOCH_MS,
+    SPACE,
+    Cluster,
+    Node,
+    all_rows,
+    apply,
+    issuer_of,
+    new_store,
+    put,
+    value_at,
+)
 
 NOW_S = EPOCH_MS // 1_000
 HOUR_MS = 3_600_000
@@ -99,10 +111,12 @@ def test_of_a_write_with_one_bad_time_nothing_is_applied() -> None:
 
 def test_a_write_of_chunks_that_the_leader_does_not_have_is_refused_whatever_its_time() -> None:
     leader = Leader()
+    leader.write(CreateNamespace(SPACE, ACCOUNT, "space"))
     body = encode_chunk_list(ChunkList(1, 1, (chunk_id(b"c"),)))
     for seconds in (0, 100):
-        outcome = leader.write(Put(SYSTEM_NAMESPACE, KEY, body, expires_in=seconds, is_chunked=True))
-        assert (outcome.code, "1 chunks" in outcome.message) == ("bad_request", True)
+        outcome = leader.write(Put(SPACE, KEY, body, expires_in=seconds, is_chunked=True))
+        why = "the write names 1 chunks that the leader does not have; nothing was applied"
+        assert (outcome.code, outcome.message) == ("bad_request", why)
 
 
 # --- what conditions see

@@ -12,7 +12,7 @@ from kvp2p.core.entry import chunk_id
 from kvp2p.core.events import Stop
 from kvp2p.core.messages import ChunkMissing, ChunkPart, ChunkPull, Forward, ForwardOutcome
 from kvp2p.core.operations import Ending, Operation
-from kvp2p.ids import NamespaceId
+from kvp2p.ids import SYSTEM_NAMESPACE, NamespaceId
 from kvp2p.limits import CHUNK_PULLS_MAX, WRITE_CHUNK_PULLS_MAX
 from tests.core.harness import (
     CHUNK_BYTES,
@@ -39,6 +39,12 @@ def leading() -> Node:
     a = Cluster().add("a", leads=True)
     a.make_space()
     return a
+
+
+def refusal(node: Node, request: int) -> tuple[str, str]:
+    outcome = node.replies[request]
+    assert outcome.ending is Ending.REFUSED
+    return outcome.code, outcome.message
 
 
 def forward(node: Node, request: int, *operations: Operation, left_ms: int = 5_000) -> None:
@@ -100,8 +106,16 @@ def test_chunks_of_a_refused_write_go() -> None:
 
 def test_a_write_of_chunks_that_its_own_node_does_not_have_is_refused() -> None:
     a = leading()
-    assert a.replies[a.write(large_put(b"k", VALUE))].code == "bad_request"
+    why = "3 chunks of the write were not uploaded to this node; nothing was applied"
+    assert refusal(a, a.write(large_put(b"k", VALUE))) == ("bad_request", why)
     assert chunks_in(a.store) == staged_in(a.store) == []
+
+
+def test_a_large_value_does_not_go_into_the_system_namespace() -> None:
+    a = leading()
+    request = a.write_large(b"k", VALUE, SYSTEM_NAMESPACE)
+    why = "a value of the system namespace is never in chunks; nothing was applied"
+    assert refusal(a, request) == ("bad_request", why)
 
 
 def test_a_full_disk_refuses_it_before_it_is_tried() -> None:
@@ -109,7 +123,7 @@ def test_a_full_disk_refuses_it_before_it_is_tried() -> None:
     a.hold_disk()
     request = a.write(large_put(b"k", VALUE))
     a.fail()
-    assert a.replies[request].code == "disk_full"
+    assert refusal(a, request) == ("disk_full", "the leader could not store the write: disk full")
     a.release_disk()
     assert staged_in(a.store) == []
 
@@ -127,7 +141,8 @@ def test_a_large_write_past_its_deadline_is_refused(ended_while: str) -> None:
         a.finish()
     else:
         a.cluster.pass_ms(101)
-    assert a.replies[request].code == "deadline_passed"
+    whose = "for its chunks past its" if ended_while == "staging" else "past its"
+    assert refusal(a, request) == ("deadline_passed", f"the write waited {whose} deadline; nothing was applied")
     a.end_upload(upload)
     a.write(put(b"k", b"small", SPACE))
     a.release_disk()
@@ -145,8 +160,9 @@ def test_a_leader_that_stops_refuses_large_writes_that_wait(is_staged: bool) -> 
         a.write(put(b"other"))
         a.finish()
     a.handle(Stop())
-    assert a.replies[request].code == "no_leader"
-    assert a.replies[a.write(large_put(b"m", VALUE))].code == "no_leader"
+    assert refusal(a, request) == ("no_leader", "the leader is stopping; nothing was applied")
+    late = a.write(large_put(b"m", VALUE))
+    assert refusal(a, late) == ("no_leader", "this node has stopped leading; nothing was applied")
     a.release_disk()
     a.end_upload(upload)
     assert staged_in(a.store) == []
@@ -159,7 +175,7 @@ def test_a_leader_that_steps_down_refuses_large_writes_that_wait() -> None:
     a.hold_disk()
     request = a.write(large_put(b"l", VALUE))
     a.hears("b", digest_of(designation=designated("b", term=9)))
-    assert a.replies[request].code == "no_leader"
+    assert refusal(a, request) == ("no_leader", "another designation was heard of; nothing was applied")
     a.release_disk()
     assert shown_value(a.store, b"l") is None
 
@@ -171,8 +187,10 @@ def test_large_writes_and_their_chunks_are_bounded(monkeypatch: pytest.MonkeyPat
     a.write_large(b"k", VALUE)
     a.hold_disk()
     request = a.write(large_put(b"l", VALUE))
-    assert a.replies[a.write(large_put(b"m", VALUE))].code == "overloaded"
-    assert a.replies[a.write(large_put(b"m", VALUE), large_put(b"n", b"another"))].code == "bad_request"
+    why = "too many large values are on their way to the leader; nothing was applied"
+    assert refusal(a, a.write(large_put(b"m", VALUE))) == ("overloaded", why)
+    why = "the values of one write have at most 3 chunks, not 4; nothing was applied"
+    assert refusal(a, a.write(large_put(b"m", VALUE), large_put(b"n", b"another"))) == ("bad_request", why)
     a.release_disk()
     assert a.replies[request].ending == Ending.ACKED
     assert a.replies[a.write(large_put(b"m", VALUE))].ending == Ending.ACKED
@@ -317,8 +335,13 @@ def test_a_write_whose_chunks_cannot_be_had_is_refused(why: str) -> None:
         send_chunk(a, "b", VALUE[:100])
         a.fail()
         a.release_disk()
-    outcomes = [answer.outcome.code for answer in a.sent_to("b", ForwardOutcome)]
-    assert outcomes == 2 * ["disk_full" if why == "disk full" else "bad_request"]
+    told = {
+        "missing": ("bad_request", "a chunk of the write is not at the node that took it; nothing was applied"),
+        "wrong": ("bad_request", "a chunk of the write is not what its id says; nothing was applied"),
+        "disk full": ("disk_full", "the leader's disk is full; nothing was applied"),
+    }
+    outcomes = [answer.outcome for answer in a.sent_to("b", ForwardOutcome)]
+    assert [(outcome.code, outcome.message) for outcome in outcomes] == 2 * [told[why]]
     assert staged_in(a.store) == chunks_in(a.store) == []
     for content in chunks_of_value(VALUE)[1:2]:
         send_chunk(a, "b", content)
