@@ -367,6 +367,23 @@ def test_a_silent_peer_ends_the_walk() -> None:
     assert a.sent_to("z", WalkRequest) == [WalkRequest(1, None), WalkRequest(2, None)]
 
 
+def test_each_silent_peer_is_waited_for_twice_as_long_up_to_a_limit_and_a_walk_that_ends_makes_it_short_again() -> None:
+    a = alone(complete=False)
+    a.meets("z", digest_of(vector(x=1)))
+    for walks, patience in enumerate((1, 2, 4, 8, 16, 32, 64, 64), 1):
+        a.cluster.pass_ms(patience * SETTINGS.walk_timeout_ms - 1)
+        assert len(a.sent_to("z", WalkRequest)) == walks
+        a.cluster.pass_ms(1)
+        assert a.sent_to("z", WalkRequest)[-1] == WalkRequest(walks + 1, None)
+    a.hears("z", part(9, b"k", last=True, has=vector(x=1)))
+    assert a.machine.board.complete
+    a.hears("z", digest_of(vector(x=9), floor=vector(x=9)))
+    a.cluster.pass_ms(SETTINGS.pull_grace_ms)
+    assert a.sent_to("z", WalkRequest)[-1] == WalkRequest(10, None)
+    a.cluster.pass_ms(SETTINGS.walk_timeout_ms + SETTINGS.pull_grace_ms)
+    assert a.sent_to("z", WalkRequest)[-1] == WalkRequest(11, None)
+
+
 def test_a_walk_of_a_complete_node_that_ends_early_is_asked_for_again_after_a_grace() -> None:
     a = alone()
     a.meets("z", digest_of(vector(x=5), floor=vector(x=5)))
