@@ -92,7 +92,7 @@ class Purger:
         """Purge and trim what is due."""
         self._look_later()
         board = self.board
-        if self._is_busy or board.is_stopping or not board.complete:
+        if self._is_busy or board.is_stopping:
             return
         if board.now.mono_ns >= self._trim_at_ns:
             self._trim_at_ns = board.now.mono_ns + board.settings.purge_interval_ms * MS

@@ -112,8 +112,7 @@ def trim_log(txn: WriteTransaction, trim: LogTrim) -> int:
         left -= len(freed)
         if top is not None:
             terms[issuer] = version_term(top)
-            allowed = min(trim.keep.reach(terms[issuer], issuer), version_stamp(top))
-            beyond.append(_positions(txn, issuer, unserved, allowed))
+            beyond.append(_positions(txn, issuer, unserved, trim.keep.reach(terms[issuer], issuer)))
     excess = txn.log_positions - trim.positions_max
     going: dict[Issuer, list[Stamp]] = {}
     for count, (stamp, issuer) in enumerate(islice(heapq.merge(*beyond), left)):

@@ -369,5 +369,6 @@ class ReplicaMachine:
         assert is_leading == board.leads, "whose clock is the cluster's leads, and nobody else"
         assert board.batches_in_flight() or board.accepted == board.vector, "nothing is accepted that is not in flight"
         assert board.me.node not in board.peers, "no node is its own peer"
+        assert board.complete or not board.garbage.log_positions, "who has not had everything yet has no log to trim"
         self.anti_entropy.check()
         self.large_values.check()
