@@ -44,7 +44,8 @@ class Purger:
         self.board = board
         self.leadership = leadership
         self.purges = 0
-        self._is_busy = False
+        self._is_purging = False
+        self._is_trimming = False
         self._hurry_until_ns = 0  # there may be more to purge than one Purge removes
         self._trim_at_ns = 0
 
@@ -92,7 +93,7 @@ class Purger:
         """Purge and trim what is due."""
         self._look_later()
         board = self.board
-        if self._is_busy or board.is_stopping:
+        if self._is_purging or board.is_stopping:
             return
         if board.now.mono_ns >= self._trim_at_ns:
             self._trim_at_ns = board.now.mono_ns + board.settings.purge_interval_ms * MS
@@ -110,7 +111,7 @@ class Purger:
 
     def _trim(self) -> None:
         board, settings = self.board, self.board.settings
-        if not board.garbage.log_positions:
+        if self._is_trimming or not board.garbage.log_positions:
             return
         keep = board.vector
         for candidate in self._candidates():
@@ -122,11 +123,17 @@ class Purger:
         age_ms = max(0, board.clock_ms() - settings.log_age_ms)
         trim = LogTrim(keep, Stamp(age_ms << COUNTER_BITS), settings.log_positions_max, LOG_TRIM_MAX)
 
+        self._is_trimming = True
+
         def done(result: BatchResult) -> None:
+            self._is_trimming = False
             if result.trimmed == LOG_TRIM_MAX:
                 self._trim()
 
-        board.persist(trim, done)
+        def failed(_: str) -> None:
+            self._is_trimming = False  # a full disk: the timer tries again
+
+        board.persist(trim, done, failed)
 
     # --- tombstones and expired rows
 
@@ -146,14 +153,14 @@ class Purger:
         before_s = (clock_ms - settings.purge_skew_ms) // 1_000
         if fence_max <= board.vector.fence or not self._has_garbage(fence_max, before_s):
             return
-        self._is_busy = True
+        self._is_purging = True
 
         def make(stamp: Stamp) -> PurgeBatch:
             term, issuer = writer.designation.term, writer.issuer
             return PurgeBatch(term, issuer, stamp, floor, fence_max, max(0, before_s), PURGE_ROWS_MAX)
 
         def done(result: BatchResult) -> None:
-            self._is_busy = False
+            self._is_purging = False
             self._hurry_until_ns = 0
             if result.frame is not None:
                 self.purges += 1
@@ -162,7 +169,7 @@ class Purger:
                 self._look_later()
 
         def failed(_: str) -> None:
-            self._is_busy = False  # a full disk: the timer tries again
+            self._is_purging = False  # a full disk: the timer tries again
 
         writer.add_purge(make, done, failed)
 

@@ -179,6 +179,19 @@ def test_a_long_log_is_forgotten_in_several_transactions_at_once(monkeypatch: py
     assert positions(a) == 1
 
 
+def test_one_trim_at_a_time_is_with_a_slow_disk_and_one_that_fails_is_tried_again() -> None:
+    a = leader(settings=ReplicaSettings(purge_interval_ms=1_000, log_positions_max=1))
+    a.write(put(b"key"))
+    a.hold_disk()
+    for _ in range(2):
+        a.cluster.pass_ms(5_000)
+        assert [type(persist.batch) for persist in a.disk] == [LogTrim]
+        a.fail()
+    a.release_disk()
+    a.cluster.pass_ms(1_000)
+    assert positions(a) == 1
+
+
 def test_what_a_linked_candidate_lacks_stays_in_the_log() -> None:
     a = leader("b")
     has = a.machine.board.vector
