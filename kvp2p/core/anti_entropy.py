@@ -206,13 +206,11 @@ class AntiEntropy:
             source = prefer
         elif sources:
             others = [peer for peer in sources if peer != avoid] or sources
-            source = others[int(self.board.random.random() * len(others))]
+            source = self.board.choose(others)
         else:
             if trimmed:
                 # Any of them: one may hold a damaged row.
-                self._walk(
-                    trimmed[int(self.board.random.random() * len(trimmed))], "no log goes back to what is missing"
-                )
+                self._walk(self.board.choose(trimmed), "no log goes back to what is missing")
             return
         self._pulls[issuer] = _Pulling(source, term, after, self.board.now.mono_ns)
         self.board.set_timer("pull", self.board.settings.pull_timeout_ms, issuer)
@@ -253,7 +251,7 @@ class AntiEntropy:
             return
         sources = [peer for peer, digest in self.board.digests() if digest.complete]
         if sources:
-            self._walk(sources[int(self.board.random.random() * len(sources))], "this node has not had everything yet")
+            self._walk(self.board.choose(sources), "this node has not had everything yet")
 
     def _walk(self, peer: NodeId, reason: str) -> None:
         self._walks += 1
@@ -311,7 +309,7 @@ class AntiEntropy:
             ahead = [peer for peer, digest in board.digests() if digest.complete and digest.vector.fence >= purge.fence]
             if ahead:
                 board.notice("purge_needs_walk", obstacle=str(obstacle), fence=purge.fence.hex())
-                self._walk(ahead[int(board.random.random() * len(ahead))], "a Purge cannot be applied without it")
+                self._walk(board.choose(ahead), "a Purge cannot be applied without it")
         self._pull_all_after_grace()
 
     def _is_known(self, top: Version) -> bool:

@@ -9,9 +9,9 @@ In and out: used by the parts of `core/` only.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from kvp2p.core.batches import Batch, BatchResult, Settle, StoreSummary
 from kvp2p.core.clock import LeaderClock
@@ -22,6 +22,7 @@ from kvp2p.core.whole import Whole
 from kvp2p.ids import Issuer, NodeId, Now, Stamp
 
 MS = 1_000_000  # nanoseconds
+Item = TypeVar("Item")
 
 
 class Random(Protocol):
@@ -88,6 +89,10 @@ class Board:
         self._tickets: dict[int, _Ticket] = {}
         self._next_token = 1
         self._next_ticket = 1
+
+    def choose(self, items: Sequence[Item]) -> Item:
+        """Return one of some items, each as likely as the others."""
+        return items[int(self.random.random() * len(items))]
 
     # --- effects
 

@@ -159,7 +159,7 @@ class ChunkPulls:
         leaders = [peer for peer in sources if self.board.is_leader(peer)]
         if leaders or not sources:
             return leaders[0] if leaders else None
-        return sources[int(self.board.random.random() * len(sources))]
+        return self.board.choose(sources)
 
     def _may_ask(self, chunk: ChunkId, peer: NodeId) -> bool:
         asked = self._asked.get(peer, {})
