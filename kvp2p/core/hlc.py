@@ -12,12 +12,17 @@ from __future__ import annotations
 from kvp2p.ids import Stamp
 from kvp2p.limits import STAMP_OBSERVED_MAX
 
-COUNTER_BITS = 16
+_COUNTER_BITS = 16
 
 
 def stamp_wall_ms(stamp: Stamp) -> int:
     """Return the 48 bits of milliseconds of a stamp."""
-    return stamp >> COUNTER_BITS
+    return stamp >> _COUNTER_BITS
+
+
+def first_stamp_at(wall_ms: int) -> Stamp:
+    """Return the least stamp of a millisecond."""
+    return Stamp(wall_ms << _COUNTER_BITS)
 
 
 class HybridClock:
@@ -35,5 +40,5 @@ class HybridClock:
 
     def tick(self, wall_ms: int) -> Stamp:
         """Issue the next stamp."""
-        self.latest = Stamp(max(self.latest + 1, wall_ms << COUNTER_BITS))
+        self.latest = Stamp(max(self.latest + 1, first_stamp_at(wall_ms)))
         return self.latest

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from kvp2p.core.batches import BatchResult, LogTrim, PurgeBatch
 from kvp2p.core.board import MS, Board
-from kvp2p.core.hlc import COUNTER_BITS
+from kvp2p.core.hlc import first_stamp_at
 from kvp2p.core.leadership import Leadership
 from kvp2p.core.messages import Digest
 from kvp2p.core.purge import following, least_unknown
@@ -121,7 +121,7 @@ class Purger:
             if digest is not None and digest.complete:
                 keep = keep.minimum(digest.vector)
         age_ms = max(0, board.clock_ms() - settings.log_age_ms)
-        trim = LogTrim(keep, Stamp(age_ms << COUNTER_BITS), settings.log_positions_max, LOG_TRIM_MAX)
+        trim = LogTrim(keep, first_stamp_at(age_ms), settings.log_positions_max, LOG_TRIM_MAX)
 
         self._is_trimming = True
 
@@ -213,7 +213,7 @@ class Purger:
 
     def _youngest_to_go(self, old_ms: int, writer: LeaderWriter) -> Version:
         """Return the version below which everything is older than `old_ms`, whatever its term: the log goes on serving the rest."""
-        old = Stamp(old_ms << COUNTER_BITS)
+        old = first_stamp_at(old_ms)
         young = [version_term(top) for top in self.board.vector.tops() if version_stamp(top) >= old]
         return make_version(min([writer.designation.term, *young]), old, _NO_ISSUER)
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 import kvp2p
-from kvp2p.core.hlc import COUNTER_BITS
+from kvp2p.core.hlc import stamp_wall_ms
 from kvp2p.core.leadership import Role
 from kvp2p.core.messages import Lane
 from kvp2p.core.port import Identity
@@ -159,7 +159,7 @@ def _purge_document(purger: Purger) -> dict[str, Any]:
     fence = board.vector.fence
     return {
         "fence": fence.hex(),
-        "fence_ms": version_stamp(fence) >> COUNTER_BITS,
+        "fence_ms": stamp_wall_ms(version_stamp(fence)),
         "tombstones": board.garbage.tombstones,
         "log_positions": board.garbage.log_positions,
         "blocked_by": None if blocker is None else blocker.hex(),
