@@ -154,9 +154,7 @@ def _candidates(txn: ReadTransaction) -> tuple[bytes, ...]:
 def issuers_of(txn: ReadTransaction) -> tuple[system_rows.IssuerRow, ...]:
     """Return the issuers that have a row, in byte order. They are few: one for each start of a leader."""
     rows = []
-    for key, row in txn.rows(SYSTEM_NAMESPACE, start=system_rows.ISSUER_PREFIX):
-        if not key.startswith(system_rows.ISSUER_PREFIX):
-            break
+    for key, row in system_rows.rows_under(txn, system_rows.ISSUER_PREFIX):
         if is_value(row):
             rows.append(system_rows.decode_issuer(key, decode_row(SYSTEM_NAMESPACE, key, row).value))
     return tuple(row for row in rows if row is not None)
@@ -174,9 +172,7 @@ def _above(above: VersionVector, part: WalkPart, fence: Version) -> VersionVecto
 
 def _dead_namespaces_with_rows(txn: ReadTransaction) -> tuple[NamespaceId, ...]:
     dead = []
-    for key, row in txn.rows(SYSTEM_NAMESPACE, start=system_rows.NAMESPACE_PREFIX):
-        if not key.startswith(system_rows.NAMESPACE_PREFIX):
-            break
+    for key, row in system_rows.rows_under(txn, system_rows.NAMESPACE_PREFIX):
         namespace = system_rows.namespace_of_key(key)
         if namespace is not None and is_tombstone(row) and next(txn.rows(namespace), None) is not None:
             dead.append(namespace)
@@ -352,7 +348,7 @@ class _Application:
             last = min(last, expired[-1])
         purge = Purge(last, batch.floor, fence, base)
         purging = Purging(txn, self.rows)
-        if not purging.has_work(purge) or obstacle(purge, txn.vector, txn.above) or purging.waits_for_sweep(fence):
+        if not purging.has_work(purge) or self._obstacle(purge, purging):
             return None
         at = make_version(batch.term, batch.stamp, batch.issuer)
         after = txn.vector.reach(batch.term, batch.issuer)
@@ -360,14 +356,16 @@ class _Application:
         return Frame(batch.term, batch.issuer, after, batch.stamp, (), (), purge)
 
     def _purge_from_log(self, purge: Purge, at: Version) -> None:
-        txn = self.txn
-        purging = Purging(txn, self.rows)
-        if purge.fence > txn.vector.fence:
-            self.obstacle = obstacle(purge, txn.vector, txn.above)
-            if not self.obstacle and purging.waits_for_sweep(purge.fence):
-                self.obstacle = Obstacle.SWEEPING
+        purging = Purging(self.txn, self.rows)
+        if purge.fence > self.txn.vector.fence:
+            self.obstacle = self._obstacle(purge, purging)
         if not self.obstacle:
             purging.apply(purge, at)
+
+    def _obstacle(self, purge: Purge, purging: Purging) -> Obstacle:
+        """Tell what keeps this store from raising its fence by a Purge."""
+        found = obstacle(purge, self.txn.vector, self.txn.above)
+        return Obstacle.SWEEPING if not found and purging.waits_for_sweep(purge.fence) else found
 
     def trim(self, batch: LogTrim) -> None:
         self.trimmed = trim_log(self.txn, batch)

@@ -194,9 +194,7 @@ class GroupWriter:
 
     def _namespaces_of(self, account: AccountId) -> dict[str, tuple[NamespaceId, Version]]:
         titles = {}
-        for key, row in self._txn.rows(SYSTEM_NAMESPACE, start=system_rows.NAMESPACE_PREFIX):
-            if not key.startswith(system_rows.NAMESPACE_PREFIX):
-                break
+        for key, row in system_rows.rows_under(self._txn, system_rows.NAMESPACE_PREFIX):
             entry = decode_row(SYSTEM_NAMESPACE, key, row)
             if entry.kind != Kind.VALUE:
                 continue

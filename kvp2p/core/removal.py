@@ -85,9 +85,7 @@ class Purging:
 
 def _ended_issuers(txn: ReadTransaction, fence: Version) -> Iterator[RowKey]:
     """Iterate over the rows of issuers that ended below the fence: vectors do not name them any more."""
-    for key, row in txn.rows(SYSTEM_NAMESPACE, start=system_rows.ISSUER_PREFIX):
-        if not key.startswith(system_rows.ISSUER_PREFIX):
-            break
+    for key, row in system_rows.rows_under(txn, system_rows.ISSUER_PREFIX):
         if not is_value(row) or row_version(row) >= fence:
             continue
         ended = system_rows.decode_issuer(key, decode_row(SYSTEM_NAMESPACE, key, row).value)

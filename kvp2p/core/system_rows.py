@@ -15,12 +15,15 @@ In and out: typed values in, (key, compact JSON bytes) out, and back.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from hashlib import sha256
+from itertools import takewhile
 from typing import Any
 
+from kvp2p.core.port import ReadTransaction
 from kvp2p.errors import RemoteProtocolError
 from kvp2p.ids import ID_BYTES, ISSUER_BYTES, SYSTEM_NAMESPACE, AccountId, Issuer, NamespaceId, NodeId, Stamp
 from kvp2p.limits import VECTOR_ISSUERS_MAX
@@ -31,6 +34,11 @@ ACCOUNT_PREFIX = b"account/"
 ISSUER_PREFIX = b"issuer/"
 LEADER_KEY = b"leader"
 CANDIDATES_KEY = b"candidates"
+
+
+def rows_under(txn: ReadTransaction, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Iterate over (key, row) of the system rows whose keys begin with a prefix, tombstones too, in byte order."""
+    return takewhile(lambda keyed: keyed[0].startswith(prefix), txn.rows(SYSTEM_NAMESPACE, start=prefix))
 
 
 class Permission(StrEnum):

@@ -16,7 +16,7 @@ from kvp2p.core.entry import STATE_HASH_MASK, Kind, row_expires_at, row_kind, ro
 from kvp2p.core.group_writing import key_served_for
 from kvp2p.core.port import ReadTransaction
 from kvp2p.core.purge import purge_at
-from kvp2p.ids import SYSTEM_NAMESPACE, Issuer, NamespaceId, Stamp, version_issuer, version_term
+from kvp2p.ids import Issuer, NamespaceId, Stamp, version_issuer, version_term
 from kvp2p.sim import large
 from kvp2p.sim.history import StandingIssuer, StandingPosition, StandingRow, StoreState
 from kvp2p.sim.host import Host
@@ -71,7 +71,7 @@ def _hex(state_hash: int) -> str:
 
 def _live_namespaces(txn: ReadTransaction) -> tuple[str, ...]:
     live = []
-    for key, row in txn.rows(SYSTEM_NAMESPACE, start=system_rows.NAMESPACE_PREFIX):
+    for key, row in system_rows.rows_under(txn, system_rows.NAMESPACE_PREFIX):
         namespace = system_rows.namespace_of_key(key)
         if namespace is not None and row_kind(row) == Kind.VALUE:
             live.append(namespace.hex())
