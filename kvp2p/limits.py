@@ -130,8 +130,7 @@ FORWARDS_IN_FLIGHT_MAX: Final = 16_384
 WRITE_DEADLINE_MS: Final = 5_000
 WRITE_LARGE_MS_PER_MIB: Final = 1_000  # more, for the leader to pull the chunks
 HOLD_MS: Final = 1_000  # plus 1 000 ms per MiB written
-HOLDS_MAX: Final = 16_384
-WAITERS_MAX: Final = 16_384  # readers waiting for KV-Min-Version
+HOLDS_MAX: Final = 16_384  # held replies, and readers waiting for KV-Min-Version, together
 LOCAL_MESSAGE_BYTES_MAX: Final = 1024 * 1024  # one message on the unix socket
 LOCAL_QUEUE_BYTES_MAX: Final = 8 * 1024 * 1024
 # given to the kernel at once; what waits behind it can still be cancelled; guess

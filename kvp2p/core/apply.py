@@ -310,8 +310,6 @@ class _Application:
             self.txn.set_designation(batch.designation)
         if batch.members is not None:
             self.txn.set_members(batch.members)
-        if batch.complete is not None:
-            self.txn.set_complete(batch.complete)
         if batch.clock_offset_ms is not None:
             self.txn.set_clock_offset_ms(batch.clock_offset_ms)
         if batch.restored is not None:

@@ -84,11 +84,10 @@ class WalkBatch:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """Facts a node keeps for itself: the newest designation it heard of, its roster, its completeness, its clock. None: as it was."""
+    """Facts a node keeps for itself: the newest designation it heard of, its roster, its clock, whether its store is a backup's. None: as it was."""
 
     designation: Designation | None = None
     members: tuple[Member, ...] | None = None
-    complete: bool | None = None
     clock_offset_ms: int | None = None
     restored: bool | None = None
 

@@ -17,7 +17,7 @@ from kvp2p.core.board import Board, Deadlines
 from kvp2p.core.events import Await, Reply
 from kvp2p.core.operations import Ending, Outcome, refused
 from kvp2p.ids import Issuer, Version, version_issuer
-from kvp2p.limits import HOLDS_MAX, WAITERS_MAX
+from kvp2p.limits import HOLDS_MAX
 from kvp2p.values import value
 
 _ENDED_MAX = 64  # guess: so seldom that it costs nothing
@@ -64,7 +64,7 @@ class Holds:
         held = _Held(version, operations, shown, late)
         if self._is_shown(held):
             self.board.emit(Reply(request, shown))
-        elif len(self._waiting) >= max(HOLDS_MAX, WAITERS_MAX):
+        elif len(self._waiting) >= HOLDS_MAX:
             self.board.emit(Reply(request, late or shown._replace(visible=False)))
         else:
             self._waiting[request] = held

@@ -70,9 +70,9 @@ def show_batch(batch: batches.Batch) -> str:
             return f"FrameBatch {show_message(frame)}"
         case batches.WalkBatch(part=part, end=end):
             return f"WalkBatch {show_message(part)}{' end ' + repr(end) if end is not None else ''}"
-        case batches.Settle(designation=designation, complete=complete, restored=restored):
+        case batches.Settle(designation=designation, restored=restored):
             mark = "" if restored is None else f" restored {restored}"
-            return f"Settle {show_designation(designation)} complete {complete}{mark}"
+            return f"Settle {show_designation(designation)}{mark}"
         case batches.ChunkBatch(stage=stage, contents=contents, release=release):
             return f"ChunkBatch stage {_show_chunks(stage)} contents {_show_chunks([one for one, _ in contents])} release {_show_chunks(release)}"
         case _:

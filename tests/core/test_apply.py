@@ -461,11 +461,12 @@ def test_a_walk_removes_rows_of_a_deleted_namespace_and_tombstones_alike() -> No
 
 def test_a_node_settles_what_it_knows() -> None:
     store = new_store()
-    apply(store, Settle(designated("a"), (member("a"),), complete=False))
+    apply(store, Settle(designated("a"), (member("a"),), 5, restored=True))
     apply(store, Settle())
     with store.read() as txn:
         summary = summarize(txn)
-    assert (summary.designation, summary.members, summary.complete) == (designated("a"), (member("a"),), False)
+    assert (summary.designation, summary.members) == (designated("a"), (member("a"),))
+    assert (summary.clock_offset_ms, summary.restored) == (5, True)
 
 
 def test_a_batch_that_raises_leaves_no_trace() -> None:

@@ -310,7 +310,6 @@ def test_a_reader_waits_for_a_version() -> None:
 
 def test_waiting_readers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holds, "HOLDS_MAX", 1)
-    monkeypatch.setattr(holds, "WAITERS_MAX", 1)
     a = following()
     a.wait_for(version(1))
     assert a.replies[a.wait_for(version(1))].code == "not_caught_up"

@@ -149,7 +149,7 @@ async def test_on_a_full_disk_deletes_are_stored_and_puts_of_the_same_group_are_
         await until(lambda: len(told.endings) == 2)
         writer.submit(2, a_group(3_000))
         await until(lambda: len(told.endings) == 3)
-        writer.submit(3, Settle(complete=True))
+        writer.submit(3, Settle(restored=False))
         await until(lambda: len(told.endings) == 4)
     result = told.endings[1][1]
     assert isinstance(result, BatchResult)
@@ -166,7 +166,7 @@ async def test_a_disk_without_even_a_reserve_refuses_deletes_too(
     writer = StoreWriter(store, told)
     monkeypatch.setattr(store, "write", _always_full)
     async with running(writer):
-        writer.submit(0, Settle(complete=True))
+        writer.submit(0, Settle(restored=False))
         await until(lambda: len(told.endings) == 1)
     assert isinstance(told.endings[0][1], StoreFull)
 
