@@ -51,7 +51,7 @@ from kvp2p.core.operations import (
 )
 from kvp2p.core.port import ReadTransaction, WriteTransaction
 from kvp2p.core.purge import PLACE_BYTES, Obstacle, obstacle
-from kvp2p.core.removal import Purging, trim_log
+from kvp2p.core.removal import Removal, trim_log
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
 from kvp2p.ids import (
     SYSTEM_NAMESPACE,
@@ -329,7 +329,7 @@ class _Application:
         if len(rows) > removed:
             self.rows.newly_dead.append(namespace)
 
-    # --- purging
+    # --- removal
 
     def order_purge(self, batch: PurgeBatch) -> Frame | None:
         """Write a Purge into this leader's log and apply it, if there is anything to remove and nothing stands against it."""
@@ -345,25 +345,25 @@ class _Application:
         if len(expired) == batch.rows_max:
             last = min(last, expired[-1])
         purge = Purge(last, batch.floor, fence, base)
-        purging = Purging(txn, self.rows)
-        if not purging.has_work(purge) or self._obstacle(purge, purging):
+        removal = Removal(txn, self.rows)
+        if not removal.has_work(purge) or self._obstacle(purge, removal):
             return None
         at = make_version(batch.term, batch.stamp, batch.issuer)
         after = txn.vector.reach(batch.term, batch.issuer)
-        purging.apply(purge, at)
+        removal.apply(purge, at)
         return Frame(batch.term, batch.issuer, after, batch.stamp, (), (), purge)
 
     def _purge_from_log(self, purge: Purge, at: Version) -> None:
-        purging = Purging(self.txn, self.rows)
+        removal = Removal(self.txn, self.rows)
         if purge.fence > self.txn.vector.fence:
-            self.obstacle = self._obstacle(purge, purging)
+            self.obstacle = self._obstacle(purge, removal)
         if not self.obstacle:
-            purging.apply(purge, at)
+            removal.apply(purge, at)
 
-    def _obstacle(self, purge: Purge, purging: Purging) -> Obstacle:
+    def _obstacle(self, purge: Purge, removal: Removal) -> Obstacle:
         """Tell what keeps this store from raising its fence by a Purge."""
         found = obstacle(purge, self.txn.vector, self.txn.above)
-        return Obstacle.SWEEPING if not found and purging.waits_for_sweep(purge.fence) else found
+        return Obstacle.SWEEPING if not found and removal.waits_for_sweep(purge.fence) else found
 
     def trim(self, batch: LogTrim) -> None:
         self.trimmed = trim_log(self.txn, batch)

@@ -85,7 +85,7 @@ class ReadTransaction(Protocol):
 
     @property
     def floor(self) -> VersionVector:
-        """For each issuer the position up to which this log cannot serve (a walk brought those rows, not their positions)."""
+        """For each issuer the position up to which this log cannot serve: it was trimmed, a fence has passed it, or a walk brought rows without it."""
         ...
 
     @property
@@ -198,11 +198,11 @@ class WriteTransaction(ReadTransaction, Protocol):
     """The one open write transaction of a store."""
 
     def put_row(self, namespace: NamespaceId, key: bytes, row: bytes) -> None:
-        """Store a row, replacing one of the same key; keeps the expiry index, not the totals."""
+        """Store a row, replacing one of the same key; keeps the indexes of tombstones and expiries, not the totals."""
         ...
 
     def delete_row(self, namespace: NamespaceId, key: bytes) -> None:
-        """Remove a row if it is there, with its expiry index; keeps not the totals."""
+        """Remove a row if it is there, from these indexes, too; keeps not the totals."""
         ...
 
     def put_positions(self, issuer: Issuer, positions: Iterable[tuple[Stamp, RowKey]]) -> None:

@@ -36,7 +36,7 @@ from kvp2p.ids import (
 )
 
 
-class Purging:
+class Removal:
     """Applies a Purge to one transaction."""
 
     def __init__(self, txn: WriteTransaction, rows: Joining) -> None:

@@ -20,7 +20,7 @@ from kvp2p.core.joining import Joining
 from kvp2p.core.messages import ChunkPull, Frame, KeyedRow, Message, Pull, PullEnd, WalkRequest
 from kvp2p.core.port import ReadTransaction, WriteTransaction
 from kvp2p.core.purge import Obstacle, following
-from kvp2p.core.removal import Purging
+from kvp2p.core.removal import Removal
 from kvp2p.core.serve import serve
 from kvp2p.core.vector import VersionVector
 from kvp2p.ids import Now, make_version, version_issuer, version_stamp
@@ -184,7 +184,7 @@ class PurgedInSpite(Handling):
         frame = batch.frame
         assert frame.purge is not None, "only a Purge meets an obstacle"
         rows = Joining(txn, state_hash_seed(txn))
-        Purging(txn, rows).apply(frame.purge, make_version(frame.term, frame.upto, frame.issuer))
+        Removal(txn, rows).apply(frame.purge, make_version(frame.term, frame.upto, frame.issuer))
         rows.finish()
         return _as_it_stands(txn, result._replace(obstacle=Obstacle.NONE))
 

@@ -55,7 +55,7 @@ class EndUpload:
 
 @dataclass(frozen=True, slots=True)
 class AwaitVersion:
-    """Wait until this node covers a version. Answered by LocalOutcome: acked, or refused with code `not_caught_up`."""
+    """Wait until this node shows all up to a version, whole. Answered by LocalOutcome: acked, or refused with code `not_caught_up`."""
 
     request: int
     version: Version
