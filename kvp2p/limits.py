@@ -178,6 +178,7 @@ WRITE_CHUNK_PULLS_MAX: Final = (
     2  # and from each peer, for its large writes, to the leader: 16 MiB at most with all of PEERS_MAX; guess
 )
 CHUNKS_WANTED_MAX: Final = 64  # missing chunks that a batch's result names; more are named when these are here
+CHUNKS_WANTED_FIRST_MAX: Final = 32  # of the first rows; the others are one of each row behind them; guess
 PENDING_TOLD_MAX: Final = (
     256  # versions without all their chunks that a result names, whenever chunks have come: 2.5 us each, measured
 )

@@ -35,7 +35,7 @@ from kvp2p.limits import (
     CHUNK_PAUSE_MS_MAX,
     CHUNK_PULLS_BUSY_MAX,
     CHUNK_PULLS_MAX,
-    CHUNKS_WANTED_MAX,
+    CHUNKS_WANTED_FIRST_MAX,
     PEERS_MAX,
     SERVES_PER_PEER_MAX,
     WRITE_CHUNK_PULLS_MAX,
@@ -112,7 +112,7 @@ class ChunkPulls:
     def _is_wanted(self, chunk: ChunkId) -> bool:
         wanted = self.board.pending.wanted
         # Of many only the first are told: one under way may have moved behind these.
-        return chunk in wanted or len(wanted) >= CHUNKS_WANTED_MAX or bool(self._holders(chunk))
+        return chunk in wanted or len(wanted) >= CHUNKS_WANTED_FIRST_MAX or bool(self._holders(chunk))
 
     def _holders(self, chunk: ChunkId) -> list[NodeId]:
         """Return the nodes that have staged a chunk for writes that wait here."""

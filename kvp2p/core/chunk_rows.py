@@ -21,7 +21,7 @@ from kvp2p.core.entry import ChunkId, chunk_id, is_chunked, row_chunks, row_vers
 from kvp2p.core.messages import RowKey
 from kvp2p.core.port import ChunkState, Hidden, PendingRow, ReadTransaction, WriteTransaction
 from kvp2p.ids import Issuer, NamespaceId, Stamp, Version, make_version, version_issuer
-from kvp2p.limits import CHUNKS_WANTED_MAX, PENDING_TOLD_MAX
+from kvp2p.limits import CHUNKS_WANTED_FIRST_MAX, CHUNKS_WANTED_MAX, PENDING_TOLD_MAX
 
 _UNKNOWN = ChunkState(0, is_here=False)
 
@@ -44,7 +44,10 @@ NOTHING_PENDING = Pending()
 
 
 def pending_of(txn: ReadTransaction) -> Pending:
-    """Return what is told of the rows that lack chunks. Those of the first rows are wanted first, so that these become whole."""
+    """Return what is told of the rows that lack chunks. Those of the first rows are wanted first, so that these become whole.
+
+    Of the rows behind them one chunk each is named: chunks that nobody has any more must not keep away all that come later.
+    """
     versions: list[Version] = []
     wanted: dict[ChunkId, None] = {}
     hidden: list[Hidden] = []
@@ -59,8 +62,8 @@ def pending_of(txn: ReadTransaction) -> Pending:
         if len(wanted) < CHUNKS_WANTED_MAX:
             row = txn.row(pending.namespace, pending.key)
             assert row is not None, "a pending row is stored"
-            missing = [chunk for chunk in row_chunks(row) if not _state(txn, chunk).is_here]
-            wanted.update(dict.fromkeys(missing[: CHUNKS_WANTED_MAX - len(wanted)]))
+            missing = (chunk for chunk in row_chunks(row) if not _state(txn, chunk).is_here)
+            wanted.update(dict.fromkeys(islice(missing, max(1, CHUNKS_WANTED_FIRST_MAX - len(wanted)))))
     return Pending(tuple(versions), has_more, tuple(wanted), tuple(hidden), is_walked)
 
 

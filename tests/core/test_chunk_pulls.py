@@ -298,7 +298,8 @@ def test_chunks_that_are_not_told_any_more_are_not_cancelled_while_many_are_want
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for module in (chunk_rows, chunk_pulls):
-        monkeypatch.setattr(module, "CHUNKS_WANTED_MAX", 2)
+        monkeypatch.setattr(module, "CHUNKS_WANTED_FIRST_MAX", 2)
+    monkeypatch.setattr(chunk_rows, "CHUNKS_WANTED_MAX", 2)
     a = lacking(VALUE)
     assert asked(a) == list(IDS[:2])
     a.hears("z", frame_with(0, 1, key=b"l", row=chunked_row(1, LARGE, "b"), issuer="b"))
@@ -306,6 +307,27 @@ def test_chunks_that_are_not_told_any_more_are_not_cancelled_while_many_are_want
     answer(a, "z", chunks_of_value(VALUE)[0])
     assert chunks_in(a.store) == [IDS[0]]
     assert asked(a) == [*IDS[:2], *LARGE_IDS[:2]]
+
+
+def test_a_value_whose_chunks_nobody_has_keeps_no_later_one_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (chunk_rows, chunk_pulls):
+        monkeypatch.setattr(module, "CHUNKS_WANTED_FIRST_MAX", len(LARGE_IDS) // 2)
+    monkeypatch.setattr(chunk_rows, "CHUNKS_WANTED_MAX", len(LARGE_IDS))
+    a = lacking(LARGE)
+    contents = {chunk_id(content): content for content in chunks_of_value(VALUE)}
+    a.hears("z", frame_with(1, 2, key=b"l", row=chunked_row(2, VALUE)))
+    answered = 0
+    for _ in range(2 * len(IDS)):
+        while answered < len(asked(a)):
+            chunk = asked(a)[answered]
+            answered += 1
+            if chunk in contents:
+                answer(a, "z", contents[chunk])
+            else:
+                a.hears("z", ChunkMissing(chunk))
+        a.cluster.pass_ms(SETTINGS.pull_timeout_ms)
+    assert shown_value(a.store, b"l") == VALUE
+    assert shown_value(a.store, b"k") is None
 
 
 # --- what waits for whole

@@ -151,6 +151,19 @@ def test_what_is_told_of_pending_rows_is_bounded_and_begins_with_the_first(monke
     assert pending(store).versions == (version(2),)
 
 
+def test_of_the_rows_behind_the_first_ones_a_chunk_each_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_rows, "CHUNKS_WANTED_FIRST_MAX", 2)
+    monkeypatch.setattr(chunk_rows, "CHUNKS_WANTED_MAX", 4)
+    store = new_store()
+    values = [Random(n).randbytes(200) for n in range(5)]
+    for n, value in enumerate(values, 1):
+        frame(store, n, chunked_row(n, value), b"%d" % n)
+    ids = [chunk_ids(value) for value in values]
+    assert pending(store).wanted == (*ids[0], ids[1][0], ids[2][0])
+    give(store, values[1])
+    assert pending(store).wanted == (*ids[0], ids[2][0], ids[3][0])
+
+
 def test_rows_behind_those_that_were_looked_at_are_shown_when_the_first_are_superseded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
