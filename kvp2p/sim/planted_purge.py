@@ -249,6 +249,7 @@ def _mishandled(name: str, handling: Handling) -> type[Host]:
 FOUND_BY_PLAYS = frozenset(
     {
         "frame over a gone row",
+        "purge before the floor",
         "fence over open issuers",
         "purge over foreign versions",
         "fence of a walk that was given up",
