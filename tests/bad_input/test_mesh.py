@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import trio
 
-from tests.bad_input.cluster import Cluster
+from tests.bad_input.cluster import Cluster, NodeState
 from tests.bad_input.mesh_plays import CHANGING, PLAYS, SLOW
 from tests.bad_input.mesh_table import MESH_GROUPS
 from tests.bad_input.rows import PlayRow
@@ -37,21 +37,33 @@ def began(bad_input_cluster: Cluster) -> float:
     return time.monotonic()
 
 
-@pytest.fixture(scope="module")
-def slow_endings(bad_input_cluster: Cluster, began: float) -> dict[str, str]:
-    """Act out at the same time what takes as long as a node's patience."""
+@dataclass
+class Acted:
+    """Plays that were acted out at the same time."""
+
+    endings: dict[str, str]
+    before: dict[str, NodeState]
+    after: dict[str, NodeState]
+
+
+async def act_out(cluster: Cluster, *names: str) -> Acted:
+    """Act plays out at the same time."""
     endings: dict[str, str] = {}
 
     async def act(name: str) -> None:
-        endings[name] = await PLAYS[name](bad_input_cluster)
+        endings[name] = await PLAYS[name](cluster)
 
-    async def act_all() -> None:
-        async with trio.open_nursery() as nursery:
-            for name in sorted(SLOW):
-                nursery.start_soon(act, name)
+    before = cluster.look_everywhere()
+    async with trio.open_nursery() as nursery:
+        for name in names:
+            nursery.start_soon(act, name)
+    return Acted(endings, before, cluster.look_everywhere())
 
-    trio.run(act_all)
-    return endings
+
+@pytest.fixture(scope="module")
+def slow(bad_input_cluster: Cluster, began: float) -> Acted:
+    """What takes as long as a node's patience, acted out at the same time."""
+    return trio.run(act_out, bad_input_cluster, *sorted(SLOW))
 
 
 def pattern(shown: str) -> re.Pattern[str]:
@@ -72,18 +84,17 @@ async def assert_logged(cluster: Cluster, line: str) -> None:
 @pytest.mark.deadline_s(60)
 @pytest.mark.parametrize("row", ROWS)
 async def test_bad_peer_ends_as_the_table_says_and_changes_nothing(
-    cluster: Cluster, began: float, slow_endings: dict[str, str], row: PlayRow
+    cluster: Cluster, began: float, slow: Acted, row: PlayRow
 ) -> None:
-    before = cluster.look_everywhere()
-    ending = slow_endings[row.play] if row.play in SLOW else await PLAYS[row.play](cluster)
-    assert pattern(row.ends).fullmatch(ending), ending
+    acted = slow if row.play in SLOW else await act_out(cluster, row.play)
+    assert pattern(row.ends).fullmatch(acted.endings[row.play]), acted.endings
     if row.log:
         await assert_logged(cluster, row.log)
-    after = cluster.look_everywhere()
     if row.play not in CHANGING:
-        for name, state in before.items():
-            assert replace(after[name], vector={}) == replace(state, vector={})
-            assert after[name].vector.keys() == state.vector.keys()
+        for name, state in acted.before.items():
+            after = acted.after[name]
+            assert replace(after, vector={}) == replace(state, vector={})
+            assert after.vector.keys() == state.vector.keys()
 
 
 async def test_nodes_are_equal_linked_and_none_has_died(cluster: Cluster, began: float) -> None:
