@@ -28,7 +28,7 @@ from kvp2p.ids import (
     version_stamp,
     version_term,
 )
-from kvp2p.limits import MESH_MESSAGE_BYTES_MAX, STAMP_MAX, UNPROVEN_LINKS_MAX, WALL_MS_MAX
+from kvp2p.limits import MESH_MESSAGE_BYTES_MAX, STAMP_MAX, STAMP_OBSERVED_MAX, UNPROVEN_LINKS_MAX, WALL_MS_MAX
 from kvp2p.net.handshake import Identity
 from kvp2p.wire import mesh
 from kvp2p.wire.cbor import CborValue, encode
@@ -438,6 +438,9 @@ async def impossible_stamps(cluster: Cluster) -> str:
     return await _break(
         cluster,
         {
+            _altered(
+                frame, rows=[WORDS, b"victim", made_row(version(HALF, 0))]
+            ): "a row with the stamp 0, which nobody issues",
             _altered(frame, upto=far, positions=[far, 0]): "upto must be a number from 0",
             _altered(frame, rows=[WORDS, b"victim", made_row(version(HALF, far))]): "the stamp of a row must be",
             _altered(
@@ -481,10 +484,22 @@ async def second_link(cluster: Cluster) -> str:
     return ending
 
 
-async def _reads(cluster: Cluster, name: str, target: str) -> tuple[int, bytes]:
+async def _reads(cluster: Cluster, name: str, target: str, *headers: tuple[str, str]) -> tuple[int, bytes]:
     async with Wire(await trio.open_tcp_stream("127.0.0.1", cluster.node(name).data_port)) as wire:
-        reply = await wire.ask(cluster.spell(request("GET", target)))
+        reply = await wire.ask(cluster.spell(request("GET", target, headers=headers)))
         return reply.status, reply.body
+
+
+async def _writes_victim_everywhere(cluster: Cluster) -> Version:
+    """Write "good" at the node that does not lead, over what bad members may have sent, and read it at every node."""
+    target = "/v1/words/victim"
+    async with Wire(await trio.open_tcp_stream("127.0.0.1", cluster.node("n2").data_port)) as wire:
+        reply = await wire.ask(cluster.spell(request("PUT", target, b"good")))
+    assert reply.status == 200, reply.body
+    written = reply.json["version"]
+    for name in cluster.replicas:
+        assert await _reads(cluster, name, target, ("KV-Min-Version", written)) == (200, b"good")
+    return Version(bytes.fromhex(written))
 
 
 async def _until_everywhere(cluster: Cluster, namespace: NamespaceId, key: bytes, row: bytes) -> None:
@@ -534,13 +549,22 @@ async def stamps_a_day_ahead(cluster: Cluster) -> str:
         await bad.hears(Digest)
         await bad.say(Digest(VersionVector((tomorrow,)), bytes(16), False, VersionVector(), None, None, True, 0))
         await trio.sleep(0.3)
-    async with Wire(await trio.open_tcp_stream("127.0.0.1", cluster.node("n2").data_port)) as wire:
-        reply = await wire.ask(cluster.spell(request("PUT", "/v1/words/victim", b"good")))
-        assert reply.status == 200, reply.body
-        assert version_stamp(Version(bytes.fromhex(reply.json["version"]))) > stamp
-    for name in cluster.replicas:
-        target = "/v1/words/victim"
-        assert (await _reads(cluster, name, target))[1] in {b"good", b"made up"}
+    written = await _writes_victim_everywhere(cluster)
+    assert version_stamp(written) > stamp
+    return "the link stays"
+
+
+async def latest_stamp_in_a_digest(cluster: Cluster) -> str:
+    latest = version(_new_issuer(b"latest"), STAMP_MAX)
+    since = cluster.log_end("n1")
+    async with member(cluster) as bad:
+        await bad.hears(Digest)
+        await bad.say(Digest(VersionVector((latest,)), bytes(16), False, VersionVector(), None, None, True, 0))
+        with trio.fail_after(ENDS_WITHIN_S):
+            await until(lambda: "stamps_ahead" in cluster.log_lines("n1", since))
+        written = await _writes_victim_everywhere(cluster)
+        assert version_stamp(written) <= STAMP_OBSERVED_MAX
+        assert bad.is_open
     return "the link stays"
 
 
@@ -578,7 +602,8 @@ PLAYS: dict[str, Play] = {
         entries_of_unknown_namespace,
         two_with_one_name,
         stamps_a_day_ahead,
+        latest_stamp_in_a_digest,
     )
 }
 SLOW = frozenset({"silence", "drip_upgrade", "member_half_frame", "member_drip", "member_mute"})
-CHANGING = frozenset({"entries_of_unknown_namespace", "stamps_a_day_ahead"})
+CHANGING = frozenset({"entries_of_unknown_namespace", "stamps_a_day_ahead", "latest_stamp_in_a_digest"})

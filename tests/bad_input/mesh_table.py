@@ -139,7 +139,7 @@ MEMBERS: tuple[PlayRow, ...] = (
         note="they are not asked for",
     ),
     PlayRow(
-        what="stamps after the year 2262, in frames, rows and digests",
+        what="stamps after the year 2262, in frames, rows and digests; a row with the stamp 0",
         play="impossible_stamps",
         ends="protocol error: …",
         log="link_down protocol error: …",
@@ -181,6 +181,14 @@ MEMBERS: tuple[PlayRow, ...] = (
         is_told=False,
         log="stamps_ahead",
         note="joined, and what is written next is above them",
+    ),
+    PlayRow(
+        what="a digest with the latest of all stamps",
+        play="latest_stamp_in_a_digest",
+        ends="the link stays",
+        is_told=False,
+        log="stamps_ahead",
+        note="not taken for the time: writes go on",
     ),
 )
 
