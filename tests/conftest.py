@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from hypothesis import settings
 
 from tests.store.disk_shim import compile_shim
 
@@ -25,6 +26,10 @@ PORT_MAX = 32_000
 PORTS_PER_PROCESS = 100
 # sun_path is 108 bytes with its closing zero byte (unix(7)). A node's sockets have names below this directory.
 SHORT_PATH_BYTES_MAX = 60
+
+# Hypothesis without a stop-watch: a busy machine is no fault of the code.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.hookimpl(tryfirst=True)

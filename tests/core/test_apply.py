@@ -89,7 +89,7 @@ operations = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.lists(operations, min_size=1, max_size=3), min_size=1, max_size=5),
     st.lists(st.lists(operations, min_size=1, max_size=3), min_size=1, max_size=5),

@@ -128,7 +128,7 @@ def test_what_other_processes_go_on_from_does_not_move_with_fractions_of_a_milli
     assert len(told) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(-250, 250), min_size=3, max_size=3),
     st.lists(

@@ -49,7 +49,7 @@ def check_physical_layout(writer: LayoutWriter, model: dict[tuple[NamespaceId, b
     assert dict(tables.scan(EXPIRY)) == expiring
 
 
-@settings(max_examples=150, deadline=None, database=None)
+@settings(max_examples=150, database=None)
 @given(steps=steps, probe=row_keys)
 @pytest.mark.parametrize("kind", ["lmdb", "memory"])
 def test_scans_agree_with_sorted_after_any_puts_and_deletes(
