@@ -121,10 +121,17 @@ async def running_port(path: Path) -> AsyncIterator[NodePort]:
         nursery.cancel_scope.cancel()
 
 
-async def test_writes_waits_questions_and_reports_reach_the_node_and_are_answered(short_tmp_path: Path) -> None:
-    node = FakeNode(short_tmp_path / "node.sock", acknowledge)
+@asynccontextmanager
+async def connected(node: FakeNode) -> AsyncIterator[NodePort]:
+    """Give a port that has reached a node."""
     async with node.serving(), running_port(node.path) as port:
         await port.wait_connected()
+        yield port
+
+
+async def test_writes_waits_questions_and_reports_reach_the_node_and_are_answered(short_tmp_path: Path) -> None:
+    node = FakeNode(short_tmp_path / "node.sock", acknowledge)
+    async with connected(node) as port:
         began_ns = time.monotonic_ns() - 1_000_000_000  # it may come out early by a stop of this process, never late
         assert await port.submit(a_put(), 5_000) == ACKED
         assert await port.await_version(VERSION, 500) == ACKED
@@ -186,8 +193,7 @@ async def test_what_is_queued_together_leaves_in_order_and_all_of_it_is_answered
     node = FakeNode(short_tmp_path / "node.sock", acknowledge)
     outcomes: list[Outcome] = []
     keys = [b"%d" % number for number in range(300)]
-    async with node.serving(), running_port(node.path) as port:
-        await port.wait_connected()
+    async with connected(node) as port:
         for key in keys:
             port.submit_nowait(a_put(key, b"x" * 10_000), 5_000, outcomes.append)
         await until(lambda: len(outcomes) == len(keys))
@@ -199,8 +205,7 @@ async def test_what_is_queued_together_leaves_in_order_and_all_of_it_is_answered
 async def test_a_queue_that_is_full_refuses_as_overloaded(short_tmp_path: Path) -> None:
     node = FakeNode(short_tmp_path / "node.sock", stay_silent)
     outcomes: list[Outcome] = []
-    async with node.serving(), running_port(node.path) as port:
-        await port.wait_connected()
+    async with connected(node) as port:
         value = b"x" * limits.ROW_VALUE_BYTES_MAX
         # Those that leave at once are not in the queue any more: what the kernel takes, and one that it takes in part.
         taken_max = math.ceil(limits.LOCAL_QUEUE_BYTES_MAX / len(value)) + 8
@@ -235,8 +240,7 @@ async def test_a_wait_without_an_answer_is_refused_and_not_unknown(
 ) -> None:
     monkeypatch.setattr(node_port, "WAIT_GRACE_MS", 50)
     node = FakeNode(short_tmp_path / "node.sock", stay_silent)
-    async with node.serving(), running_port(node.path) as port:
-        await port.wait_connected()
+    async with connected(node) as port:
         outcome = await port.await_version(VERSION, 50)
         assert (outcome.ending, outcome.code) == (Ending.REFUSED, "node_unavailable")
 
@@ -249,8 +253,7 @@ async def test_a_write_on_its_way_does_not_keep_its_value(short_tmp_path: Path) 
             freed.append(len(self))
 
     node = FakeNode(short_tmp_path / "node.sock", stay_silent)
-    async with node.serving(), running_port(node.path) as port:
-        await port.wait_connected()
+    async with connected(node) as port:
         port.submit_nowait(a_put(b"k", Value(b"x")), 5_000, lambda _: None)
         await until(lambda: bool(node.of_type(SubmitWrite)))
         gc.collect()
@@ -274,8 +277,7 @@ async def test_a_sent_write_without_an_answer_is_unknown_after_deadline_and_grac
 ) -> None:
     monkeypatch.setattr("kvp2p.runtime.node_port.ANSWER_GRACE_MS", 150)
     node = FakeNode(short_tmp_path / "node.sock", stay_silent)
-    async with node.serving(), running_port(node.path) as port:
-        await port.wait_connected()
+    async with connected(node) as port:
         start = trio.current_time()
         outcome = await port.submit(a_put(), 100)
         assert outcome.ending is Ending.UNKNOWN
@@ -290,8 +292,7 @@ async def test_a_write_that_follows_an_overdue_one_ends_at_its_own_deadline(
     node = FakeNode(short_tmp_path / "node.sock", stay_silent)
     ended: list[Outcome] = []
     following = [a_put(b"second")]
-    async with node.serving(), running_port(node.path) as port:
-        await port.wait_connected()
+    async with connected(node) as port:
 
         def go_on() -> None:  # as a connection does with the next write of its pipeline
             if len(ended) == 1 and following:
@@ -341,8 +342,7 @@ class CountTaskSteps(trio.abc.Instrument):
 
 async def test_an_idle_port_does_not_wake_up(short_tmp_path: Path) -> None:
     node = FakeNode(short_tmp_path / "node.sock", acknowledge)
-    async with node.serving(), running_port(node.path) as port:
-        await port.wait_connected()
+    async with connected(node) as port:
         await port.submit(a_put(), 60_000)
         await trio.testing.wait_all_tasks_blocked()
         counter = CountTaskSteps()
@@ -354,8 +354,7 @@ async def test_an_idle_port_does_not_wake_up(short_tmp_path: Path) -> None:
 
 async def test_a_write_whose_time_is_up_is_refused_and_never_leaves(short_tmp_path: Path) -> None:
     node = FakeNode(short_tmp_path / "node.sock", acknowledge)
-    async with node.serving(), running_port(node.path) as port:
-        await port.wait_connected()
+    async with connected(node) as port:
         outcome = await port.submit(a_put(b"late"), -1)
         assert (outcome.ending, outcome.code) == (Ending.REFUSED, "deadline_passed")
         assert await port.submit(a_put(b"next"), 5_000) == ACKED
@@ -365,8 +364,7 @@ async def test_a_write_whose_time_is_up_is_refused_and_never_leaves(short_tmp_pa
 
 async def test_a_write_too_large_for_the_node_is_refused_here(short_tmp_path: Path) -> None:
     node = FakeNode(short_tmp_path / "node.sock", acknowledge)
-    async with node.serving(), running_port(node.path) as port:
-        await port.wait_connected()
+    async with connected(node) as port:
         outcome = await port.submit(2 * a_put(b"k", b"x" * limits.ROW_VALUE_BYTES_MAX), 5_000)
         assert (outcome.ending, outcome.code) == (Ending.REFUSED, "bad_request")
         assert port.connected
@@ -415,8 +413,7 @@ async def test_outcomes_that_come_together_are_acted_on_together(short_tmp_path:
 async def test_writes_of_one_turn_share_a_send(short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_port, "SHARING_NS", 10**9)  # whatever this machine takes for a write
     node = FakeNode(short_tmp_path / "node.sock", stay_silent)
-    async with node.serving(), running_port(node.path) as port:
-        await port.wait_connected()
+    async with connected(node) as port:
         await until(lambda: bool(node.received))
         for number in range(80):
             port.submit_nowait(a_put(b"%d" % number), 5_000, lambda _: None)
@@ -426,8 +423,7 @@ async def test_writes_of_one_turn_share_a_send(short_tmp_path: Path, monkeypatch
 
 async def test_a_cancelled_write_that_has_not_left_never_leaves(short_tmp_path: Path) -> None:
     node = FakeNode(short_tmp_path / "node.sock", acknowledge)
-    async with node.serving(), running_port(node.path) as port:
-        await port.wait_connected()
+    async with connected(node) as port:
         with trio.CancelScope() as scope:
             scope.cancel()
             await port.submit(a_put(b"abandoned"), 5_000)
@@ -489,6 +485,5 @@ async def test_refusals_of_the_node_reach_the_caller_unchanged(short_tmp_path: P
         return LocalOutcome(message.request, refusal) if isinstance(message, SubmitWrite) else None
 
     node = FakeNode(short_tmp_path / "node.sock", refuse)
-    async with node.serving(), running_port(node.path) as port:
-        await port.wait_connected()
+    async with connected(node) as port:
         assert await port.submit(a_put(), 5_000) == refusal

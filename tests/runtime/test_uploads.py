@@ -1,5 +1,6 @@
 """Chunks on their way to the node: what holds them back, what they hold back, and what becomes of them when the connection ends."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from kvp2p.core.operations import Ending, Outcome
 from kvp2p.limits import CHUNK_BYTES
 from kvp2p.runtime import chunk_lane, node_port
 from kvp2p.runtime.node_port import NodePort
+from kvp2p.runtime.requests import MS
 from kvp2p.wire.local import LocalDecoder, encode_local
 from kvp2p.wire.local_messages import EndUpload, LocalMessage, LocalOutcome, Readiness, StageChunk, SubmitWrite
-from tests.runtime.test_node_port import ACKED, FakeNode, a_put, running_port, stay_silent, until
+from tests.runtime.test_node_port import ACKED, FakeNode, a_put, connected, running_port, stay_silent, until
 
 CONTENT = b"c" * CHUNK_BYTES
 NAME = chunk_id(CONTENT)
@@ -32,8 +34,7 @@ def stage(port: NodePort, upload: int, outcomes: list[Outcome], content: bytes =
 async def test_chunks_are_stored_and_the_node_is_told_when_their_upload_ends(short_tmp_path: Path) -> None:
     node = FakeNode(short_tmp_path / "node.sock", store)
     outcomes: list[Outcome] = []
-    async with node.serving(), running_port(node.path) as port:
-        await port.wait_connected()
+    async with connected(node) as port:
         upload = port.open_upload()
         for _ in range(3):
             stage(port, upload, outcomes)
@@ -82,8 +83,7 @@ async def test_node_is_given_so_many_chunks_and_more_only_when_some_are_stored(
     monkeypatch.setattr(node_port, "ANSWER_GRACE_MS", 50)
     node = FakeNode(short_tmp_path / "node.sock", stay_silent)
     outcomes: list[Outcome] = []
-    async with node.serving(), running_port(node.path) as port:
-        await port.wait_connected()
+    async with connected(node) as port:
         uploads = [port.open_upload() for _ in range(5)]
         for upload in uploads:
             stage(port, upload, outcomes, b"small")
@@ -110,8 +110,7 @@ async def test_more_chunks_than_may_wait_are_refused(short_tmp_path: Path, monke
     monkeypatch.setattr(chunk_lane, "LOCAL_STAGES_MAX", 2)
     node = FakeNode(short_tmp_path / "node.sock", stay_silent)
     outcomes: list[Outcome] = []
-    async with node.serving(), running_port(node.path) as port:
-        await port.wait_connected()
+    async with connected(node) as port:
         upload = port.open_upload()
         for _ in range(3):
             stage(port, upload, outcomes, b"small")
@@ -155,8 +154,7 @@ async def test_chunk_that_is_not_stored_in_time_is_refused_and_not_unknown(
     monkeypatch.setattr(chunk_lane, "LOCAL_STAGES_IN_FLIGHT_MAX", 1)
     node = FakeNode(short_tmp_path / "node.sock", stay_silent)
     outcomes: list[Outcome] = []
-    async with node.serving(), running_port(node.path) as port:
-        await port.wait_connected()
+    async with connected(node) as port:
         upload = port.open_upload()
         stage(port, upload, outcomes, b"sent")
         stage(port, upload, outcomes, b"never sent")
@@ -175,21 +173,22 @@ async def test_large_write_has_more_time_and_a_longer_hold(
     monkeypatch.setattr(node_port, "ANSWER_GRACE_MS", 10)
     node = FakeNode(short_tmp_path / "node.sock", stay_silent)
     outcomes: list[Outcome] = []
-    async with node.serving(), running_port(node.path) as port:
-        await port.wait_connected()
-        began = trio.current_time()
+    async with connected(node) as port:
+        began_ns = time.monotonic_ns()
         port.submit_nowait(a_put(), 100, outcomes.append, large_ms=200)
+        submitted_ns = time.monotonic_ns()
         await until(lambda: bool(outcomes))
         assert outcomes[0].ending is Ending.UNKNOWN
-        assert 0.5 <= trio.current_time() - began < 2
         (write,) = node.of_type(SubmitWrite)
         assert isinstance(write, SubmitWrite)
+        assert began_ns <= write.deadline_ns - 300 * MS <= submitted_ns
+        held_ns = time.monotonic_ns() - write.deadline_ns
+        assert 210 * MS <= held_ns < 2_000 * MS
 
 
 async def test_readiness_with_a_clock_is_kept(short_tmp_path: Path) -> None:
     node = FakeNode(short_tmp_path / "node.sock", stay_silent)
-    async with node.serving(), running_port(node.path) as port:
-        await port.wait_connected()
+    async with connected(node) as port:
         await until(lambda: port.readiness.ready)
         await node.streams[0].send_all(encode_local([Readiness(True, "", 12_345)]))
         await until(lambda: port.readiness.clock_ahead_ms == 12_345)
