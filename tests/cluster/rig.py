@@ -15,15 +15,13 @@ import trio
 
 from kvp2p import Replica
 from kvp2p.client import Client, ClientConfig, Namespace, open_client
-from kvp2p.config import SOCKET_FILE
 from kvp2p.core.entry import ChunkId
 from kvp2p.core.operations import Operation, Outcome
 from kvp2p.limits import WRITE_DEADLINE_MS
 from kvp2p.supervisor.group import group_members
-from kvp2p.wire.local import LocalDecoder, encode_local
-from kvp2p.wire.local_messages import Hello, LocalOutcome, SubmitWrite
+from kvp2p.wire.local_messages import SubmitWrite
 from scripts.local_cluster.asking import ask_status, get
-from scripts.local_cluster.faults import connect_below
+from scripts.local_cluster.clock import tell_node
 from scripts.local_cluster.state import Node, read_state
 
 PROGRAM = Path(__file__).resolve().parents[2] / "scripts" / "cluster.py"
@@ -101,15 +99,8 @@ class Cluster:
 
     def submit(self, name: str, *operations: Operation) -> Outcome:
         """Write below the HTTP of a node, where rows of the system may be written as well."""
-        with connect_below(self.node(name).directory, SOCKET_FILE) as connection:
-            deadline_ns = time.monotonic_ns() + WRITE_DEADLINE_MS * 1_000_000
-            connection.sendall(encode_local([Hello("test", 1), SubmitWrite(1, deadline_ns, operations)]))
-            decoder = LocalDecoder()
-            while data := connection.recv(65_536):
-                for message in decoder.feed(data):
-                    if isinstance(message, LocalOutcome):
-                        return message.outcome
-        raise AssertionError(f"{name} does not say what became of it")
+        deadline_ns = time.monotonic_ns() + WRITE_DEADLINE_MS * 1_000_000
+        return tell_node(self.node(name), SubmitWrite(1, deadline_ns, operations))
 
 
 @contextmanager

@@ -190,20 +190,24 @@ async def test_upload_whose_process_is_killed_leaves_nothing(cluster: Cluster, v
         await assert_nothing_of(nodes, "key")
 
 
-async def put_while(client: Client, value: bytes, outcomes: list[WriteOutcome]) -> None:
-    outcomes.append(await client.put(SPACE, "key", value))
+async def outcome_when_killed(cluster: Cluster, client: Client, victim: str) -> WriteOutcome:
+    """Kill a node while the leader pulls a large write from n2, whose client that is, and return how the write ended."""
+    outcomes: list[WriteOutcome] = []
+
+    async def write() -> None:
+        outcomes.append(await client.put(SPACE, "key", os.urandom(8 * MIB)))
+
+    await run_beside(cluster, "link", "n2", "n1", *SLOW)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write)
+        await until(lambda: chunks_here(cluster, "n1") >= 4)
+        await run_beside(cluster, "kill", victim)
+    return outcomes[0]
 
 
 async def test_forwarding_node_that_is_killed_takes_its_large_write_along(cluster: Cluster) -> None:
     async with clients(cluster) as nodes:
-        outcomes: list[WriteOutcome] = []
-        await run_beside(cluster, "link", "n2", "n1", *SLOW)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(put_while, nodes["n2"], os.urandom(8 * MIB), outcomes)
-            await until(lambda: chunks_here(cluster, "n1") >= 4)
-            await run_beside(cluster, "kill", "n2")
-        (outcome,) = outcomes
-        assert isinstance(outcome, Unknown)
+        assert isinstance(await outcome_when_killed(cluster, nodes["n2"], "n2"), Unknown)
         await until(lambda: is_clean(cluster, "n1"))
         await run_beside(cluster, "restart", "n2")
         await until(lambda: is_clean(cluster, "n2"))
@@ -212,13 +216,7 @@ async def test_forwarding_node_that_is_killed_takes_its_large_write_along(cluste
 
 async def test_leader_that_is_killed_while_it_pulls_a_write_has_not_applied_it(cluster: Cluster) -> None:
     async with clients(cluster) as nodes:
-        outcomes: list[WriteOutcome] = []
-        await run_beside(cluster, "link", "n2", "n1", *SLOW)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(put_while, nodes["n2"], os.urandom(8 * MIB), outcomes)
-            await until(lambda: chunks_here(cluster, "n1") >= 4)
-            await run_beside(cluster, "kill", "n1")
-        (outcome,) = outcomes
+        outcome = await outcome_when_killed(cluster, nodes["n2"], "n1")
         assert isinstance(outcome, Unknown), "it was handed to the leader"
         await run_beside(cluster, "restart", "n1")
         for name in ("n1", "n2"):

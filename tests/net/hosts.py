@@ -187,3 +187,15 @@ class Wire:
                 await trio.aclose_forcefully(sink)
         if self.is_dead:
             await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def linked_by_wire(dialler: Node, other: Node) -> AsyncIterator[Wire]:
+    """Run two nodes that are linked, the first having dialled the second over a wire."""
+    async with running(dialler, other) as nursery:
+        wire = Wire(other.mesh.port)
+        await nursery.start(wire.run)
+        dialler.mesh.connect(other.id, wire.url)
+        await dialler.host.until_up(other.id)
+        await other.host.until_up(dialler.id)
+        yield wire

@@ -17,7 +17,7 @@ from kvp2p.limits import DATA_CREDIT_BYTES_MAX, DATA_QUEUE_BYTES_MAX, LINK_PROGR
 from kvp2p.net import registry as registry_module
 from kvp2p.net.handshake import CHECKS
 from kvp2p.net.settings import MeshSettings
-from tests.net.hosts import Node, RecordingHost, Wire, node_id, numbered, running, start, until
+from tests.net.hosts import Node, RecordingHost, Wire, linked_by_wire, node_id, numbered, running, start, until
 
 A, B, C = node_id("a"), node_id("b"), node_id("c")
 
@@ -208,12 +208,7 @@ async def test_a_restarted_peer_replaces_its_link_on_a_dead_wire_at_once(restart
 async def test_a_peer_that_lost_its_end_of_a_dead_wire_gets_a_new_link() -> None:
     quick = MeshSettings(ping_interval_ms=50, link_timeout_ms=400, backoff_ms_min=10, backoff_ms_max=50)
     a, b = Node("a", settings=quick), Node("b", settings=quick)
-    async with running(a, b) as nursery:
-        wire = Wire(a.mesh.port)
-        await nursery.start(wire.run)
-        b.mesh.connect(A, wire.url)
-        await a.host.until_up(B)
-        await b.host.until_up(A)
+    async with linked_by_wire(b, a) as wire:
         wire.is_dead = True
         b.mesh.connect(A, a.url)  # another way, once b has noticed
         await b.host.until_down(A)
@@ -225,12 +220,7 @@ async def test_a_peer_that_lost_its_end_of_a_dead_wire_gets_a_new_link() -> None
 async def test_a_slow_wire_brings_a_large_message_whole() -> None:
     quick = MeshSettings(ping_interval_ms=50, link_timeout_ms=500)
     a, b = Node("a", settings=quick), Node("b", settings=quick)
-    async with running(a, b) as nursery:
-        wire = Wire(b.mesh.port)
-        await nursery.start(wire.run)
-        a.mesh.connect(B, wire.url)
-        await a.host.until_up(B)
-        await b.host.until_up(A)
+    async with linked_by_wire(a, b) as wire:
         await trio.sleep(0.1)  # so that both have answered a ping
         wire.rate_bytes = 6 * LINK_PROGRESS_BYTES_MIN  # three times what is asked for
         began = trio.current_time()
@@ -244,12 +234,7 @@ async def test_a_slow_wire_brings_a_large_message_whole() -> None:
 async def test_a_dead_wire_is_noticed_by_both_ends() -> None:
     quick = MeshSettings(ping_interval_ms=50, link_timeout_ms=300)
     a, b = Node("a", settings=quick), Node("b", settings=quick)
-    async with running(a, b) as nursery:
-        wire = Wire(b.mesh.port)
-        await nursery.start(wire.run)
-        a.mesh.connect(B, wire.url)
-        await b.host.until_up(A)
-        await a.host.until_up(B)
+    async with linked_by_wire(a, b) as wire:
         a.mesh.stop_dialling(B)
         wire.is_dead = True
         await a.host.until_down(B)

@@ -1,7 +1,5 @@
 """scripts/catchup: its verdicts on figures written by hand, and its short form on real processes."""
 
-import json
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,8 @@ import pytest
 from kvp2p.core.entry import Kind, encode_row
 from kvp2p.ids import Issuer, Stamp, make_version
 from scripts.catchup import Figures, covers, entry_bytes, judge
+from tests.survive.figures import figures_of
 
-PROGRAM = Path(__file__).parents[2] / "scripts" / "catchup"
 GOOD = Figures(
     nodes=3,
     rate=100,
@@ -72,12 +70,5 @@ def test_bytes_of_an_entry_are_namespace_key_and_row() -> None:
 @pytest.mark.slow
 def test_node_that_was_cut_off_under_load_receives_only_what_it_missed(short_tmp_path: Path) -> None:
     # The cut is longer than links live: nothing of it arrives late on an old one.
-    options = ["--nodes", "3", "--rate", "300", "--seconds", "6", "--before", "1", "--after", "1", "--json"]
-    done = subprocess.run(
-        [str(PROGRAM), *options, "--dir", str(short_tmp_path)], capture_output=True, text=True, timeout=100, check=False
-    )
-    assert done.stdout, done.stderr
-    document = json.loads(done.stdout)
-    assert document["violations"] == []
-    assert done.returncode == 0
+    document = figures_of("catchup", short_tmp_path, "--nodes 3 --rate 300 --seconds 6 --before 1 --after 1")
     assert document["received_entries"] > document["missed_at_heal"] > 1_700

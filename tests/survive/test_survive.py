@@ -1,24 +1,16 @@
 """scripts/survive in its short form, on real processes."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
-PROGRAM = Path(__file__).parents[2] / "scripts" / "survive"
+from tests.survive.figures import figures_of
 
 
 @pytest.mark.slow
 def test_no_acknowledged_write_is_lost_when_the_leader_is_killed_under_load(short_tmp_path: Path) -> None:
-    options = ["--nodes", "3", "--rate", "300", "--seconds", "8", "--kill-every-s", "3", "--seed", "1", "--json"]
-    done = subprocess.run(
-        [str(PROGRAM), *options, "--dir", str(short_tmp_path)], capture_output=True, text=True, timeout=100, check=False
-    )
-    assert done.stdout, done.stderr
-    document = json.loads(done.stdout)
-    assert document["violations"] == []
-    assert done.returncode == 0
+    document = figures_of("survive", short_tmp_path, "--nodes 3 --rate 300 --seconds 8 --kill-every-s 3 --seed 1")
     assert "n1" in {kill["node"] for kill in document["kills"]}
     assert document["outcomes"]["refused"] > 0  # the kill was felt
     writes = [json.loads(line) for line in (short_tmp_path / "history.jsonl").read_text().splitlines()]
@@ -29,18 +21,9 @@ def test_no_acknowledged_write_is_lost_when_the_leader_is_killed_under_load(shor
 
 @pytest.mark.slow
 def test_no_acknowledged_write_is_lost_when_the_mesh_is_cut_as_well(short_tmp_path: Path) -> None:
-    options = ["--nodes", "3", "--rate", "200", "--seconds", "7", "--kill-every-s", "4", "--seed", "7", "--partitions"]
-    done = subprocess.run(
-        [str(PROGRAM), *options, "--json", "--dir", str(short_tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
+    document = figures_of(
+        "survive", short_tmp_path, "--nodes 3 --rate 200 --seconds 7 --kill-every-s 4 --seed 7 --partitions"
     )
-    assert done.stdout, done.stderr
-    document = json.loads(done.stdout)
-    assert document["violations"] == []
-    assert done.returncode == 0
     (cut,) = document["cuts"]
     assert cut["groups"] == [["n3"], ["n1", "n2"]]
     assert cut["heal_s"] > 7, "the last cut is healed when the load has ended"
@@ -51,18 +34,9 @@ def test_no_acknowledged_write_is_lost_when_the_mesh_is_cut_as_well(short_tmp_pa
 
 @pytest.mark.slow
 def test_leader_that_stands_still_loses_nothing_and_goes_on(short_tmp_path: Path) -> None:
-    options = ["--nodes", "3", "--rate", "150", "--seconds", "6", "--kill-every-s", "2", "--suspend-s", "1.5"]
-    done = subprocess.run(
-        [str(PROGRAM), *options, "--seed", "3", "--json", "--dir", str(short_tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
+    document = figures_of(
+        "survive", short_tmp_path, "--nodes 3 --rate 150 --seconds 6 --kill-every-s 2 --suspend-s 1.5 --seed 3"
     )
-    assert done.stdout, done.stderr
-    document = json.loads(done.stdout)
-    assert document["violations"] == []
-    assert done.returncode == 0
     assert len(document["kills"]) == 2
     assert "n1" in {kill["node"] for kill in document["kills"]}
     assert all(kill["ready_s"] - kill["killed_s"] >= 1.5 for kill in document["kills"])
