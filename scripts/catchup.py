@@ -36,16 +36,14 @@ from kvp2p.ids import ID_BYTES
 from scripts.local_cluster.asking import ask_status, get
 from scripts.local_cluster.state import Node, State, read_state
 from scripts.survival.running import CLIENT, LOAD_WRITES_MAX, READ_KEYS
-from scripts.survival.trial import cluster, cluster_document, make_parser, run_trial
+from scripts.survival.trial import cluster, cluster_document, make_parser, print_lines, run_trial
+from scripts.survival.verdicts import ACKED_SHARE_MIN, EQUAL_SECONDS_MAX
 
 EXCESS_SHARE_MAX = 0.10  # heads, positions and digests in the same payloads; measured: 3 to 5 %
 CAUGHT_UP_SECONDS_MAX = 10.0
-EQUAL_SECONDS_MAX = 5.0
 LATE_SECONDS = 1.0  # for what is still on its way when all are equal
-ACKED_SHARE_MIN = 0.95
 POLL_SECONDS = 0.02
 VALUE_BYTES = 200
-VIOLATIONS_SHOWN = 10
 
 
 @dataclass(slots=True)
@@ -64,7 +62,6 @@ class Figures:
     overtaken_bytes: int = 0  # of those among them that were written while it caught up
     received_data_bytes: int = 0
     received_control_bytes: int = 0
-    received_data_messages: int = 0
     walks: int = 0
     lacking: int = 0
     caught_up_s: float | None = None
@@ -152,7 +149,6 @@ class Run:
             grown = {name: count - before[name] for name, count in (await self._received()).items()}
             figures.received_data_bytes = grown["bytes data"]
             figures.received_control_bytes = grown["bytes control"]
-            figures.received_data_messages = grown["messages data"]
             figures.walks = self._walks() - walks
             figures.lacking = await self._count_lacking()
 
@@ -264,12 +260,8 @@ def print_table(document: dict[str, Any]) -> None:
         ("data to entries", f"{data_bytes / max(1, document['received_entry_bytes']):.3f}"),
         ("caught up after", _seconds(document["caught_up_s"])),
         ("all equal after", f"{_seconds(document['equal_s'])} (from the end of the load)"),
-        ("violations", len(document["violations"])),
     ]
-    for name, told in lines:
-        print(f"{name:<22} {told}")
-    for violation in document["violations"][:VIOLATIONS_SHOWN]:
-        print(f"    {violation}")
+    print_lines(lines, document["violations"])
 
 
 def _seconds(value: float | None) -> str:

@@ -29,7 +29,6 @@ class Kill:
     """A kill of a node; `ready_s` is when it was ready again."""
 
     node: str
-    is_leader: bool
     killed_s: float
     ready_s: float
 

@@ -150,7 +150,7 @@ class Run:
             except (subprocess.CalledProcessError, ClientError) as error:
                 self.history.told.append(f"{name}, killed at {killed_s:.1f} s, did not come back: {text_of(error)}")
                 ready_s = float("inf")
-            self.history.kills.append(Kill(name, name == self.history.leader, killed_s, ready_s))
+            self.history.kills.append(Kill(name, killed_s, ready_s))
 
     async def _suspend(self, at_s: float, name: str) -> None:
         """Let a node stand still when its time has come. It is ready when all nodes that run lag no more than a moment.
@@ -174,7 +174,7 @@ class Run:
                 ready_s = self._now_s()
             if ready_s == math.inf:
                 self.history.told.append(f"{name}, stopped at {stopped_s:.1f} s, did not come back")
-            self.history.kills.append(Kill(name, name == self.history.leader, stopped_s, ready_s))
+            self.history.kills.append(Kill(name, stopped_s, ready_s))
 
     @staticmethod
     def _is_in_step(document: Mapping[str, Any]) -> bool:

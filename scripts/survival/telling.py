@@ -10,9 +10,8 @@ from typing import Any
 from kvp2p.client import LatencySummary
 from kvp2p.client.load import percentile
 from scripts.survival.history import History
+from scripts.survival.trial import print_lines
 from scripts.survival.verdicts import invented, lost, sides, windows
-
-VIOLATIONS_SHOWN = 10
 
 
 def describe(
@@ -27,6 +26,7 @@ def describe(
     )
     return {
         "nodes": len(nodes),
+        "leader": history.leader,
         "rate": history.rate,
         "seconds": history.seconds,
         "outcomes": summary.outcomes,
@@ -78,9 +78,5 @@ def print_table(document: Mapping[str, Any]) -> None:
         ("all nodes equal after", "never" if equal is None else f"{equal:.2f} s"),
         ("lost, invented", f"{document['lost']} acknowledged writes missing, {document['invented']} values of nobody"),
         ("comparisons", f"{document['keys_compared']} values read over HTTP (keys × nodes)"),
-        ("violations", len(document["violations"])),
     ]
-    for name, told in lines:
-        print(f"{name:<22} {told}")
-    for violation in document["violations"][:VIOLATIONS_SHOWN]:
-        print(f"    {violation}")
+    print_lines(lines, document["violations"])

@@ -14,12 +14,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import trio
 
+VIOLATIONS_SHOWN = 10
 CLUSTER_PROGRAM = Path(__file__).resolve().parents[1] / "cluster"
 
 
@@ -54,6 +55,14 @@ def make_parser(name: str, text: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     parser.add_argument("--keep", action="store_true", help="leave the cluster running and the directory in place")
     return parser
+
+
+def print_lines(lines: Iterable[tuple[str, object]], violations: Sequence[str]) -> None:
+    """Print figures for people, each with its name, and how many violations there are with the first of them."""
+    for name, told in (*lines, ("violations", len(violations))):
+        print(f"{name:<22} {told}")
+    for violation in violations[:VIOLATIONS_SHOWN]:
+        print(f"    {violation}")
 
 
 def run_trial(

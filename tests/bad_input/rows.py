@@ -60,7 +60,6 @@ class StoredRow:
         tuple[str, bytes | int, Mapping[str, str]], ...
     ]  # the target's key; a number: so many bytes of an `x` each
     closes: bool = False
-    api: bool = False
     note: str = ""
 
     @property

@@ -24,7 +24,6 @@ GOOD = Figures(
     overtaken_bytes=5_000,
     received_data_bytes=320_000,
     received_control_bytes=9_000,
-    received_data_messages=300,
     caught_up_s=0.3,
     equal_s=0.1,
 )

@@ -18,7 +18,7 @@ CUT_RATE = 100
 def good_history() -> History:
     """Return a run of two keys at two nodes, with n1 killed at 4.2 s, ready at 6.4 s, and refusals meanwhile."""
     history = History("n1", rate=RATE, seconds=SECONDS, leader_kills_wanted=1)
-    history.kills = [Kill("n1", is_leader=True, killed_s=4.2, ready_s=6.4)]
+    history.kills = [Kill("n1", killed_s=4.2, ready_s=6.4)]
     for number in range(RATE * SECONDS):
         due_s = number / RATE
         write = Write(
@@ -119,7 +119,7 @@ def never_become_equal(history: History) -> None:
 
 
 def forget_to_kill_the_leader(history: History) -> None:
-    history.kills = [replace(history.kills[0], node="n2", is_leader=False)]
+    history.kills = [replace(history.kills[0], node="n2")]
 
 
 def read_no_node(history: History) -> None:
@@ -173,9 +173,9 @@ def test_seconds_of_a_cut_are_judged_by_the_leaders_side_and_those_after_a_heal_
     history = good_history_with_a_cut()
     assert list(windows(history)) == [0, 1, *range(11, 20)]
     assert sides(history) == {4: (50, 50)}, "second 3 began less than a second after the cut, second 5 saw its end"
-    history.kills = [Kill("n2", is_leader=False, killed_s=4.9, ready_s=6.0)]
+    history.kills = [Kill("n2", killed_s=4.9, ready_s=6.0)]
     assert sides(history) == {}
-    history.kills = [Kill("n1", is_leader=True, killed_s=4.9, ready_s=6.0)]
+    history.kills = [Kill("n1", killed_s=4.9, ready_s=6.0)]
     assert sides(history) == {}
 
 
