@@ -11,12 +11,13 @@ import trio
 
 from kvp2p.config import HttpSettings
 from kvp2p.core.operations import Outcome, Put
+from kvp2p.gateway import routes, server
 from kvp2p.gateway.answers import CODES, error_answer
 from kvp2p.gateway.connection import Connection
 from kvp2p.gateway.exchange import Exchange
 from kvp2p.gateway.intake import Intake, Phase
-from kvp2p.gateway.server import DRAIN_SECONDS
 from kvp2p.limits import HTTP_RESPONSE_BUFFER_BYTES_MAX
+from kvp2p.runtime import node_port
 from tests.gateway.rig import NAMESPACE, Rig, Wire, hex_version, request, rig, until
 
 IMPATIENT = HttpSettings(head_timeout_seconds=0.2, body_timeout_seconds=0.3, idle_timeout_seconds=0.4)
@@ -183,20 +184,21 @@ async def test_drain_finishes_what_is_in_hand_and_closes_the_rest(short_tmp_path
                 assert (reply.status, reply.headers["connection"]) == (200, "close")
                 for wire in (idle, writing, sending):
                     await trio.aclose_forcefully(wire.stream)
-            assert trio.current_time() - began < DRAIN_SECONDS
+            assert trio.current_time() - began < server.DRAIN_SECONDS
         with pytest.raises(OSError, match="all attempts to connect"):
             await r.connect()
 
 
 @pytest.mark.slow
-async def test_drain_does_not_wait_for_ever(short_tmp_path: Path) -> None:
+async def test_drain_does_not_wait_for_ever(short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "DRAIN_SECONDS", 0.5)
     async with rig(short_tmp_path) as r, await r.connect() as wire:
         r.node.gate = trio.Event()
         await wire.send(request("PUT", "/v1/words/a", b"1"))
         await until(lambda: len(r.node.submitted) == 1)
         began = trio.current_time()
         await r.gateway.drain()
-        assert DRAIN_SECONDS <= trio.current_time() - began < DRAIN_SECONDS + 0.4
+        assert 0.5 <= trio.current_time() - began < 0.9
 
 
 async def counted(r: Rig) -> dict[str, int]:
@@ -220,7 +222,9 @@ async def test_bodies_of_all_connections_together_are_bounded(short_tmp_path: Pa
         assert r.gateway.bodies.held_bytes == 0
 
 
-async def test_bodies_that_are_dropped_or_left_unfinished_give_their_room_back(short_tmp_path: Path) -> None:
+async def test_bodies_that_are_dropped_or_left_unfinished_give_their_room_back(
+    short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with rig(short_tmp_path) as r, await r.connect() as wire:
         r.gateway.bodies.bytes_max = 20_000
         chunk = b"2710\r\n" + b"x" * 10_000 + b"\r\n"
@@ -236,6 +240,8 @@ async def test_bodies_that_are_dropped_or_left_unfinished_give_their_room_back(s
         await until(lambda: r.gateway.bodies.held_bytes == 0)
         # Behind a write that is not answered yet, and that ends its connection with them.
         r.node.answer = lambda _: None
+        monkeypatch.setattr(routes, "WRITE_DEADLINE_MS", 200)
+        monkeypatch.setattr(node_port, "ANSWER_GRACE_MS", 200)
         async with await r.connect() as pipelined:
             reading = request("GET", "/v1/words/k")
             await pipelined.send(request("PUT", "/v1/words/k", b"1") + reading + request("PUT", "/v1/words/k", b"22"))
