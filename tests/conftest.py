@@ -9,6 +9,7 @@ import inspect
 import itertools
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,6 +31,12 @@ SHORT_PATH_BYTES_MAX = 60
 # Hypothesis without a stop-watch: a busy machine is no fault of the code.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+# A shell starts what it puts into the background with SIGINT ignored, and nohup with SIGHUP: all that the tests start would ignore them as well,
+# but for signals that are handled here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda _number, _frame: None)
 
 
 @pytest.hookimpl(tryfirst=True)
