@@ -143,7 +143,7 @@ def half_reading_server(body_bytes: int) -> Iterator[tuple[str, threading.Event]
                 has_read.set()
                 listener.accept()
 
-    thread = threading.Thread(target=serve)
+    thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}", has_read
     listener.shutdown(socket.SHUT_RDWR)
