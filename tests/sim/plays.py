@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from kvp2p.core.operations import CreateNamespace, Ending, Operation, Outcome, Put
+from kvp2p.core.operations import CreateNamespace, Delete, Ending, Operation, Outcome, Put
 from kvp2p.core.settings import ReplicaSettings
 from kvp2p.ids import NamespaceId
 from kvp2p.sim.checkers import check
@@ -64,6 +64,9 @@ class Play:
     def put(self, host: Host, key: bytes, value: bytes) -> Ending | None:
         return self.write(host, Put(NAMESPACE, key, value))
 
+    def delete(self, host: Host, key: bytes) -> Ending | None:
+        return self.write(host, Delete(NAMESPACE, key))
+
     def promote(self, host: Host) -> Ending | None:
         ended: list[Outcome | None] = []
         self.cluster.promote(host, ended.append)
@@ -72,6 +75,11 @@ class Play:
 
     def has(self, host: Host, key: bytes) -> bool:
         return bool(self.cluster.read(host, NAMESPACE, key).content)
+
+    def stores(self, host: Host, key: bytes) -> bool:
+        """Tell whether a row stands at a key, hidden or not."""
+        with host.disk.store.read() as txn:
+            return txn.row(NAMESPACE, key) is not None
 
     def end(self) -> None:
         """All nodes are up: they become equal, and no claim was violated."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from kvp2p.core.events import Effect, Notice
-from kvp2p.core.operations import Condition, Delete, Ending, Outcome, Put
+from kvp2p.core.operations import Condition, Ending, Outcome, Put
 from kvp2p.core.settings import ReplicaSettings
 from kvp2p.ids import Version, version_stamp
-from kvp2p.sim.cluster import Cluster
 from kvp2p.sim.host import Host
 from tests.sim.plays import NAMESPACE, Play
 
@@ -33,18 +32,8 @@ def play_of(nodes: int = 3, *, settings: ReplicaSettings = SETTINGS, drifts_ppm:
     return Play(nodes, settings=settings, drifts_ppm=drifts_ppm, host_type=Listening)
 
 
-def delete(play: Play, host: Host, key: bytes) -> Ending | None:
-    return play.write(host, Delete(NAMESPACE, key))
-
-
 def put_for(play: Play, host: Host, key: bytes, seconds: int) -> Ending | None:
     return play.write(host, Put(NAMESPACE, key, b"value", expires_in=seconds))
-
-
-def stored(cluster: Cluster, host: Host, key: bytes) -> bool:
-    """Tell whether a row stands at a key, hidden or not."""
-    with host.disk.store.read() as txn:
-        return txn.row(NAMESPACE, key) is not None
 
 
 def log_length(host: Host) -> int:
@@ -69,7 +58,7 @@ def test_a_node_that_was_away_while_keys_were_deleted_purged_and_the_log_trimmed
     assert all(play.has(away, b"key %d" % number) for number in range(30))
     cut = play.cluster.cut_off([away])
     for number in range(0, 30, 2):
-        assert delete(play, leader, b"key %d" % number) is Ending.ACKED
+        assert play.delete(leader, b"key %d" % number) is Ending.ACKED
     assert play.put(leader, b"new", b"value") is Ending.ACKED
     play.run(20)
     with leader.disk.store.read() as txn:
@@ -95,7 +84,7 @@ def test_two_nodes_that_were_away_together_do_not_bring_deleted_keys_back_to_eac
     play.run(1)
     play.cluster.crash(one)
     for number in range(10):
-        assert delete(play, leader, b"key %d" % number) is Ending.ACKED
+        assert play.delete(leader, b"key %d" % number) is Ending.ACKED
     play.run(20)
     one.start()
     other.start()
@@ -112,7 +101,7 @@ def test_a_candidate_that_is_gone_keeps_tombstones_and_nothing_else_waits_for_it
     leader, candidate = play.node(1), play.node(2)
     assert play.put(leader, b"key", b"value") is Ending.ACKED
     play.cluster.crash(candidate)
-    assert delete(play, leader, b"key") is Ending.ACKED
+    assert play.delete(leader, b"key") is Ending.ACKED
     play.run(60)
     with leader.disk.store.read() as txn:
         assert txn.tombstones == 1
@@ -135,7 +124,7 @@ def test_a_lower_version_of_a_deposed_leader_does_not_come_back_after_a_purge() 
     play.run(1)
     assert play.has(late, b"key")
     assert play.put(other, b"key", b"of the new leader") is Ending.ACKED
-    assert delete(play, other, b"key") is Ending.ACKED
+    assert play.delete(other, b"key") is Ending.ACKED
     play.run(20)
     with new.disk.store.read() as txn:
         assert txn.tombstones > 0, "the old leader may still add something: it is a candidate"
@@ -143,12 +132,12 @@ def test_a_lower_version_of_a_deposed_leader_does_not_come_back_after_a_purge() 
     play.cluster.heal(cut)
     play.run(30)
     for host in (old, new, other):
-        assert not stored(play.cluster, host, b"key")
+        assert not play.stores(host, b"key")
     assert play.has(late, b"key"), "it has heard of nothing"
     play.cluster.heal(still_cut)
     play.end()
     for host in play.cluster.hosts:
-        assert not stored(play.cluster, host, b"key")
+        assert not play.stores(host, b"key")
     play.until(play.cluster.is_purged)
 
 
@@ -161,7 +150,7 @@ def test_expired_values_go_from_every_store_and_can_be_written_again() -> None:
     play.run(3)
     assert not any(play.has(host, b"key 0") for host in play.cluster.hosts)
     play.until(play.cluster.is_purged)
-    assert not stored(play.cluster, play.node(3), b"key 0")
+    assert not play.stores(play.node(3), b"key 0")
     assert play.write(play.node(2), Put(NAMESPACE, b"key 0", b"new", condition=Condition.ABSENT)) is Ending.ACKED
     play.end()
     assert all(play.has(host, b"key 0") for host in play.cluster.hosts)
@@ -314,7 +303,7 @@ def test_a_replica_that_stood_still_for_a_minute_has_not_one_deleted_or_expired_
     play.run(1)
     still.pause()
     for number in range(5):
-        assert delete(play, leader, b"key %d" % number) is Ending.ACKED
+        assert play.delete(leader, b"key %d" % number) is Ending.ACKED
     play.run(5)
     play.cluster.network.host_silent(still)
     play.run(57)
@@ -330,7 +319,7 @@ def test_a_version_of_a_leader_before_the_fence_counts_as_covered() -> None:
     """Whoever waits for one that was purged long ago need not wait: a reader is told at once."""
     play = play_of()
     leader = play.node(1)
-    assert delete(play, leader, b"key") is Ending.ACKED
+    assert play.delete(leader, b"key") is Ending.ACKED
     with leader.disk.store.read() as txn:
         (top, *_) = [version for version, _ in txn.graves()]
     play.until(play.cluster.is_purged)
