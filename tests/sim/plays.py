@@ -1,14 +1,14 @@
 """A simulated cluster for scenarios that read like a play: who is cut off, who dies, and what must be true then."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kvp2p.core.operations import CreateNamespace, Delete, Ending, Operation, Outcome, Put
 from kvp2p.core.settings import ReplicaSettings
 from kvp2p.ids import NamespaceId
-from kvp2p.sim.checkers import check
+from kvp2p.sim.checkers import Violation, check
 from kvp2p.sim.cluster import Cluster, ClusterPlan
 from kvp2p.sim.host import Host
-from kvp2p.sim.network import NetworkProfile
+from kvp2p.sim.network import NetworkProfile, Pair
 from kvp2p.sim.seeds import Seeds
 
 NAMESPACE = NamespaceId(b"namespace number")
@@ -39,6 +39,7 @@ class Play:
             drifts_ppm=drifts_ppm,
         )
         self.cluster = Cluster(Seeds(seed), plan, host_type)
+        self._cut: list[Pair] = []
         self.cluster.start()
         self.run(5)
         assert self.write(self.node(1), CreateNamespace(NAMESPACE, self.cluster.account, "play")) is Ending.ACKED
@@ -67,9 +68,9 @@ class Play:
     def delete(self, host: Host, key: bytes) -> Ending | None:
         return self.write(host, Delete(NAMESPACE, key))
 
-    def promote(self, host: Host) -> Ending | None:
+    def promote(self, host: Host, *, override: bool = False) -> Ending | None:
         ended: list[Outcome | None] = []
-        self.cluster.promote(host, ended.append)
+        self.cluster.promote(host, ended.append, override=override)
         self.until(lambda: bool(ended))
         return ended[0].ending if ended[0] is not None else None
 
@@ -81,9 +82,28 @@ class Play:
         with host.disk.store.read() as txn:
             return txn.row(NAMESPACE, key) is not None
 
+    def group(self, *groups: Sequence[Host]) -> None:
+        """Let those hear each other, from here on, that are in a group together, and nobody else."""
+        together = {(one.node, other.node) for hosts in groups for one in hosts for other in hosts}
+        nodes = [host.node for host in self.cluster.hosts]
+        cut = [(one, other) for one in nodes for other in nodes if one != other and (one, other) not in together]
+        self.cluster.network.heal([pair for pair in self._cut if pair not in cut])
+        self.cluster.network.cut([pair for pair in cut if pair not in self._cut])
+        self._cut = cut
+
+    def are_linked(self, one: Host, other: Host) -> bool:
+        pairs = list(self.cluster.network.links_up())
+        return (one.node, other.node) in pairs or (other.node, one.node) in pairs
+
     def end(self) -> None:
         """All nodes are up: they become equal, and no claim was violated."""
         self.until(lambda: self.cluster.are_equal(self.cluster.hosts))
+        assert self.verdict() == []
+
+    def verdict(self) -> list[Violation]:
+        """All nodes are up and hear each other: give them the time to become equal, and say which claims were violated."""
+        self.group(self.cluster.hosts)
+        self.cluster.run_for(30, lambda: self.cluster.are_equal(self.cluster.hosts))
         self.run(5)
         self.cluster.history.extend(self.cluster.states())
-        assert check(self.cluster.history) == []
+        return check(self.cluster.history)
