@@ -19,7 +19,7 @@ from statistics import median
 from kvp2p.sim.history import to_line
 from kvp2p.sim.host import Host
 from kvp2p.sim.planted import PLANTED
-from kvp2p.sim.planted_purge import FOUND_BY_PLAYS, PURGE_BUGS
+from kvp2p.sim.planted_purge import FOUND_BY_SCENARIOS, PURGE_BUGS
 from kvp2p.sim.simulation import Report, Simulation
 
 GRADE_SEEDS = 50
@@ -44,7 +44,7 @@ def parse() -> argparse.Namespace:
     what.add_argument(
         "--grade",
         action="store_true",
-        help="count the seeds until each planted bug is found, but for those that only plays of the model find",
+        help="count the seeds until each planted bug is found, but for those that only scenarios find",
     )
     parser.add_argument("--first", type=int, help="the first seed of --minutes (the seconds since 1970)")
     parser.add_argument("--jobs", type=int, help="how many processes share the seeds (as many as there are cores)")
@@ -138,7 +138,7 @@ def grade() -> int:
     """Count, for each planted bug, the seeds until one fails."""
     counts = []
     missed = 0
-    graded = {name: host_type for name, host_type in BUGS.items() if name not in FOUND_BY_PLAYS}
+    graded = {name: host_type for name, host_type in BUGS.items() if name not in FOUND_BY_SCENARIOS}
     for name, host_type in graded.items():
         for seed in range(GRADE_SEEDS):
             report = Simulation(seed, host_type=host_type).run()

@@ -245,8 +245,8 @@ def _mishandled(name: str, handling: Handling) -> type[Host]:
     return type(name, (MishandledStore,), {"handling": handling})
 
 
-# Their order of events is not met by 50 seeds, or was not looked for long enough; plays of `tests/core/test_purge_model.py` find them.
-FOUND_BY_PLAYS = frozenset(
+# Their order of events is not met by 50 seeds, or was not looked for long enough; `tests/sim/test_purge_bugs.py` brings it about by hand.
+FOUND_BY_SCENARIOS = frozenset(
     {
         "frame over a gone row",
         "purge before the floor",

@@ -18,7 +18,7 @@ from kvp2p.sim.faults import KINDS, FaultPlan
 from kvp2p.sim.history import from_line, to_line
 from kvp2p.sim.host import Host, Machine
 from kvp2p.sim.planted import PLANTED
-from kvp2p.sim.planted_purge import FOUND_BY_PLAYS, PURGE_BUGS
+from kvp2p.sim.planted_purge import FOUND_BY_SCENARIOS, PURGE_BUGS
 from kvp2p.sim.seeds import Seeds
 from kvp2p.sim.simulation import ACKED_MIN, Report, Simulation, draw_plan
 from kvp2p.store.check import Damage, StoreCheck
@@ -109,8 +109,8 @@ def test_planted_bug_is_found_by_some_seed(name: str, record_property: Callable[
     pytest.fail(f"no seed finds {name}: the simulator has a hole")
 
 
-def test_each_bug_of_purging_has_a_seed_or_a_play() -> None:
-    assert set(PURGE_BUG_SEEDS) == set(PURGE_BUGS) - FOUND_BY_PLAYS
+def test_each_bug_of_purging_has_a_seed_or_a_scenario() -> None:
+    assert set(PURGE_BUG_SEEDS) == set(PURGE_BUGS) - FOUND_BY_SCENARIOS
 
 
 @pytest.mark.slow
