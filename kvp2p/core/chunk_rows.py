@@ -21,7 +21,7 @@ from kvp2p.core.entry import ChunkId, chunk_id, is_chunked, row_chunks, row_vers
 from kvp2p.core.messages import RowKey
 from kvp2p.core.port import ChunkState, Hidden, PendingRow, ReadTransaction, WriteTransaction
 from kvp2p.ids import Issuer, NamespaceId, Stamp, Version, make_version, version_issuer
-from kvp2p.limits import CHUNKS_WANTED_FIRST_MAX, CHUNKS_WANTED_MAX, PENDING_TOLD_MAX
+from kvp2p.limits import CHUNK_ROWS_MAX, CHUNKS_WANTED_FIRST_MAX, CHUNKS_WANTED_MAX, PENDING_TOLD_MAX
 
 _UNKNOWN = ChunkState(0, is_here=False)
 
@@ -59,7 +59,7 @@ def pending_of(txn: ReadTransaction) -> Pending:
         versions.append(pending.version)
         hidden += pending.hidden
         is_walked = is_walked or pending.is_walked
-        if len(wanted) < CHUNKS_WANTED_MAX:
+        if len(wanted) < CHUNKS_WANTED_MAX and len(versions) <= CHUNK_ROWS_MAX:
             row = txn.row(pending.namespace, pending.key)
             assert row is not None, "a pending row is stored"
             missing = (chunk for chunk in row_chunks(row) if not _state(txn, chunk).is_here)
@@ -195,13 +195,13 @@ class ChunkRows:
     def settle(self) -> None:
         """Show the rows that have become whole, before a batch ends that changed anything about chunks.
 
-        Only the first ones are looked at, whose chunks are wanted first [I9]: none of these stays that lacks nothing, or nobody would come back to it.
+        Only those whose chunks may be wanted are looked at [I9]: none of these stays that lacks nothing, or nobody would come back to it.
         """
         txn = self._txn
         is_settled = not self.is_changed
         while not is_settled:
             is_settled = True
-            for pending in list(islice(txn.pending_rows(), CHUNKS_WANTED_MAX)):
+            for pending in list(islice(txn.pending_rows(), CHUNK_ROWS_MAX)):
                 row = txn.row(pending.namespace, pending.key)
                 assert row is not None, "a pending row is stored"
                 if all(_state(txn, chunk).is_here for chunk in row_chunks(row)):

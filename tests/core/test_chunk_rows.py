@@ -137,7 +137,7 @@ def test_contents_nobody_waits_for_are_dropped_and_wrong_ones_refused() -> None:
 
 def test_what_is_told_of_pending_rows_is_bounded_and_begins_with_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunk_rows, "PENDING_TOLD_MAX", 2)
-    monkeypatch.setattr(chunk_rows, "CHUNKS_WANTED_MAX", 2)
+    monkeypatch.setattr(chunk_rows, "CHUNK_ROWS_MAX", 2)
     store = new_store()
     for n in (1, 2, 3):
         frame(store, n, chunked_row(n, b"%d" % n), b"%d" % n)
@@ -164,10 +164,26 @@ def test_of_the_rows_behind_the_first_ones_a_chunk_each_is_wanted(monkeypatch: p
     assert pending(store).wanted == (*ids[0], ids[2][0], ids[3][0])
 
 
+def test_a_row_whose_chunks_are_wanted_is_shown_behind_any_number_that_share_a_lost_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chunk_rows, "CHUNKS_WANTED_MAX", 3)
+    monkeypatch.setattr(chunk_rows, "CHUNK_ROWS_MAX", 7)
+    store = new_store()
+    for n in range(1, 7):
+        frame(store, n, chunked_row(n, b"lost"), b"%d" % n)
+    frame(store, 7, chunked_row(7, b"seventh"), b"seventh")
+    frame(store, 8, chunked_row(8, b"eighth"), b"eighth")
+    assert pending(store).wanted == (chunk_id(b"lost"), chunk_id(b"seventh")), "of rows that will be looked at only"
+    give(store, b"seventh")
+    assert shown_value(store, b"seventh") == b"seventh"
+    assert pending(store).wanted == (chunk_id(b"lost"), chunk_id(b"eighth"))
+
+
 def test_rows_behind_those_that_were_looked_at_are_shown_when_the_first_are_superseded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(chunk_rows, "CHUNKS_WANTED_MAX", 1)
+    monkeypatch.setattr(chunk_rows, "CHUNK_ROWS_MAX", 1)
     store = new_store()
     for n in (1, 2, 3):
         frame(store, n, chunked_row(n, b"%d" % n), b"%d" % n)
