@@ -179,7 +179,9 @@ WRITE_CHUNK_PULLS_MAX: Final = (
 )
 CHUNKS_WANTED_MAX: Final = 64  # missing chunks that a batch's result names; more are named when these are here
 CHUNKS_WANTED_FIRST_MAX: Final = 32  # of the first rows; the others are one of each row behind them; guess
-CHUNK_ROWS_MAX: Final = 128  # rows whose missing chunks are named, looked at again whenever chunks have come: 4.5 us each, measured
+CHUNK_ROWS_MAX: Final = (
+    128  # rows whose missing chunks are named, looked at again whenever chunks have come: 4.5 us each, measured
+)
 PENDING_TOLD_MAX: Final = (
     256  # versions without all their chunks that a result names, whenever chunks have come: 2.5 us each, measured
 )

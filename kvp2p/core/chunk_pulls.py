@@ -8,8 +8,8 @@ Keeps true
   `pull_timeout_ms`, and neither is a peer that does not have it.
 * Progress outlives everything but the parts of the chunks under way: what is missing is told by the store (`Pending.wanted`), after a restart too.
 * What rows lack is pulled at the lowest priority. When other entries came while a chunk was on its way, fewer are pulled at a time, and the place rests for as
-  long as the chunk took: whatever is slow (a processor, a disk, a link) has half of its time for these. When nothing else is to be done it is used in full.
-  No entries keep a value away: a place rests once a chunk, CHUNK_PAUSE_MS_MAX at most, and what is on its way is never put off.
+  long as the chunk took: so a processor, a disk or a link that brings a chunk within CHUNK_PAUSE_MS_MAX has about half of its time for these. When nothing else
+  is to be done it is used in full. No entries keep a value away: a place rests once a chunk, CHUNK_PAUSE_MS_MAX at most, and what is on its way is never put off.
 * What is not wanted any more (its row was superseded) is not asked for; parts that still come are dropped.
 In and out: what is wanted, and ChunkPart and ChunkMissing, in; ChunkPull and contents for the disk out.
 

@@ -87,7 +87,7 @@ class Purger:
         if writer is None or old_ms <= 0:
             return ""
         is_waiting = least_unknown(whole, vector) < self._youngest_to_go(old_ms, writer)
-        return "it lacks chunks of values that were written long ago" if is_waiting else ""
+        return "it lacks chunks of large values, or does not tell of which" if is_waiting else ""
 
     def on_timer(self) -> None:
         """Purge and trim what is due."""

@@ -202,6 +202,8 @@ def check_expiry_is_not_late(history: Sequence[Record]) -> Iterator[Violation]:
     """
     states = _states(history)
     leads_ms = max((state.clock_ms for state in states if state.leads), default=0)
+    if states and not leads_ms:
+        yield Violation("C7", "nobody leads at rest: no clock says what has expired")
     for state in states:
         if state.clock_ms < leads_ms - LATE_MS_MAX:
             yield Violation("C7", f"{state.node} would hide values {leads_ms - state.clock_ms} ms late")

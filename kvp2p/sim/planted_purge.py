@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import ClassVar
 
 from kvp2p.core.apply import apply_batch, state_hash_seed
 from kvp2p.core.batches import Batch, BatchResult, FrameBatch, PurgeBatch, Settle, WalkBatch
@@ -217,13 +218,36 @@ class _WallClock(LeaderClock):
         return now.wall_ms
 
 
-class OwnClock(Host):
-    """Values expire by the clock of whoever is read [I7]."""
+class _LateClock(LeaderClock):
+    """The leader's clock, as it was a while ago."""
+
+    __slots__ = ()
+
+    def hear(self, clock_ms: int, now: Now) -> None:
+        super().hear(clock_ms - 5_000, now)
+
+
+class OtherClock(Host):
+    """A node with a clock of another kind."""
+
+    clock: ClassVar[type[LeaderClock]]
 
     def deliver(self, event: Event) -> None:
         super().deliver(event)
         if isinstance(event, Start) and self.machine is not None:
-            self.machine.board.clock = _WallClock(0, self.now())
+            self.machine.board.clock = self.clock(0, self.now())
+
+
+class OwnClock(OtherClock):
+    """Values expire by the clock of whoever is read [I7]."""
+
+    clock = _WallClock
+
+
+class LateClock(OtherClock):
+    """Values are shown for seconds after they have expired [C7]."""
+
+    clock = _LateClock
 
 
 HANDLINGS: dict[str, Handling] = {
@@ -258,4 +282,5 @@ FOUND_BY_SCENARIOS = frozenset(
 PURGE_BUGS: dict[str, type[Host]] = {
     **{name: _mishandled(type(handling).__name__, handling) for name, handling in HANDLINGS.items()},
     "expiry by the own clock": OwnClock,
+    "expiry told too late": LateClock,
 }

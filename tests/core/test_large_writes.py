@@ -21,10 +21,12 @@ from tests.core.harness import (
     SPACE,
     Cluster,
     Node,
+    chunked_row,
     chunks_in,
     chunks_of_value,
     designated,
     digest_of,
+    frame_with,
     large_put,
     put,
     shown_value,
@@ -232,6 +234,21 @@ def test_a_leader_pulls_the_chunks_of_a_forwarded_write_from_the_node_that_took_
     assert a.sent_to("c", ChunkPull) == []
     assert shown_value(a.store, b"k") == VALUE
     assert staged_in(a.store) == []
+
+
+def test_chunks_of_writes_give_no_place_of_rows_a_rest() -> None:
+    a = leading()
+    a.meets("b", digest_of())
+    forward(a, 1, large_put(b"k", VALUE))
+    a.write(put(b"other"))
+    a.cluster.mono_ns += 20 * MS
+    contents = chunks_of_value(Random(1).randbytes(2 * CHUNK_PULLS_MAX * CHUNK_BYTES))
+    row = chunked_row(1, b"".join(contents))
+    a.hears("b", frame_with(0, 1, key=b"large", row=row))
+    send_chunk(a, "b", VALUE[:CHUNK_BYTES])
+    send_chunk(a, "b", contents[0])
+    asked = [pull.chunk for pull in a.sent_to("b", ChunkPull)]
+    assert [chunk for chunk in asked if chunk not in IDS] == list(map(chunk_id, contents[: CHUNK_PULLS_MAX + 1]))
 
 
 def test_only_what_is_missing_is_pulled() -> None:

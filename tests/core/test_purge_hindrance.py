@@ -131,7 +131,7 @@ def test_candidate_that_lacks_chunks_is_named_once_the_fence_waits_for_them() ->
     assert purger.hindrance(b) == "", "it is just pulling them"
     a.cluster.pass_ms(2_000)
     b_says(before)
-    assert (purger.blocked_by, purger.hindrance(b)) == (b, "it lacks chunks of values that were written long ago")
+    assert (purger.blocked_by, purger.hindrance(b)) == (b, "it lacks chunks of large values, or does not tell of which")
     a.write(put(b"k"))
     b_says(EMPTY_VECTOR)
     assert purger.blocked_by == b, "or does not say of which"
@@ -142,6 +142,18 @@ def test_candidate_that_lacks_chunks_is_named_once_the_fence_waits_for_them() ->
     assert tombstones(a) == 0
 
 
+def test_candidate_that_is_merely_behind_is_not_said_to_lack_chunks() -> None:
+    a = leader_after_deletes()
+    a.write(put(CANDIDATES_KEY, encode_candidates((node_id("a"), node_id("b")))))
+    before = good_digest(a)
+    a.write(put(b"new"), Delete(SYSTEM_NAMESPACE, b"new"))
+    a.meets("b")
+    a.cluster.pass_ms(2_000)
+    a.hears("b", replace(before, whole=before.vector))
+    assert tombstones(a) == 1
+    assert a.machine.purger.hindrance(node_id("b")) == ""
+
+
 def test_leader_that_lacks_chunks_is_named_itself_while_it_leads() -> None:
     store = new_store(designation=designated("a"))
     apply(store, FrameBatch(frame_with(0, 1, key=b"large", row=chunked_row(1, b"value"))))
@@ -150,6 +162,9 @@ def test_leader_that_lacks_chunks_is_named_itself_while_it_leads() -> None:
     purger, me = a.machine.purger, a.id
     a.cluster.pass_ms(2_000)
     assert tombstones(a) == 1
-    assert (purger.blocked_by, purger.hindrance(me)) == (me, "it lacks chunks of values that were written long ago")
+    assert (purger.blocked_by, purger.hindrance(me)) == (
+        me,
+        "it lacks chunks of large values, or does not tell of which",
+    )
     a.meets("b", digest_of(designation=designated("b", term=2)))
     assert purger.hindrance(me) == ""

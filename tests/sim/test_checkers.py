@@ -83,7 +83,8 @@ def position(stamp: int, key: str = KEY) -> StandingPosition:
 
 def state(node: str, *rows: StandingRow, log: tuple[StandingPosition, ...] = ()) -> StoreState:
     issuers = (StandingIssuer(ISSUER, "n1", None),)
-    return StoreState(node, True, ((ISSUER, 9),), NEVER, (), "ab" * 16, "ab" * 16, (NAMESPACE,), rows, log, issuers)
+    of_all = (NEVER, (), "ab" * 16, "ab" * 16, (NAMESPACE,), rows, log, issuers)
+    return StoreState(node, True, ((ISSUER, 9),), *of_all, clock_ms=1, leads=node == "n1")
 
 
 def closed_at(stamp: int | None, vector: int = 9) -> list[Record]:
@@ -201,10 +202,11 @@ BAD: list[tuple[Checker, str, list[Record]]] = [
     (check_purged_to_the_last_row, "has expired and is left", [replace(purged(mortal_row()), expiring=1)]),
     (check_purged_to_the_last_row, "1 rows stand in the index", [replace(purged(), expiring=1)]),
     (check_purged_to_the_last_row, "2 issuers are left", [replace(purged(), issuers=TWO_ISSUERS)]),
+    (check_expiry_is_not_late, "nobody leads", [state("n2")]),
     (
         check_expiry_is_not_late,
         "n2 would hide values 1001 ms late",
-        [replace(state("n1"), clock_ms=EXPIRES_MS, leads=True), replace(state("n2"), clock_ms=EXPIRES_MS - 1_001)],
+        [replace(state("n1"), clock_ms=EXPIRES_MS), replace(state("n2"), clock_ms=EXPIRES_MS - 1_001)],
     ),
     (check_nothing_invented, "nobody wrote", [*ONE_PUT, *both(row(BLUE, 5))]),
     (check_nothing_invented, "nobody wrote", [seen(RED, 1)]),
@@ -261,8 +263,8 @@ HARMLESS: list[list[Record]] = [
     [*ONE_MORTAL, replace(state("n1"), clock_ms=EXPIRES_MS)],
     [*ONE_PUT, invoked(2, delete()), ended(2, "unknown"), *both()],
     [*ONE_PUT, invoked(2, replace(put(BLUE), expires_in_s=60)), ended(2, "lost"), *both()],
-    [replace(state("n1"), clock_ms=EXPIRES_MS, leads=True), replace(state("n2"), clock_ms=EXPIRES_MS - 1_000)],
-    [replace(state("n1"), clock_ms=EXPIRES_MS), replace(state("n2"), clock_ms=EXPIRES_MS - 9_000, leads=True)],
+    [replace(state("n1"), clock_ms=EXPIRES_MS), replace(state("n2"), clock_ms=EXPIRES_MS - 1_000)],
+    [replace(state("n2"), clock_ms=EXPIRES_MS), replace(state("n1"), clock_ms=EXPIRES_MS - 9_000)],
     # A store that was left alone long enough holds what lives; one that was not may hold more.
     [*ONE_PUT, replace(purged(row(RED, 5)))],
     [*PUT_AND_DELETE, replace(state("n1", row("", 6)), graves=1)],

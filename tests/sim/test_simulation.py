@@ -29,6 +29,7 @@ PURGE_BUG_SEEDS = {  # the first seed that found each: where to begin, to save t
     "covered entry joined again": 4,
     "dropped issuer read as none": 0,
     "expiry by the own clock": 11,
+    "expiry told too late": 1,
     "floor left by a walk": 3,
     "log by row stamps": 9,
     "unapplied purge passed": 20,
