@@ -31,7 +31,7 @@ PURGE_BUG_SEEDS = {  # the first seed that found each: where to begin, to save t
     "expiry by the own clock": 11,
     "expiry told too late": 1,
     "floor left by a walk": 3,
-    "log by row stamps": 9,
+    "log by row stamps": 12,
     "unapplied purge passed": 20,
     "vector of a walk's end": 18,
 }
