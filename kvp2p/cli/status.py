@@ -8,6 +8,7 @@ In and out: `/admin/v1/members` and each `/admin/v1/status` in; a table or JSON 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import typer
@@ -105,7 +106,7 @@ def _vector(vector: dict[str, str]) -> str:
 
 
 def _remark(told: list[dict[str, Any]]) -> None:
-    answered = [one["status"] for one in told if one["status"] is not None]
+    answered = [(one["name"], one["status"]) for one in told if one["status"] is not None]
     silent = len(told) - len(answered)
     for one in told:
         if one["error"] == _ANOTHER:
@@ -115,32 +116,47 @@ def _remark(told: list[dict[str, Any]]) -> None:
     else:
         say("The only node answers." if len(told) == 1 else f"All {_nodes(len(told))} answer.")
     names = {one["node_id"]: one["name"] for one in told}
-    for one in told:
-        for lack in (one["status"] or {}).get("lacks", ()):
-            say(
-                f"{one['name']} does not lead before it has the log of {lack['issuer']} up to {lack['wanted']}; it has it up to "
-                f"{lack['held']}, and {names.get(lack['from'], lack['from'])} showed more."
-            )
-        waiting = (one["status"] or {}).get("waiting")
-        if waiting:
-            say(f"{one['name']} is to lead, but is {waiting}.")
-        purge = (one["status"] or {}).get("purge") or {}
-        if purge.get("blocked_by"):
-            blocker = names.get(purge["blocked_by"], purge["blocked_by"])
-            say(
-                f"{one['name']} cannot purge {purge['tombstones']} tombstones: it counts on {blocker}, which may lead, "
-                f"and {purge['blocked_why']}."
-            )
-        full = (one["status"] or {}).get("disk_full")
-        if full:
-            say(f"{one['name']} cannot store any more: {full}")
-    if not any(says.get("leader") is True for says in answered):
+    for name, says in answered:
+        for line in _remarks_of(name, says, names):
+            say(line)
+    if not any(says.get("leader") is True for _, says in answered):
         say("No node that answers leads: writes are refused, reads go on.")
+    _compare([says for _, says in answered], are_all=not silent)
+
+
+def _remarks_of(name: str, says: dict[str, Any], names: dict[str, str]) -> Iterator[str]:
+    """Yield what stands out at a node."""
+    for lack in says.get("lacks", ()):
+        yield (
+            f"{name} does not lead before it has the log of {lack['issuer']} up to {lack['wanted']}; it has it up to "
+            f"{lack['held']}, and {names.get(lack['from'], lack['from'])} showed more."
+        )
+    if says.get("waiting"):
+        yield f"{name} is to lead, but is {says['waiting']}."
+    for member in says.get("members", ()):
+        if member["node_id"] == says.get("leader_node_id") and not member["linked"]:
+            yield f"{name} has no link to {member['name']}, which leads."
+    purge = says.get("purge") or {}
+    if purge.get("blocked_by"):
+        yield (
+            f"{name} cannot purge {purge['tombstones']} tombstones: it counts on "
+            f"{names.get(purge['blocked_by'], purge['blocked_by'])}, which may lead, and {purge['blocked_why']}."
+        )
+    if says.get("disk_full"):
+        yield f"{name} cannot store any more: {says['disk_full']}"
+    if says.get("pending_values"):
+        yield f"{name} has not got all chunks of large values yet, and shows their old state: {says['pending_values']} to come."
+
+
+def _compare(says: list[dict[str, Any]], *, are_all: bool) -> None:
+    """Say whether the nodes have the same data; a node that tells no hash is left out."""
     hashes: dict[str, set[str]] = {}
-    for says in answered:
-        if says.get("state_hash") is not None:
-            hashes.setdefault(repr(sorted((says.get("vector") or {}).items())), set()).add(says["state_hash"])
+    for one in says:
+        if one.get("state_hash") is not None:
+            hashes.setdefault(repr(sorted((one.get("vector") or {}).items())), set()).add(one["state_hash"])
     if any(len(different) > 1 for different in hashes.values()):
         say("Nodes with the same vector have different H: their data differ.")
-    elif not silent and len(answered) > 1 and len(hashes) == 1:
+    elif len(hashes) > 1:
+        say("The nodes are not equal at this moment; LAG tells who is behind.")
+    elif are_all and len(says) > 1 and hashes and not any(one.get("pending_values") for one in says):
         say("All nodes are equal.")

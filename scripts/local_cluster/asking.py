@@ -14,7 +14,7 @@ from typing import Any
 from scripts.local_cluster.state import HOST, Node, State
 
 HTTP_SECONDS = 5.0  # without a byte; the api process of a node that has just started answers when it is imported
-STATUS_FIELDS = ("lag_ms", "state_hash", "vector")
+STATUS_FIELDS = ("lag_ms", "state_hash", "vector", "pending_values")
 
 
 def get(port: int, path: str, token: str = "") -> tuple[int, bytes] | None:
@@ -138,6 +138,8 @@ def print_node(node: dict[str, Any], *, as_json: bool) -> None:
         condition = "ready" if node["ready"] else "not ready" if node["alive"] else "not running"
         lag = "-" if node["lag_ms"] is None else f"{node['lag_ms']} ms"
         line += f"  {condition:<11}  lag {lag:<8}  H {(node['state_hash'] or '-')[:12]}"
+        if node["pending_values"]:
+            line += f"  {node['pending_values']} large on their way"
         if node.get("clock_offset_ms"):
             line += f"  clock {node['clock_offset_ms']:+} ms"
     print(line.rstrip())

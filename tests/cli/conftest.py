@@ -41,6 +41,7 @@ class FakeNode:
     members: list[dict[str, Any]] = field(default_factory=list)
     says: dict[str, Any] = field(default_factory=dict)  # in its status, besides the usual
     is_status_late: bool = False
+    has_writes_between_answers: bool = False  # so that each `status` shows another vector
     tokens: list[dict[str, Any]] = field(
         default_factory=lambda: [
             {"id": "1" * 16, "name": "ops", "permissions": ["read"], "namespaces": None, "expires_at": None}
@@ -205,7 +206,8 @@ class Handler(BaseHTTPRequestHandler):
                     **self.node.says,
                 }
                 namespaces = [{"keys": len(self.node.values)}]
-                self.answer(200, {**status, "vector": {"11" * 8: "22" * 8}, "namespaces": namespaces})
+                position = len(self.node.requests) if self.node.has_writes_between_answers else 0x22
+                self.answer(200, {**status, "vector": {"11" * 8: f"{position:016x}"}, "namespaces": namespaces})
             case _:
                 self.error(404, "route_not_found")
 

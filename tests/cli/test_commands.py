@@ -325,6 +325,30 @@ def test_status_says_that_nodes_with_the_same_data_are_equal(kvp2p: Run, node: N
     assert kvp2p("status").err == "All 2 nodes answer.\nAll nodes are equal.\n"
 
 
+def test_status_does_not_call_nodes_equal_while_a_large_value_is_on_its_way(kvp2p: Run, node: Node) -> None:
+    one = {"name": "n1", "api_url": node.url, "data_url": node.url, "node_id": "1" * 32}
+    node.members = [one, {**one, "name": "n2"}]
+    node.says = {"pending_values": 2}
+    told = kvp2p("status").err.splitlines()
+    assert told[1:] == [
+        f"{name} has not got all chunks of large values yet, and shows their old state: 2 to come."
+        for name in ("n1", "n2")
+    ]
+
+
+def test_status_says_who_has_no_link_to_the_leader_and_that_nodes_differ(kvp2p: Run, node: Node) -> None:
+    one = {"name": "n1", "api_url": node.url, "data_url": node.url, "node_id": "1" * 32}
+    node.members = [one, {**one, "name": "n2"}]
+    node.says = {"leader_node_id": "3" * 32, "members": [{"node_id": "3" * 32, "name": "n3", "linked": False}]}
+    node.has_writes_between_answers = True
+    told = kvp2p("status").err.splitlines()
+    assert told[1:] == [
+        "n1 has no link to n3, which leads.",
+        "n2 has no link to n3, which leads.",
+        "The nodes are not equal at this moment; LAG tells who is behind.",
+    ]
+
+
 def test_status_waits_two_seconds_for_all_nodes_that_are_late_together(kvp2p: Run, node: Node) -> None:
     node.is_status_late = True
     one = {"api_url": node.url, "data_url": node.url, "node_id": "1" * 32}

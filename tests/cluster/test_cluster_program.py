@@ -20,7 +20,7 @@ from scripts.local_cluster.state import CannotError, Node, State, read_state, wr
 from tests.cluster.rig import PROGRAM, Cluster
 
 NODE_FIELDS = {"name", "pid", "data_url", "api_url", "mesh_url", "data_dir", "leader"}
-STATUS_FIELDS = NODE_FIELDS | {"alive", "ready", "lag_ms", "state_hash", "vector", "pids"}
+STATUS_FIELDS = NODE_FIELDS | {"alive", "ready", "lag_ms", "state_hash", "vector", "pending_values", "pids"}
 
 pytestmark = pytest.mark.slow
 
