@@ -143,9 +143,11 @@ class Outgoing:
             try:
                 chunk = self._stream.next_chunk()
             except StoreError as error:
-                _LOG.error(
-                    "value_damaged", error=str(error), advice="the connection was cut in the middle of the value"
+                namespace, key = self._stream.at
+                advice = (
+                    "the connection was cut in the middle of the value; look with `kvp2p scrub` what else is damaged"
                 )
+                _LOG.error("value_damaged", namespace=namespace.hex(), key=key, error=str(error), advice=advice)
                 self._abort()
             except Exception:  # noqa: BLE001  one connection met a bug of ours: its task shares a nursery with all others
                 _LOG.exception("connection_failed")

@@ -12,9 +12,12 @@ import json
 from binascii import hexlify
 from typing import Final
 
+import structlog
+
 from kvp2p.core.entry import FLAG_METADATA, ROW_HEAD_BYTES, Kind, is_chunked, row_expires_at, row_version
+from kvp2p.core.messages import RowKey
 from kvp2p.core.system_rows import Permission
-from kvp2p.errors import RequestError
+from kvp2p.errors import RequestError, StoreCorrupt
 from kvp2p.gateway.access import Access
 from kvp2p.gateway.answers import (
     HEADS,
@@ -39,6 +42,11 @@ _PLAIN_VALUE: Final = bytes([Kind.VALUE]) + bytes(11)
 _LIST_PARAMETERS: Final = frozenset({b"prefix", b"limit", b"cursor"})
 _DOT: Final = ord(".")  # "." and ".." are no keys; all that begins so takes the longer way
 _KEY_NOT_FOUND: Final = "there is no value under this key"
+_SCRUB: Final = (
+    "look with `kvp2p scrub` what else is damaged; restore a backup, or let a new node take the place of this one"
+)
+
+_LOG = structlog.get_logger("kvp2p.gateway")
 
 
 class Reads:
@@ -100,9 +108,13 @@ class Reads:
             return error_answer("precondition_failed", "another version stands there", lines=version_lines(stands))
         if fields.if_none_match(hexlify(stands)):
             return not_modified_answer(hexlify(stands))
-        return self._found(view, row, wants_body=wants_body)
+        try:
+            return self._found(view, (namespace, key), row, wants_body=wants_body)
+        except StoreCorrupt as error:
+            _LOG.error("value_damaged", namespace=namespace.hex(), key=key, error=str(error), advice=_SCRUB)
+            return error_answer("unavailable", "the copy of this value at this node is damaged; ask another node")
 
-    def _found(self, view: View, row: bytes, *, wants_body: bool) -> bytes | ValueStream:
+    def _found(self, view: View, at: RowKey, row: bytes, *, wants_body: bool) -> bytes | ValueStream:
         value_at = ROW_HEAD_BYTES + int.from_bytes(row[2:4], "big")
         version = hexlify(row[12:32])
         metadata = ascii_metadata(row[ROW_HEAD_BYTES:value_at]) if row[1] & FLAG_METADATA else None
@@ -114,8 +126,9 @@ class Reads:
         if not wants_body or len(chunks.ids) == 1:
             content = read_chunk(view.transaction, chunks, 0) if wants_body else b""
             return value_answer(version, metadata, expires_at, content, chunks.value_bytes)
-        stream = self._streams.open(view, chunks)
+        stream = self._streams.open(view, at, chunks)
         self._views.hand_over()
+        stream.read_ahead()
         stream.head = value_answer(version, metadata, expires_at, b"", chunks.value_bytes)
         return stream
 

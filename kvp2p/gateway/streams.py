@@ -14,7 +14,8 @@ from __future__ import annotations
 from time import monotonic
 
 from kvp2p.core.entry import ChunkList
-from kvp2p.errors import RequestError
+from kvp2p.core.messages import RowKey
+from kvp2p.errors import RequestError, StoreError
 from kvp2p.limits import HTTP_STREAM_SECONDS_MAX, HTTP_STREAMS_MAX, STORE_STREAMS_MAX
 from kvp2p.store.chunked import OpenValue
 from kvp2p.store.reader import View
@@ -34,8 +35,8 @@ class Streams:
         self.streams_max = streams_max
         self.open_count = 0
 
-    def open(self, view: View, chunks: ChunkList) -> ValueStream:
-        """Stream a value that a row of the view names the chunks of. The view belongs to the stream then. Raises RequestError; the view stays as it was."""
+    def open(self, view: View, at: RowKey, chunks: ChunkList) -> ValueStream:
+        """Stream the value at a key, of which a row of the view names the chunks. The view belongs to the stream then. Raises RequestError; the view stays as it was."""
         if self.open_count >= self.streams_max:
             raise RequestError(
                 "overloaded",
@@ -44,24 +45,35 @@ class Streams:
             )
         value = view.open_value(chunks)
         self.open_count += 1
-        return ValueStream(self, value)
+        return ValueStream(self, at, value)
 
 
 class ValueStream:
-    """A value on its way. `head` is the head of the answer, `deadline` the end of its patience in monotonic seconds. Close it."""
+    """A value on its way. `head` is the head of the answer, `deadline` the end of its patience in monotonic seconds, `at` its namespace and key. Close it."""
 
-    __slots__ = ("_streams", "_value", "deadline", "head")
+    __slots__ = ("_ahead", "_streams", "_value", "at", "deadline", "head")
 
-    def __init__(self, streams: Streams, value: OpenValue) -> None:
+    def __init__(self, streams: Streams, at: RowKey, value: OpenValue) -> None:
         self._streams = streams
+        self.at = at
         self._value: OpenValue | None = value
         self.deadline = monotonic() + HTTP_STREAM_SECONDS_MAX
         self.head = b""
+        self._ahead = b""
+
+    def read_ahead(self) -> None:
+        """Read what `next_chunk` returns first: a damaged value is found before a head has promised it. Raises StoreError, and is closed then."""
+        try:
+            self._ahead = self.next_chunk()
+        except StoreError:
+            self.close()
+            raise
 
     def next_chunk(self) -> bytes:
         """Return what is to be sent next, b"" at the end. Raises StoreError."""
         assert self._value is not None, "the stream is closed"
-        return self._value.next_chunk()
+        ahead, self._ahead = self._ahead, b""
+        return ahead or self._value.next_chunk()
 
     def close(self) -> None:
         """Let go of the transaction. Idempotent."""
