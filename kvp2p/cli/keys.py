@@ -144,6 +144,7 @@ def put(
       date | kvp2p put settings started
       kvp2p put locks job-7 mine --if-absent --expires-in 3600
       kvp2p put videos intro --file intro.mp4      up to 25 MiB
+      kvp2p put settings offset -- -5              a value or key that begins with a dash
     """
     session = session_of(context, url, token, as_json)
     if value is not None and file is not None:

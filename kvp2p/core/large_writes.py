@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Final
 
 from kvp2p.core.batches import BatchResult, ChunkBatch
 from kvp2p.core.board import Board, Deadlines
@@ -24,6 +25,11 @@ from kvp2p.core.staging import Staging
 from kvp2p.core.writing import AskedWrite, LeaderWriter
 from kvp2p.ids import NodeId
 from kvp2p.limits import CHUNKS_PER_WRITE_MAX, LARGE_WRITES_MAX
+
+_LATE: Final = refused(
+    "deadline_passed",
+    "the write's chunks were not at the leader by its deadline; nothing was applied. Over a slow line, put large values at the leader",
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -83,8 +89,7 @@ class LargeWrites:
     def on_timer(self) -> None:
         """Refuse what has waited past its deadline."""
         for number in self._deadlines.take_due():
-            late = refused("deadline_passed", "the write waited for its chunks past its deadline; nothing was applied")
-            self._end(self._waiting[number], late)
+            self._end(self._waiting[number], _LATE)
 
     def _refusal(self, write: _LargeWrite) -> Outcome | None:
         if write.writer.is_closed:

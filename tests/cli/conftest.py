@@ -206,8 +206,8 @@ class Handler(BaseHTTPRequestHandler):
                     **self.node.says,
                 }
                 namespaces = [{"keys": len(self.node.values)}]
-                position = len(self.node.requests) if self.node.has_writes_between_answers else 0x22
-                self.answer(200, {**status, "vector": {"11" * 8: f"{position:016x}"}, "namespaces": namespaces})
+                position = f"{len(self.node.requests):016x}" if self.node.has_writes_between_answers else "22" * 8
+                self.answer(200, {**status, "vector": {"11" * 8: position}, "namespaces": namespaces})
             case _:
                 self.error(404, "route_not_found")
 
