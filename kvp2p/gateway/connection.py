@@ -5,7 +5,8 @@ Keeps true: answers leave in the order of the requests. A read starts when every
     ended, so a pipeline reads its own writes; consecutive writes of keys are under way together, in order, but nothing starts behind a
     large value before that has ended: small writes would overtake it at the leader. I9: what is received and not answered, and what is
     answered and not sent, is bounded; beyond that the connection is not read, nor while the node takes no more of a large value.
-    I10: a write under way when its client leaves goes on, and its outcome is dropped here alone.
+    I10: a write under way when its client leaves goes on, and its outcome is dropped here alone; a large value that waits for others then is
+    not under way, and ends.
 In and out: a non-blocking socket. One task receives; a second one (`outgoing.py`) exists only while the peer does not take what we send,
     or a large value is streamed.
 Source: RFC 9112 (2022) section 9.3.2 (pipelining), 9.6 (closing so that the last answer is not lost).
@@ -97,8 +98,9 @@ class Connection:
                 self._receive(data)
                 while self._is_full() and not self.is_closed:
                     await self._next_progress()
-            self._drop_unfinished()
             # The peer has said all it has to say; it may still be listening.
+            self._drop_unfinished()
+            self._leave_lines()
             while (self._pending or self._out.waiting_bytes) and not self.is_closed:
                 await self._next_progress()
         except (trio.ClosedResourceError, OSError):
@@ -246,6 +248,17 @@ class Connection:
             self._started = min(self._started, len(self._pending))
             if exchange is self._uploading:  # and not one before it
                 self._uploading = None
+
+    def _leave_lines(self) -> None:
+        """Let no large value wait for others any more: whoever sent it may be gone."""
+        uploads = [one.upload for one in self._pending if one.upload is not None]
+        for upload in uploads:
+            upload.leave()
+        if uploads:
+            try:
+                self._work()
+            finally:
+                self._gateway.views.release()
 
     # --- the pipeline
 

@@ -5,7 +5,8 @@ Keeps true: [I9] it holds the chunk that is being collected and UPLOAD_CHUNKS_UN
     `bodies.py`; its client is read only while there is room. Nothing of it is sent before `begin`, which is called when the request has
     been checked. The node keeps its chunks until `close`: every upload that has begun is closed, whatever becomes of it.
 In and out: parts of a body in (`feed`, `finish`), chunks to the node out; `failure` or `is_ready` tells how it stands. Whoever owns it calls
-    `drive` after each of these, and when it is told that something has changed (`on_change`), and fails it at `wait_deadline`.
+    `drive` after each of these, and when it is told that something has changed (`on_change`), fails it at `wait_deadline`, and tells it when
+    its client says no more (`leave`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ from kvp2p.runtime.node_port import NodePort
 OVERLOADED: Final = refused(
     "overloaded", "this gateway has too many large values on their way, nothing was stored; retry later"
 )
+LEFT: Final = refused(
+    "overloaded",
+    "the value had to wait for others and its client said that nothing more comes; nothing was stored; retry later",
+)
 
 
 class Upload:
@@ -42,6 +47,7 @@ class Upload:
         "_early_bytes",
         "_has_room",
         "_has_turn",
+        "_has_waited",
         "_ids",
         "_is_closed",
         "_is_in_line",
@@ -52,6 +58,7 @@ class Upload:
         "_on_turn",
         "_turns",
         "_unanswered",
+        "_wait_refusal",
         "failure",
         "is_finished",
         "is_submitted",
@@ -73,6 +80,8 @@ class Upload:
         self._is_waiting = False  # for the first room
         self._is_in_line = False  # for its turn to be written
         self._has_turn = False
+        self._has_waited = False  # for either
+        self._wait_refusal: Outcome | None = None  # with which it ends where it would have to wait
         self._is_closed = False
         self._number: int | None = None  # that the node knows it by, once it has begun
         self._ids: list[ChunkId] = []
@@ -129,10 +138,18 @@ class Upload:
         self._number = self._node.open_upload()
         if self._bodies.take_room():
             self._enter()
-        else:
+        elif self._may_wait():
             self._is_waiting = True
             self.wait_deadline = monotonic() + HTTP_ROOM_WAIT_SECONDS
             self._bodies.wait_for_room(self._take_first_room)
+
+    def _may_wait(self) -> bool:
+        """Tell whether it may wait for others; it has ended when not."""
+        if self._wait_refusal is not None:
+            self.fail(self._wait_refusal)
+            return False
+        self._has_waited = True
+        return True
 
     def _take_first_room(self) -> None:
         self._is_waiting = False
@@ -151,7 +168,7 @@ class Upload:
         if self._is_stored and not (self._has_turn or self._is_in_line):
             if self._turns.take(self.value_bytes):
                 self._has_turn = True
-            else:
+            elif self._may_wait():
                 self._is_in_line = True
                 self.wait_deadline = monotonic() + HTTP_TURN_WAIT_SECONDS
                 self._turns.wait(self.value_bytes, self._take_turn)
@@ -219,6 +236,21 @@ class Upload:
         if self.failure is None:
             self.failure = failure
         self.close()
+
+    def wait_no_more(self, refusal: Outcome) -> None:
+        """End it with `refusal` where it waits for others, or would have to from here on."""
+        self._wait_refusal = refusal
+        if self._is_waiting or self._is_in_line:
+            self.fail(refusal)
+
+    def leave(self) -> None:
+        """Take note that its client says no more, and may be gone: it is written only if it had not to wait.
+
+        After a wait it could surface when others have written the key anew, and nobody would know of it [I10].
+        """
+        self.wait_no_more(LEFT)
+        if self._has_waited and not (self.is_submitted or self._is_closed):
+            self.fail(LEFT)
 
     def close(self) -> None:
         """End it, unless its write is under way: that goes on, and ends it [I10]. Idempotent."""

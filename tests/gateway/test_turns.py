@@ -187,17 +187,98 @@ async def test_value_that_waits_too_long_for_its_turn_is_429_and_nothing_of_it_s
         await nothing_is_left(r, 4)
 
 
-async def test_client_that_leaves_the_line_is_passed_over(short_tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_reset", [False, True])
+async def test_client_that_leaves_the_line_is_passed_over(short_tmp_path: Path, is_reset: bool) -> None:
     async with rig(short_tmp_path) as r, await r.connect() as first, await r.connect() as third:
         async with await r.connect() as second:
             write = await send_three(r, (first, second, third), [os.urandom(MIB) for _ in range(3)])
-            second.reset_at_close()
+            if is_reset:
+                second.reset_at_close()
         await until(lambda: len(r.gateway.turns._larger) == 1)
         await answer(r, write, refused("no_leader", "nobody leads"))
         assert (await first.reply()).status == 503
         assert (await third.reply()).status == 200
         assert [one.key for one in submitted(r)] == [b"first", b"third"]
         await nothing_is_left(r, 4)
+
+
+async def test_value_of_a_client_that_has_left_does_not_surface_after_a_newer_one(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path) as r, await r.connect() as first:
+        r.gateway.turns.bytes_max = MIB
+        r.node.answer = lambda _: None
+        await first.send(request("PUT", "/v1/words/first", os.urandom(MIB)))
+        await until(lambda: len(submitted(r)) == 1)
+        async with await r.connect() as leaving:
+            await leaving.send(request("PUT", "/v1/words/k", os.urandom(MIB)))
+            await until(lambda: len(r.gateway.turns._larger) == 1)
+        r.node.answer = None
+        assert (await r.ask("PUT", "/v1/words/k", b"newer")).status == 200
+        (write, _) = r.node.submitted
+        await answer(r, write, r.node.writer.write(*write.operations))
+        assert (await first.reply()).status == 200
+        await nothing_is_left(r, 4)
+        assert (await r.ask("GET", "/v1/words/k")).body == b"newer"
+
+
+@pytest.mark.parametrize("is_in_line_first", [False, True])
+async def test_client_that_says_no_more_is_told_that_its_value_has_not_waited(
+    short_tmp_path: Path, is_in_line_first: bool
+) -> None:
+    async with rig(short_tmp_path) as r, await r.connect() as first, await r.connect() as second:
+        r.gateway.turns.bytes_max = MIB
+        r.node.answer = lambda _: None
+        await first.send(request("PUT", "/v1/words/first", os.urandom(MIB)))
+        await until(lambda: len(submitted(r)) == 1)
+        if not is_in_line_first:
+            r.node.gate = trio.Event()  # its chunks are not stored when its client has said all
+        await second.send(request("PUT", "/v1/words/second", os.urandom(CHUNK_BYTES)))
+        if is_in_line_first:
+            await until(lambda: len(r.gateway.turns._small) == 1)
+        await second.stream.send_eof()
+        if not is_in_line_first:
+            await until(lambda: len(r.node.staged) == 5)
+            await trio.sleep(0.05)
+            r.node.gate.set()
+        reply = await second.reply()
+        assert (reply.status, reply.code, reply.error["applied"]) == (429, "overloaded", "no")
+        assert await second.is_closed()
+        assert not r.gateway.turns._small
+        assert [one.key for one in submitted(r)] == [b"first"]
+
+
+async def test_value_that_need_not_wait_is_written_for_a_client_that_says_no_more(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path) as r, await r.connect() as wire:
+        r.node.gate = trio.Event()
+        await wire.send(request("PUT", "/v1/words/k", os.urandom(CHUNK_BYTES)))
+        await wire.stream.send_eof()
+        await trio.sleep(0.05)
+        r.node.gate.set()
+        assert (await wire.reply()).status == 200
+
+
+async def test_turn_that_came_just_before_its_client_left_goes_to_the_next(short_tmp_path: Path) -> None:
+    async with (
+        rig(short_tmp_path) as r,
+        await r.connect() as first,
+        await r.connect() as second,
+        await r.connect() as third,
+    ):
+        await send_three(r, (first, second, third), [os.urandom(MIB) for _ in range(3)])
+        (uploading,) = [
+            one
+            for connection in r.gateway._connections
+            if (one := connection._uploading) is not None and one.target.key == b"second"
+        ]
+        upload = uploading.upload
+        assert upload is not None
+        r.gateway.turns.give_back(MIB)  # in the name of the first
+        assert upload.is_ready
+        upload.leave()
+        assert upload.failure is not None
+        assert (await second.reply()).status == 429
+        assert (await third.reply()).status == 200
+        assert [one.key for one in submitted(r)] == [b"first", b"third"]
+        r.gateway.turns.bytes_under_way += MIB
 
 
 async def test_turn_of_a_client_that_has_left_lasts_until_its_write_has_ended(short_tmp_path: Path) -> None:

@@ -602,6 +602,34 @@ async def test_waiting_client_that_leaves_is_passed_over(short_tmp_path: Path) -
         await nothing_is_left(r, 4)
 
 
+@pytest.mark.parametrize("value_bytes", [INLINE_VALUE_BYTES_MAX + 1, 150_000])
+async def test_value_that_waits_for_its_room_when_its_client_leaves_is_not_written(
+    short_tmp_path: Path, value_bytes: int
+) -> None:
+    async with rig(short_tmp_path) as r, await r.connect() as first, await r.connect() as leaving:
+        r.gateway.bodies.rooms_max = 1
+        large = request("PUT", "/v1/words/k", os.urandom(MIB))
+        await first.send(large[:100_000])
+        await until(lambda: r.gateway.bodies.rooms == 1)
+        await leaving.send(request("PUT", "/v1/words/k", os.urandom(value_bytes)))
+        await leaving.stream.send_eof()
+        is_whole = (
+            value_bytes < 150_000
+        )  # else most of it is not read before there is room, nor that its client has left
+        if not is_whole:
+            await until(lambda: len(r.gateway.bodies._waiting) == 1)
+            await first.send(large[100_000:])
+            assert (await first.reply()).status == 200
+        reply = await leaving.reply()
+        assert (reply.status, reply.code, reply.error["applied"]) == (429, "overloaded", "no")
+        assert "nothing more comes" in reply.error["message"], "at once, not when it has waited too long"
+        if is_whole:
+            await first.send(large[100_000:])
+            assert (await first.reply()).status == 200
+        assert len(submitted(r)) == 1
+        await nothing_is_left(r, 4)
+
+
 async def test_bodies_that_wait_for_their_turn_are_bounded_like_small_ones(short_tmp_path: Path) -> None:
     async with rig(short_tmp_path) as r, await r.connect() as wire:
         r.gateway.bodies.bytes_max = 20_000
