@@ -406,6 +406,8 @@ class Connection:
 
         The caller releases the view afterwards.
         """
+        if self.deadline > monotonic():
+            return  # one that was late in the same sweep has left the line, and let this one's value in
         uploading = self._uploading
         if uploading is not None and _upload(uploading).wait_deadline <= monotonic():
             _upload(uploading).fail(OVERLOADED)

@@ -1,6 +1,7 @@
 """Large values take turns to be written: in order, a few at a time, and not for ever."""
 
 import os
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -185,6 +186,32 @@ async def test_value_that_waits_too_long_for_its_turn_is_429_and_nothing_of_it_s
         assert [one.key for one in submitted(r)] == [b"first"]
         assert r.gateway.counters.connections_timed_out == 0
         await nothing_is_left(r, 4)
+
+
+async def test_value_that_gets_its_turn_from_one_that_was_late_with_it_is_written(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path) as r, await r.connect() as second, await r.connect() as third:
+        r.gateway.turns.bytes_max = 60 * MIB
+        under_way_bytes = 14 * MIB
+        r.gateway.turns.bytes_under_way = (
+            under_way_bytes  # one of one chunk finds too much before it, the one behind it would not
+        )
+        await second.send(request("PUT", "/v1/words/second", os.urandom(CHUNK_BYTES)))
+        await until(lambda: len(r.gateway.turns._small) == 1)
+        await third.send(request("PUT", "/v1/words/third", os.urandom(8 * MIB)))
+        await until(lambda: len(r.gateway.turns._larger) == 1)
+        both = sorted(
+            ((one, upload) for one in r.gateway._connections if one._uploading and (upload := one._uploading.upload)),
+            key=lambda pair: pair[1].value_bytes,
+        )
+        for _, upload in both:
+            upload.wait_deadline = time.monotonic()
+        for connection, _ in both:  # as the sweep does
+            connection.expire()
+        assert (await second.reply()).status == 429
+        assert (await third.reply()).status == 200
+        assert r.gateway.counters.connections_timed_out == 0
+        r.gateway.turns.give_back(under_way_bytes)
+        await nothing_is_left(r, 32)
 
 
 @pytest.mark.parametrize("is_reset", [False, True])
