@@ -127,6 +127,9 @@ class Upload:
     def finish(self) -> None:
         """Take note that the body is whole."""
         self.is_finished = True
+        if self._has_room and not self._buffer:
+            self._has_room = False  # it was for what might have come, and others can use it while this one is in line
+            self._bodies.give_room()
 
     # --- to the node
 

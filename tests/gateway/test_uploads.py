@@ -28,6 +28,7 @@ from tests.gateway.test_writes import OUTCOMES, chunked_put
 MIB = 1 << 20
 GET = request("GET", "/v1/words/k")
 ACKED = Outcome(Ending.ACKED)
+END_OF_CHUNKS = b"0\r\n\r\n"
 IMPATIENT = HttpSettings(head_timeout_seconds=0.8, body_timeout_seconds=0.8, idle_timeout_seconds=2)
 
 
@@ -628,6 +629,28 @@ async def test_value_that_waits_for_its_room_when_its_client_leaves_is_not_writt
             assert (await first.reply()).status == 200
         assert len(submitted(r)) == 1
         await nothing_is_left(r, 4)
+
+
+async def test_value_that_ends_with_a_chunk_keeps_no_room_for_more(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path) as r, await r.connect() as wire, await r.connect() as other:
+        r.gateway.bodies.rooms_max = 1
+        r.gateway.turns.bytes_under_way = r.gateway.turns.bytes_max  # so that it has to wait in line
+        body = os.urandom(2 * CHUNK_BYTES)
+        message = chunked_put(body, CHUNK_BYTES)
+        assert message.endswith(END_OF_CHUNKS)
+        await wire.send(message[: -len(END_OF_CHUNKS)])
+        await until(lambda: sum(len(one.content) for one in r.node.staged) == len(body))
+        await trio.sleep(0.05)
+        assert r.gateway.bodies.rooms == 1
+        await other.send(request("PUT", "/v1/words/other", os.urandom(100_000)))
+        await until(lambda: len(r.gateway.bodies._waiting) == 1)
+        await wire.send(END_OF_CHUNKS)
+        await until(lambda: len(r.node.staged) == 3)
+        assert not submitted(r)
+        r.gateway.turns.give_back(r.gateway.turns.bytes_max)
+        for one in (wire, other):
+            assert (await one.reply()).status == 200
+        await nothing_is_left(r, 3)
 
 
 async def test_bodies_that_wait_for_their_turn_are_bounded_like_small_ones(short_tmp_path: Path) -> None:
