@@ -32,7 +32,7 @@ from kvp2p.gateway.exchange import METHODS_OF_WRITES, Exchange
 from kvp2p.gateway.fields import Fields
 from kvp2p.gateway.intake import Intake, Phase
 from kvp2p.gateway.outgoing import Outgoing
-from kvp2p.gateway.uploads import OVERLOADED, Upload
+from kvp2p.gateway.uploads import DRAINING, OVERLOADED, Upload
 from kvp2p.limits import (
     HTTP_LINGER_SECONDS,
     HTTP_PENDING_BODY_BYTES_MAX,
@@ -203,7 +203,9 @@ class Connection:
         gateway = self._gateway
         exchange.upload = Upload(gateway.node, gateway.bodies, gateway.turns, self._note_answered, self._resume_soon)
         exchange.is_received = False
-        exchange.closes = gateway.is_draining
+        if gateway.is_draining:
+            exchange.closes = True
+            exchange.upload.wait_no_more(DRAINING)
         self._receiving = exchange
         self._pending.append(exchange)
 
@@ -424,7 +426,10 @@ class Connection:
         self._work_or_abort()
 
     def drain(self) -> None:
-        """End after the requests in hand; at once when there are none."""
+        """End after the requests in hand; at once when there are none. No large value waits for others any more: there is no time for it.
+
+        The caller releases the view afterwards.
+        """
         if self._pending:
             if self._intake.phase is Phase.BETWEEN or self._receiving is not None:
                 self._pending[-1].closes = True
@@ -432,6 +437,11 @@ class Connection:
             self.abort()
         elif self._intake.phase is Phase.BETWEEN:
             self._is_ending = True
+        uploads = [one.upload for one in self._pending if one.upload is not None]
+        for upload in uploads:
+            upload.wait_no_more(DRAINING)
+        if uploads:
+            self.resume()
 
     def abort(self) -> None:
         """Close the socket. Idempotent."""

@@ -2,7 +2,8 @@
 
 Decides: how many connections there are, which have waited too long, and how the process drains.
 Keeps true: I9, `connections_max`; a connection over it is told 503 and closed. Draining ends within `DRAIN_SECONDS`:
-    listeners first, then idle connections, then each connection with its last answer.
+    listeners first, then idle connections, then each connection with its last answer. Large values that wait for others are refused then:
+    cut off, their clients could not tell that nothing was written.
 In and out: `run` serves until it is cancelled; `drain` makes it stop in good order.
 
 A task a connection, one that accepts, one that ticks. Connections whose writes have ended are resumed by the task that read
@@ -102,8 +103,11 @@ class Gateway:
             self._accept_waiting(listener)
             trio.lowlevel.notify_closing(listener)
             listener.close()
-        for connection in list(self._connections):
-            connection.drain()
+        try:
+            for connection in list(self._connections):
+                connection.drain()
+        finally:
+            self.views.release()
         with trio.move_on_after(DRAIN_SECONDS):
             while self._connections:
                 self._all_closed = trio.Event()

@@ -32,6 +32,7 @@ from kvp2p.runtime.node_port import NodePort
 OVERLOADED: Final = refused(
     "overloaded", "this gateway has too many large values on their way, nothing was stored; retry later"
 )
+DRAINING: Final = refused("unavailable", "this gateway ends, and the value had to wait for others; nothing was stored")
 LEFT: Final = refused(
     "overloaded",
     "the value had to wait for others and its client said that nothing more comes; nothing was stored; retry later",

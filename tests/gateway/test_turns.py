@@ -15,7 +15,7 @@ from kvp2p.gateway import uploads
 from kvp2p.gateway.turns import Turns, bytes_max
 from kvp2p.limits import CHUNK_BYTES, HTTP_LARGE_WRITE_BYTES_MAX, VALUE_BYTES_MAX
 from kvp2p.wire.local_messages import LocalOutcome, SubmitWrite
-from tests.gateway.rig import ADMIN, WRITER, Rig, Wire, request, rig, until
+from tests.gateway.rig import ADMIN, WRITER, Reply, Rig, Wire, request, rig, until
 from tests.gateway.test_uploads import MIB, nothing_is_left, submitted
 
 KEYS = ("first", "second", "third")
@@ -337,3 +337,59 @@ async def test_turn_of_a_value_that_may_not_be_written_any_more_goes_to_the_next
         assert (await third.reply()).status == 200
         assert [one.key for one in submitted(r)] == [b"first", b"third"]
         await nothing_is_left(r, 4)
+
+
+async def test_draining_refuses_values_that_wait_in_line_and_those_that_would_have_to(short_tmp_path: Path) -> None:
+    async with (
+        rig(short_tmp_path) as r,
+        await r.connect() as first,
+        await r.connect() as second,
+        await r.connect() as third,
+        await r.connect() as fourth,
+    ):
+        r.gateway.turns.bytes_max = MIB
+        r.node.answer = lambda _: None
+        await first.send(request("PUT", "/v1/words/first", os.urandom(MIB)))
+        await until(lambda: len(submitted(r)) == 1)
+        await second.send(request("PUT", "/v1/words/second", os.urandom(MIB)))
+        await until(lambda: len(r.gateway.turns._larger) == 1)
+        third_message = request("PUT", "/v1/words/third", os.urandom(MIB))
+        await third.send(third_message[:-1])
+        await until(lambda: len(r.node.staged) == 4 + 4 + 3)
+        fourth_message = request("PUT", "/v1/words/fourth", os.urandom(MIB))
+        await fourth.send(fourth_message[:100])  # not even its head
+        await until(lambda: len([one for one in r.gateway._connections if one._intake.phase.name == "HEAD"]) == 1)
+        (write,) = r.node.submitted
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(r.gateway.drain)
+            assert_refused(await second.reply())
+            for wire, rest in ((third, third_message[-1:]), (fourth, fourth_message[100:])):
+                await wire.send(rest)
+                assert_refused(await wire.reply())
+            await answer(r, write, r.node.writer.write(*write.operations))
+            assert (await first.reply()).status == 200
+            for wire in (first, second, third, fourth):
+                assert await wire.is_closed()
+                await trio.aclose_forcefully(wire.stream)
+        assert len(submitted(r)) == 1
+        await nothing_is_left(r, 4)
+
+
+async def test_draining_refuses_a_value_that_waits_for_its_first_room(short_tmp_path: Path) -> None:
+    async with rig(short_tmp_path) as r, await r.connect() as wire:
+        r.gateway.bodies.rooms_max = 0
+        message = request("PUT", "/v1/words/k", os.urandom(MIB))
+        await wire.send(message[:100_000])
+        await until(lambda: len(r.gateway.bodies._waiting) == 1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(r.gateway.drain)
+            await wire.send(message[100_000:])  # which is read and dropped
+            assert_refused(await wire.reply())
+            assert await wire.is_closed()
+            await trio.aclose_forcefully(wire.stream)
+        await nothing_is_left(r)
+
+
+def assert_refused(reply: Reply) -> None:
+    assert (reply.status, reply.code, reply.error["applied"]) == (503, "unavailable", "no")
+    assert reply.headers["connection"] == "close"
