@@ -90,6 +90,63 @@ def test_larger_value_does_not_overtake_one_of_one_chunk() -> None:
     assert turns.take(10 * MIB)
 
 
+@pytest.mark.parametrize(("value_bytes", "before"), [(MIB, 4), (MIB + 1, 5), (VALUE_BYTES_MAX, 100)])
+def test_larger_value_lets_no_more_go_before_it_than_it_has_itself(value_bytes: int, before: int) -> None:
+    """A hundred clients write values of one chunk, each the next one when its last one has ended."""
+    turns = Turns()
+    begun: list[str] = []
+
+    def come() -> None:
+        if turns.take(CHUNK_BYTES):
+            begun.append("small")
+        else:
+            turns.wait(CHUNK_BYTES, partial(begun.append, "small"))
+
+    for _ in range(100):
+        come()
+    begun.clear()
+    assert not turns.take(value_bytes)
+    for name in ("larger", "next"):
+        turns.wait(value_bytes, partial(begun.append, name))
+    begun_before = 0
+    for name in ("larger", "next"):
+        for _ in range(400):
+            if name in begun:
+                break
+            turns.give_back(CHUNK_BYTES)
+            come()
+        assert begun.index(name) - begun_before == before
+        begun_before = begun.index(name) + 1
+        turns.give_back(value_bytes)
+
+
+def test_value_of_one_chunk_does_not_go_before_a_larger_one_that_is_due() -> None:
+    turns = Turns()
+    begun: list[str] = []
+    larger = partial(begun.append, "larger")
+    assert turns.take(19 * MIB + 1)
+    turns.wait(MIB, larger)
+    for _ in range(4):
+        assert turns.take(CHUNK_BYTES - 1)
+        turns.give_back(CHUNK_BYTES - 1)
+    assert turns.take(4)
+    turns.give_back(4)
+    assert not turns.take(1), "there would be room for it"
+    turns.wait(1, partial(begun.append, "small"))
+    turns.stop_waiting(larger)
+    assert begun == ["small"]
+
+
+def test_larger_value_does_not_overtake_another_that_finds_too_much_under_way() -> None:
+    turns = Turns()
+    begun: list[str] = []
+    assert turns.take(20 * MIB)
+    turns.wait(MIB, partial(begun.append, "first"))
+    assert not turns.take(10 * MIB), "there would be room for it"
+    turns.give_back(MIB)
+    assert begun == ["first"]
+
+
 def test_value_of_any_size_has_its_turn_when_nothing_is_under_way() -> None:
     turns = Turns(bytes_max=1)
     assert turns.take(VALUE_BYTES_MAX)
