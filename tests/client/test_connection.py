@@ -445,6 +445,23 @@ async def test_large_request_is_given_more_time() -> None:
             await connection.request(b"PUT", b"/", (), b"small")
 
 
+async def test_request_that_may_wait_for_others_in_a_gateway_is_given_that_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kvp2p.client.connection.LARGE_WAIT_S", 5.0)
+    monkeypatch.setattr("kvp2p.client.connection.LARGE_S_PER_MIB", 0.0)
+
+    async def think(caller: Caller) -> None:
+        await caller.read()
+        await trio.sleep(0.4)
+        await caller.say(answer(200, b"done"))
+
+    async with fake_server(think) as url, trio.open_nursery() as nursery:
+        connection = await Connection.open(nursery, url, config=ConnectionConfig(answer_timeout_ms=100))
+        assert (await connection.request(b"PUT", b"/", (), bytes(INLINE_VALUE_BYTES_MAX + 1))).body == b"done"
+        connection.close()
+
+
 def test_large_request_is_given_as_long_as_a_gateway_may_take() -> None:
     assert large_s(INLINE_VALUE_BYTES_MAX) == 0
     for value_bytes in (INLINE_VALUE_BYTES_MAX + 1, VALUE_BYTES_MAX):

@@ -42,12 +42,13 @@ async def lazy_client(url: str) -> AsyncIterator[Client]:
 
 
 class Server:
-    """Takes PUTs as a node does: says `first` to the head, reads so many bytes of the body, says `last`."""
+    """Takes PUTs as a node does: says `first` to the head, reads so many bytes of the body, thinks, says `last`."""
 
-    def __init__(self, first: bytes, body_bytes: int, last: bytes | None) -> None:
+    def __init__(self, first: bytes, body_bytes: int, last: bytes | None, thinks_s: float = 0) -> None:
         self.first = first
         self.body_bytes = body_bytes
         self.last = last
+        self.thinks_s = thinks_s
         self.head = b""
         self.body = b""
 
@@ -61,6 +62,7 @@ class Server:
             if not data:
                 return
             self.body += data
+        await trio.sleep(self.thinks_s)
         if self.last is None:
             await trio.sleep(5)
         else:
@@ -145,6 +147,15 @@ async def test_value_whose_last_byte_has_not_left_is_not_stored(handler: Handler
 async def test_value_that_has_left_whole_is_unknown_without_an_answer(last: bytes | None) -> None:
     async with fake_server(Server(GO_ON, 10, last)) as url, lazy_client(url) as client:
         assert isinstance(await client.put_from("n", "k", [b"0123456789"], 10), Unknown)
+
+
+async def test_value_that_may_wait_for_others_is_given_that_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvp2p.client.connection.LARGE_WAIT_S", 5.0)
+    monkeypatch.setattr("kvp2p.client.connection.LARGE_S_PER_MIB", 0.0)
+    for value_bytes, outcome in ((32_769, Acked), (32_768, Unknown)):
+        server = Server(GO_ON, value_bytes, DONE, thinks_s=0.6)  # longer than a small one is given
+        async with fake_server(server) as url, lazy_client(url) as client:
+            assert isinstance(await client.put_from("n", "k", [VALUE[:value_bytes]], value_bytes), outcome)
 
 
 async def test_answer_that_comes_before_the_connection_is_cut_is_heard() -> None:

@@ -10,9 +10,17 @@ from pathlib import Path
 
 import httpx
 import pytest
+import trio
 
-from kvp2p.runtime.child import EXIT_ORPHANED
-from tests.gateway.rig import ADMIN, Writer, make_store
+from kvp2p.config import NodeConfig
+from kvp2p.gateway import main
+from kvp2p.gateway.server import Gateway
+from kvp2p.gateway.streams import streams_max
+from kvp2p.gateway.turns import bytes_max
+from kvp2p.limits import HTTP_LARGE_WRITE_BYTES_MAX, HTTP_STREAMS_MAX
+from kvp2p.runtime.child import EXIT_ORPHANED, ChildLife
+from kvp2p.store.reader import Replica
+from tests.gateway.rig import ADMIN, Writer, make_store, until
 
 CODE = """
 import sys
@@ -96,3 +104,26 @@ def test_gateway_without_its_supervisor_ends_within_a_second(
     with gateway_process(directory, port) as (process, parent):
         os.close(parent)
         assert process.wait(timeout=1) == EXIT_ORPHANED
+
+
+async def test_gateway_takes_its_share_of_what_all_of_its_node_may_do(
+    directory: Path, free_ports: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Gateway] = []
+
+    class Kept(Gateway):
+        def start(self) -> None:
+            made.append(self)
+            super().start()
+
+    monkeypatch.setattr(main, "Gateway", Kept)
+    monkeypatch.chdir(directory)
+    config = NodeConfig(directory=directory, data_port=free_ports(1)[0], gateways=20)
+    with Replica(directory) as replica:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(main._serve, config, ChildLife(-1, -1), 1, replica)
+            await until(lambda: bool(made))
+            nursery.cancel_scope.cancel()
+    (gateway,) = made
+    assert gateway.turns.bytes_max == bytes_max(20) < HTTP_LARGE_WRITE_BYTES_MAX
+    assert gateway.reads._streams.streams_max == streams_max(20) < HTTP_STREAMS_MAX
