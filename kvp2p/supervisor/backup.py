@@ -69,7 +69,8 @@ def make_backup(
     """Write a backup of the node in a data directory, running or not, into `file`.
 
     Raises ConfigError when there is something at `file` (unless `overwrites`), no node in the directory or (with `has_key`) not the key of
-    its cluster, StoreError when the store cannot be read or the file cannot be written. Nothing is left of a backup that was not finished.
+    its cluster, StoreError when the store cannot be read or the file cannot be written. Nothing is left of a backup that was not finished;
+    one that was stays where only its directory could not be synced.
     """
     file = file.absolute()
     if file.exists() and not file.is_file():
@@ -90,9 +91,14 @@ def make_backup(
                 manifest = _write(stream, small, snapshot, on_progress)
                 if file.exists() and not overwrites:
                     raise ConfigError(f"{file} was made by somebody else meanwhile; name another file")
-            sync_directory(file.resolve().parent)
         except OSError as error:
             raise StoreError(f"{file} cannot be written: {error}. Nothing is left of it") from error
+        try:
+            sync_directory(file.resolve().parent)
+        except OSError as error:
+            raise StoreError(
+                f"{file} is whole, but its directory cannot be synced: {error}. It may be gone after a crash of this machine"
+            ) from error
     return Made(file, file.stat().st_size, manifest)
 
 

@@ -170,6 +170,20 @@ def test_file_that_is_there_is_replaced_only_when_asked_to(node: Created, tmp_pa
     assert pipe.is_fifo()
 
 
+def test_backup_whose_directory_cannot_be_synced_is_there_and_said_to_be(
+    node: Created, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Path) -> None:
+        raise OSError(errno.EIO, "bad disk")
+
+    file = tmp_path / "backup"
+    with monkeypatch.context() as patch:
+        patch.setattr("kvp2p.supervisor.backup.sync_directory", fail)
+        with pytest.raises(StoreError, match=r"is whole, but its directory cannot be synced: .*bad disk"):
+            make_backup(node.directory, file)
+    restore_backup(file, tmp_path / "again")
+
+
 def test_file_that_comes_while_the_backup_is_made_is_left_alone(node: Created, tmp_path: Path) -> None:
     file = tmp_path / "backup"
 
