@@ -560,13 +560,17 @@ async def test_value_that_waits_too_long_for_others_is_429(
         assert r.gateway.counters.connections_timed_out == 0
 
 
-async def test_reads_behind_a_value_that_has_waited_too_long_leave_no_old_view_behind(
-    short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_eof", [False, True])
+async def test_reads_behind_a_value_that_may_wait_no_longer_leave_no_old_view_behind(
+    short_tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_eof: bool
 ) -> None:
-    monkeypatch.setattr(uploads, "HTTP_ROOM_WAIT_SECONDS", 0.2)
+    if not is_eof:
+        monkeypatch.setattr(uploads, "HTTP_ROOM_WAIT_SECONDS", 0.2)
     async with rig(short_tmp_path) as r, await r.connect() as waiting:
         r.gateway.bodies.rooms_max = 0
         await waiting.send(request("PUT", "/v1/words/w", bytes(40_000)) + GET)
+        if is_eof:
+            await waiting.stream.send_eof()
         assert (await waiting.reply()).status == 429
         assert (await waiting.reply()).code == "key_not_found"
         r.writer.put(b"k", b"new")
