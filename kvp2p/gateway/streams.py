@@ -15,7 +15,7 @@ from time import monotonic
 
 from kvp2p.core.entry import ChunkList
 from kvp2p.core.messages import RowKey
-from kvp2p.errors import RequestError, StoreError
+from kvp2p.errors import RequestError
 from kvp2p.limits import HTTP_STREAM_SECONDS_MAX, HTTP_STREAMS_MAX, STORE_STREAMS_MAX
 from kvp2p.store.chunked import OpenValue
 from kvp2p.store.reader import View
@@ -65,7 +65,7 @@ class ValueStream:
         """Read what `next_chunk` returns first: a damaged value is found before a head has promised it. Raises StoreError, and is closed then."""
         try:
             self._ahead = self.next_chunk()
-        except StoreError:
+        except Exception:
             self.close()
             raise
 
