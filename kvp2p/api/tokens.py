@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from kvp2p.api.access import ApiAccess
 from kvp2p.api.answers import expect_write, json_response, outcome_response, read_object
-from kvp2p.core.entry import ROW_HEAD_BYTES, Kind, row_kind
+from kvp2p.core.entry import ROW_HEAD_BYTES, is_value
 from kvp2p.core.operations import Condition, Delete, Ending, Put
 from kvp2p.core.system_rows import (
     TOKEN_PREFIX,
@@ -29,6 +29,7 @@ from kvp2p.core.system_rows import (
     decode_token,
     encode_token,
     hash_token,
+    rows_under,
     token_key,
 )
 from kvp2p.errors import RequestError
@@ -103,10 +104,8 @@ class Tokens:
 
 
 def _tokens(view: View) -> Iterator[Token]:
-    for key, row in view.transaction.rows(SYSTEM_NAMESPACE, TOKEN_PREFIX):
-        if not key.startswith(TOKEN_PREFIX):
-            return
-        if row_kind(row) == Kind.VALUE:
+    for key, row in rows_under(view.transaction, TOKEN_PREFIX):
+        if is_value(row):
             yield decode_token(key, bytes(row[ROW_HEAD_BYTES:]))
 
 
@@ -169,7 +168,7 @@ def _account(value: object, creator: Token, view: View) -> AccountId:
     except ValueError as error:
         raise RequestError("bad_request", str(error)) from error
     row = view.raw_row(SYSTEM_NAMESPACE, account_key(account))
-    if row is None or row_kind(row) != Kind.VALUE:
+    if row is None or not is_value(row):
         raise RequestError("bad_request", f"there is no account {account.hex()}")
     return account
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import structlog
 
-from kvp2p.core.entry import ROW_HEAD_BYTES, Kind, row_kind
+from kvp2p.core.entry import ROW_HEAD_BYTES, is_value
 from kvp2p.core.system_rows import (
     NAMESPACE_PREFIX,
     TOKEN_PREFIX,
@@ -27,6 +27,7 @@ from kvp2p.core.system_rows import (
     decode_namespace,
     decode_token,
     hash_token,
+    rows_under,
     token_key,
 )
 from kvp2p.errors import RemoteProtocolError, RequestError, StoreCorrupt
@@ -106,7 +107,7 @@ class Access:
         if scheme.lower() == b"bearer" and text:
             key = token_key(hash_token(text.decode("utf-8", "surrogateescape")))
             row = view.raw_row(SYSTEM_NAMESPACE, key)
-            if row is not None and row_kind(row) == Kind.VALUE:
+            if row is not None and is_value(row):
                 try:
                     return decode_token(key, row[ROW_HEAD_BYTES:])
                 except RemoteProtocolError as error:
@@ -127,10 +128,8 @@ class Access:
     def _has_tokens(self, view: View) -> bool | None:
         """Tell whether there are tokens; None when there is not even one that was revoked: they have not arrived."""
         found = None
-        for key, row in view.transaction.rows(SYSTEM_NAMESPACE, TOKEN_PREFIX):
-            if not key.startswith(TOKEN_PREFIX):
-                return found
-            if row_kind(row) == Kind.VALUE:
+        for _, row in rows_under(view.transaction, TOKEN_PREFIX):
+            if is_value(row):
                 return True
             found = False
         return found
@@ -186,10 +185,8 @@ class Access:
             table: dict[NamespaceId, Namespace] = {}
             self._titles.clear()
             self._unreadable_rows = 0
-            for key, row in view.transaction.rows(SYSTEM_NAMESPACE, NAMESPACE_PREFIX):
-                if not key.startswith(NAMESPACE_PREFIX):
-                    break
-                if row_kind(row) != Kind.VALUE:
+            for key, row in rows_under(view.transaction, NAMESPACE_PREFIX):
+                if not is_value(row):
                     continue
                 try:
                     namespace = known.get(key + row) or decode_namespace(key, row[ROW_HEAD_BYTES:])

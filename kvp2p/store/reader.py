@@ -42,7 +42,7 @@ from kvp2p.core.entry import (
     row_version,
 )
 from kvp2p.core.port import ReadTransaction
-from kvp2p.core.system_rows import NAMESPACE_PREFIX, Namespace, decode_namespace, namespace_key
+from kvp2p.core.system_rows import NAMESPACE_PREFIX, Namespace, decode_namespace, namespace_key, rows_under
 from kvp2p.core.vector import VersionVector
 from kvp2p.errors import RequestError, StoreCorrupt
 from kvp2p.ids import SYSTEM_NAMESPACE, AccountId, NamespaceId, Version
@@ -441,9 +441,7 @@ class Replica:
     def _load(self, transaction: ReadTransaction, number: int, offset_ms: int, generation: bytes) -> _Known:
         account = self._account or transaction.identity.account
         namespaces = []
-        for key, row in transaction.rows(SYSTEM_NAMESPACE, start=NAMESPACE_PREFIX):
-            if not key.startswith(NAMESPACE_PREFIX):
-                break
+        for key, row in rows_under(transaction, NAMESPACE_PREFIX):
             if is_value(row):
                 namespaces.append(decode_namespace(key, row[ROW_HEAD_BYTES:]))
         ids: dict[str | bytes, NamespaceId] = {one.title: one.namespace for one in namespaces if one.account == account}
