@@ -83,10 +83,10 @@ class Purger:
 
     def _lack(self, vector: VersionVector, whole: VersionVector) -> str:
         """Tell that a fence waits for chunks of values which are old enough to be passed, "" when it does not."""
-        writer, old_ms = self.leadership.writer, self._old_ms()
-        if writer is None or old_ms <= 0:
+        writer = self.leadership.writer
+        if writer is None:
             return ""
-        is_waiting = least_unknown(whole, vector) < self._youngest_to_go(old_ms, writer)
+        is_waiting = least_unknown(whole, vector) < self._youngest_to_go(self._old_ms(), writer)
         return "it lacks chunks of large values, or does not tell of which" if is_waiting else ""
 
     def on_timer(self) -> None:
@@ -147,7 +147,7 @@ class Purger:
         floor, clock_ms = held
         settings = board.settings
         old_ms = self._old_ms()
-        if old_ms <= 0:
+        if not old_ms:
             return
         fence_max = min(self._youngest_to_go(old_ms, writer), self._least_addable(floor, writer))
         before_s = (clock_ms - settings.purge_skew_ms) // 1_000
@@ -209,7 +209,8 @@ class Purger:
         return None if peer is None else peer.digest
 
     def _old_ms(self) -> int:
-        return self.board.clock_ms() - self.board.settings.purge_after_ms
+        """Return the time before which everything is old enough to go; 0 by a clock that has just begun."""
+        return max(0, self.board.clock_ms() - self.board.settings.purge_after_ms)
 
     def _youngest_to_go(self, old_ms: int, writer: LeaderWriter) -> Version:
         """Return the version below which everything is older than `old_ms`, whatever its term: the log goes on serving the rest."""
