@@ -138,10 +138,9 @@ def _remarks_of(name: str, says: dict[str, Any], names: dict[str, str]) -> Itera
             yield f"{name} has no link to {member['name']}, which leads."
     purge = says.get("purge") or {}
     if purge.get("blocked_by"):
-        yield (
-            f"{name} cannot purge {purge['tombstones']} tombstones: it counts on "
-            f"{names.get(purge['blocked_by'], purge['blocked_by'])}, which may lead, and {purge['blocked_why']}."
-        )
+        blocker = names.get(purge["blocked_by"], purge["blocked_by"])
+        other = "" if blocker == name else f"it counts on {blocker}, which may lead, and "
+        yield f"{name} cannot purge {purge['tombstones']} tombstones: {other}{purge['blocked_why']}."
     if says.get("disk_full"):
         yield f"{name} cannot store any more: {says['disk_full']}"
     if says.get("pending_values"):
@@ -149,14 +148,13 @@ def _remarks_of(name: str, says: dict[str, Any], names: dict[str, str]) -> Itera
 
 
 def _compare(says: list[dict[str, Any]], *, are_all: bool) -> None:
-    """Say whether the nodes have the same data; a node that tells no hash is left out."""
+    """Say whether the nodes have the same data."""
     hashes: dict[str, set[str]] = {}
     for one in says:
-        if one.get("state_hash") is not None:
-            hashes.setdefault(repr(sorted((one.get("vector") or {}).items())), set()).add(one["state_hash"])
+        hashes.setdefault(repr(sorted(one["vector"].items())), set()).add(one["state_hash"])
     if any(len(different) > 1 for different in hashes.values()):
         say("Nodes with the same vector have different H: their data differ.")
     elif len(hashes) > 1:
         say("The nodes are not equal at this moment; LAG tells who is behind.")
-    elif are_all and len(says) > 1 and hashes and not any(one.get("pending_values") for one in says):
+    elif are_all and len(says) > 1 and not any(one.get("pending_values") for one in says):
         say("All nodes are equal.")

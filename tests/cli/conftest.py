@@ -42,6 +42,7 @@ class FakeNode:
     says: dict[str, Any] = field(default_factory=dict)  # in its status, besides the usual
     is_status_late: bool = False
     has_writes_between_answers: bool = False  # so that each `status` shows another vector
+    has_other_hash_each_time: bool = False
     tokens: list[dict[str, Any]] = field(
         default_factory=lambda: [
             {"id": "1" * 16, "name": "ops", "permissions": ["read"], "namespaces": None, "expires_at": None}
@@ -206,6 +207,8 @@ class Handler(BaseHTTPRequestHandler):
                     **self.node.says,
                 }
                 namespaces = [{"keys": len(self.node.values)}]
+                if self.node.has_other_hash_each_time:
+                    status["state_hash"] = f"{len(self.node.requests):032x}"
                 position = f"{len(self.node.requests):016x}" if self.node.has_writes_between_answers else "22" * 8
                 self.answer(200, {**status, "vector": {"11" * 8: position}, "namespaces": namespaces})
             case _:

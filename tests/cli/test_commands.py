@@ -336,6 +336,17 @@ def test_status_does_not_call_nodes_equal_while_a_large_value_is_on_its_way(kvp2
     ]
 
 
+def test_status_tells_nodes_that_have_diverged_and_that_nobody_leads(kvp2p: Run, node: Node) -> None:
+    one = {"name": "n1", "api_url": node.url, "data_url": node.url, "node_id": "1" * 32}
+    node.members = [one, {**one, "name": "n2"}]
+    node.says = {"leader": False}
+    node.has_other_hash_each_time = True
+    assert kvp2p("status").err.splitlines()[1:] == [
+        "No node that answers leads: writes are refused, reads go on.",
+        "Nodes with the same vector have different H: their data differ.",
+    ]
+
+
 def test_status_says_who_has_no_link_to_the_leader_and_that_nodes_differ(kvp2p: Run, node: Node) -> None:
     one = {"name": "n1", "api_url": node.url, "data_url": node.url, "node_id": "1" * 32}
     node.members = [one, {**one, "name": "n2"}]
@@ -425,6 +436,8 @@ def test_status_says_which_candidate_keeps_tombstones_from_being_purged(kvp2p: R
     node.says = {"purge": {"tombstones": 7, "blocked_by": "2" * 32, "blocked_why": "it is not reachable"}}
     told = "n1 cannot purge 7 tombstones: it counts on n2, which may lead, and it is not reachable."
     assert told in kvp2p("status").err
+    node.says = {"purge": {"tombstones": 7, "blocked_by": "1" * 32, "blocked_why": "it lacks chunks of large values"}}
+    assert "n1 cannot purge 7 tombstones: it lacks chunks of large values." in kvp2p("status").err
 
 
 def test_every_command_has_help_with_an_example(kvp2p: Run) -> None:
