@@ -11,8 +11,12 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from kvp2p.supervisor.backup import OnProgress
 
 
 def shown(text: str) -> str:
@@ -46,10 +50,6 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, folds:
     for row in rows:
         table.add_row(*(Text(shown(one)) for one in row))
     Console(highlight=False).print(table)
-
-
-OnProgress = Callable[[int, int], None]
-"""Called with the bytes that are done and how many there are in all, about."""
 
 
 @contextmanager

@@ -17,12 +17,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from kvp2p.cli.failures import refused, usage
-from kvp2p.cli.output import OnProgress, say
+from kvp2p.cli.output import say
 from kvp2p.limits import VALUE_BYTES_MAX
 from kvp2p.replacement import replacement
+
+if TYPE_CHECKING:
+    from kvp2p.supervisor.backup import OnProgress
 
 LARGE_BYTES: Final = 1024 * 1024  # guess: up to here a value is a matter of a moment
 PART_BYTES: Final = 256 * 1024

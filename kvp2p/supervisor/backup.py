@@ -124,10 +124,7 @@ def _with_progress(snapshot: Snapshot, on_progress: OnProgress | None) -> Iterat
 
 
 def _small_file(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    content = path.read_bytes()
     if len(content) > _SETTINGS_BYTES_MAX:
         raise ConfigError(f"{path} has {len(content)} bytes, which is too much for what it should hold")
     return content

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -401,10 +402,29 @@ def other_files(tmp_path: Path) -> Iterator[Path]:
 
 def test_files_of_others_are_refused(tmp_path: Path) -> None:
     for file in other_files(tmp_path):
-        assert restoring(file, tmp_path).type is StoreFormatError
+        caught = restoring(file, tmp_path)
+        assert caught.type is StoreFormatError
+        assert file.name != "archive" or "its first member is 'text'" in str(caught.value)
     for name in ("nothing", "."):
         with pytest.raises(ConfigError, match="cannot be read"):
             restore_backup(tmp_path / name, tmp_path / "again")
+
+
+def test_member_that_the_manifest_does_not_tell_of_is_refused(node: Created, backup: Path, tmp_path: Path) -> None:
+    def forget_the_key(manifest: dict[str, Any]) -> None:
+        del manifest["files"]["cluster.key"]
+
+    with pytest.raises(StoreCorrupt, match=r"holds 'cluster.key', which its manifest does not tell of"):
+        restore_backup(rewritten(backup, forget_the_key), tmp_path / "again", cluster_key_file=node.key_file)
+    assert not (tmp_path / "again").exists()
+
+
+def test_settings_that_are_longer_than_settings_can_be_are_not_copied(node: Created, tmp_path: Path) -> None:
+    with (node.directory / "kvp2p.toml").open("a") as config:
+        config.write("#" * 2**20 + "\n")
+    with pytest.raises(ConfigError, match=r"kvp2p.toml has \d+ bytes, which is too much"):
+        make_backup(node.directory, tmp_path / "backup")
+    assert not (tmp_path / "backup").exists()
 
 
 @pytest.mark.parametrize(
