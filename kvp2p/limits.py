@@ -15,7 +15,7 @@ METADATA_BYTES_MAX: Final = 1024
 VALUE_BYTES_MAX: Final = 26_214_400  # Cloudflare's 25 MiB, inclusive
 # Up to here a value stands in its row (DESIGN §5); a longer one is cut into chunks, and the row names them.
 INLINE_VALUE_BYTES_MAX: Final = 32 * 1024
-# What a row may hold all the same: kvp2p 0.1 wrote values up to here without chunks. A row stays under 256 KiB in LMDB and on the mesh.
+# What a row may hold all the same: in format 1 values up to here had no chunks. A row stays under 256 KiB in LMDB and on the mesh.
 ROW_VALUE_BYTES_MAX: Final = 192 * 1024
 CHUNK_BYTES: Final = 256 * 1024  # all chunks of a value but the last (DESIGN §5)
 CHUNKS_PER_VALUE_MAX: Final = VALUE_BYTES_MAX // CHUNK_BYTES  # 100; their ids take 3 200 bytes of a row

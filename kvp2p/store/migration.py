@@ -1,8 +1,8 @@
-"""From format 1 to format 2: what a store of kvp2p 0.1 lacks is made, once, when it is opened for writing.
+"""From format 1 to format 2: what a store of format 1 lacks is made, once, when it is opened for writing.
 
 Decides: how each thing that format 2 has and format 1 had not is derived.
 Keeps true: I4, all of it in one transaction: a store is of one format or of the other. Nothing of format 1 is lost.
-In and out: an open LMDB environment of format 1 in, one of format 2 out. kvp2p 0.1 refuses it afterwards, and says why.
+In and out: an open LMDB environment of format 1 in, one of format 2 out. A kvp2p that knows only format 1 refuses it afterwards, and says why.
 
 New in format 2: the tables `graves` (made from the rows), `pending` and `staging` (empty: there were no chunks); vectors whose entries are
 versions, where format 1 had 16 bytes an issuer, issuer ‖ stamp. An issuer's term is in its own row, and in the

@@ -1,4 +1,4 @@
-"""A data directory of kvp2p 0.1, served by this one: nothing is read before its node has brought it to the present format, all is then."""
+"""A data directory of format 1, served by this one: nothing is read before its node has brought it to the present format, all is then."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Format 1 as a committed file: a data directory made by kvp2p 0.1 is brought to format 2 when it is opened for writing, and loses nothing.
+"""Format 1 as a committed file: a data directory of that format is brought to format 2 when it is opened for writing, and loses nothing.
 
 `format_1/data.mdb.gz` was written once, by the last code that wrote format 1, and is never written again.
 """
