@@ -21,9 +21,9 @@ from kvp2p.client.load import percentile
 from scripts.benchmarks.effort import Effort
 from scripts.benchmarks.hops import MS, NodeMarks, digest_gaps_ms, stored_everywhere_ms
 from scripts.benchmarks.moving import Moved, Mover
-from scripts.benchmarks.nodes import Cluster, busy_seconds, cluster, cores, cpu_seconds, node_port
+from scripts.benchmarks.nodes import Cluster, busy_seconds, cluster, cpu_seconds, node_port
 from scripts.benchmarks.propagation import ASK_SECONDS, Door, Load, Marks, Writers, open_doors
-from scripts.benchmarks.results import CannotMeasure, Figure, Row, Spread, at_most, quantiles_ms, run_async
+from scripts.benchmarks.results import CannotMeasure, Figure, Row, Spread, at_most, cores, quantiles_ms, run_async
 
 NODES = 5
 RATE_PER_S = 200

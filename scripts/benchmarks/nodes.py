@@ -120,11 +120,6 @@ def cpu_seconds(process_ids: Sequence[int]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def cores() -> int:
-    """Return how many processors there are for all of this."""
-    return len(os.sched_getaffinity(0))
-
-
 def busy_seconds() -> float:
     """Return the time that the machine's processors have worked so far, for whomever."""
     fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]  # proc(5): the rest is counted among these

@@ -135,6 +135,11 @@ def quantiles_ms(runs: Sequence[Sequence[float]]) -> dict[str, Spread]:
     }
 
 
+def cores() -> int:
+    """Return how many processors there are for all of this."""
+    return len(os.sched_getaffinity(0))
+
+
 def document_head() -> dict[str, Any]:
     """Return what a reader must know of a run besides its figures. To be called before the first of them."""
     model = ""
@@ -145,7 +150,7 @@ def document_head() -> dict[str, Any]:
     return {
         "machine": {
             "processor": model or platform.machine(),
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": cores(),
             "system": f"{platform.system()} {platform.release()}",
             "python": platform.python_version(),
             "load_average": os.getloadavg()[0],
