@@ -165,22 +165,25 @@ class Run:
             await self._cluster("kill", name, "--signal", "STOP")
             await trio.sleep_until(self._started + stopped_s + self.suspend_s)
             await self._cluster("kill", name, "--signal", "CONT")
-            ready_s = math.inf
+            ready_s, why = math.inf, f"it is not in step after {READY_SECONDS_MAX} s"
             with trio.move_on_after(READY_SECONDS_MAX):
-                while not self._is_in_step(await self._document()):  # noqa: ASYNC110
+                while not self._is_in_step(await self._document(), name):  # noqa: ASYNC110
                     await trio.sleep(0.1)
-                await self.doors[name].client.reconnect()
-                self.doors[name].is_open = True
-                ready_s = self._now_s()
+                try:
+                    await self.doors[name].client.reconnect()
+                    self.doors[name].is_open = True
+                    ready_s = self._now_s()
+                except ClientError as error:
+                    why = text_of(error)
             if ready_s == math.inf:
-                self.history.told.append(f"{name}, stopped at {stopped_s:.1f} s, did not come back")
+                self.history.told.append(f"{name}, stopped at {stopped_s:.1f} s, did not come back: {why}")
             self.history.kills.append(Kill(name, stopped_s, ready_s))
 
     @staticmethod
-    def _is_in_step(document: Mapping[str, Any]) -> bool:
-        """Tell whether the nodes that answer are ready and near their leader; one that is stopped does not answer."""
-        said = [(node["ready"], node["lag_ms"]) for node in document["nodes"] if node["lag_ms"] is not None]
-        return bool(said) and all(ready and lag_ms < LAG_MS_MAX for ready, lag_ms in said)
+    def _is_in_step(document: Mapping[str, Any], name: str) -> bool:
+        """Tell whether a node, and all others that answer, are ready and near their leader; one that is stopped does not answer."""
+        said = {node["name"]: node for node in document["nodes"] if node["lag_ms"] is not None}
+        return name in said and all(node["ready"] and node["lag_ms"] < LAG_MS_MAX for node in said.values())
 
     async def _document(self) -> dict[str, Any]:
         return await trio.to_thread.run_sync(
