@@ -2,7 +2,7 @@
 
 Decides: where a file stands while it is written (beside its place, under a hidden name with the process's id), and who may read it.
 Keeps true: at every moment, after a crash too, the place has what it had before or all of the new file. Which of them a crash leaves is settled
-when `sync_directory` has returned: whoever tells that the file is there calls it first.
+when `sync_directory` has returned: who promises that the file lasts calls it before.
 In and out: a path in, a stream to write to out. OSError as the system gives it; who asked says what it means.
 """
 
