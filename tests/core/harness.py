@@ -51,7 +51,7 @@ from kvp2p.core.events import (
     TimerFired,
     Write,
 )
-from kvp2p.core.messages import Designation, Digest, Frame, Member, Message
+from kvp2p.core.messages import Designation, Digest, Frame, Member, Message, Pull, WalkRequest
 from kvp2p.core.operations import CreateNamespace, Ending, Operation, Outcome, Put
 from kvp2p.core.port import Identity
 from kvp2p.core.replica import ReplicaMachine
@@ -176,6 +176,12 @@ def designated(name: str, term: int = 1, tie: str = "d") -> Designation:
 
 def new_store(name: str = "a", *, complete: bool = True, designation: Designation | None = None) -> MemoryStore:
     return MemoryStore(Identity(CLUSTER, ACCOUNT, node_id(name), name), complete=complete, designation=designation)
+
+
+def answer(store: MemoryStore, request: Pull | WalkRequest) -> list[Message]:
+    """Return what a peer is answered from a store."""
+    with store.read() as txn:
+        return list(serve(txn, request))
 
 
 def apply(store: MemoryStore, batch: Batch) -> BatchResult:

@@ -16,9 +16,9 @@ NOBODY = Issuer(bytes(8))
 NOTHING = bytes(PLACE_BYTES)  # the place before every row that expires
 
 
-def below(stamp: int, term: int = 1) -> Version:
-    """Return a fence: everything of the term before a stamp is below it."""
-    return make_version(term, Stamp(stamp), NOBODY)
+def below(stamp: int) -> Version:
+    """Return a fence: everything of term 1 before a stamp is below it."""
+    return make_version(1, Stamp(stamp), NOBODY)
 
 
 def upto(second: int) -> bytes:
@@ -32,8 +32,8 @@ def purge_of(
     return Purge(expired_upto, floor, fence, base)
 
 
-def purge_frame(after: int, at: int, purge: Purge, issuer: str = "x", term: int = 1) -> Frame:
-    return Frame(term, issuer_of(issuer), Stamp(after), Stamp(at), (), (), purge)
+def purge_frame(after: int, at: int, purge: Purge, issuer: str = "x") -> Frame:
+    return Frame(1, issuer_of(issuer), Stamp(after), Stamp(at), (), (), purge)
 
 
 def give(store: MemoryStore, after: int, at: int, purge: Purge) -> BatchResult:
@@ -48,15 +48,15 @@ def order(
     return apply(store, PurgeBatch(1, issuer_of("x"), Stamp(at), floor, fence_max, before_s, rows_max))
 
 
-def frame(*rows: bytes, after: int = 0, first: int = 1, issuer: str = "x", key: bytes = b"key%d") -> Frame:
+def frame(*rows: bytes, after: int = 0, first: int = 1, issuer: str = "x") -> Frame:
     """Make a frame of rows at positions that follow on each other, each at a key of its own."""
-    keyed = tuple((SYSTEM_NAMESPACE, key % stamp, row) for stamp, row in enumerate(rows, first))
+    keyed = tuple((SYSTEM_NAMESPACE, b"key%d" % stamp, row) for stamp, row in enumerate(rows, first))
     positions = tuple((Stamp(stamp), index) for index, stamp in enumerate(range(first, first + len(rows))))
     return Frame(1, issuer_of(issuer), Stamp(after), Stamp(first + len(rows) - 1), positions, keyed)
 
 
-def expiring_row(stamp: int, expires_at: int, issuer: str = "x") -> bytes:
-    return encode_row(Kind.VALUE, b"value", None, expires_at, version(stamp, issuer))
+def expiring_row(stamp: int, expires_at: int) -> bytes:
+    return encode_row(Kind.VALUE, b"value", None, expires_at, version(stamp))
 
 
 def filled(store: MemoryStore) -> MemoryStore:
@@ -67,10 +67,10 @@ def filled(store: MemoryStore) -> MemoryStore:
     return store
 
 
-def issuer_row(stamp: int, issuer: str, closed: int | None, term: int = 1) -> KeyedRow:
+def issuer_row(stamp: int, issuer: str, closed: int | None) -> KeyedRow:
     """Make the row of an issuer, written by x at a stamp."""
     ended = None if closed is None else Stamp(closed)
-    key, text = system_rows.encode_issuer(system_rows.IssuerRow(issuer_of(issuer), node_id("a"), term, ended))
+    key, text = system_rows.encode_issuer(system_rows.IssuerRow(issuer_of(issuer), node_id("a"), 1, ended))
     return SYSTEM_NAMESPACE, key, encode_row(Kind.VALUE, text, None, 0, version(stamp))
 
 

@@ -9,7 +9,6 @@ from kvp2p.core.batches import BatchResult, FrameBatch, LogTrim
 from kvp2p.core.entry import is_tombstone
 from kvp2p.core.messages import Frame, Message, Pull, PullEnd
 from kvp2p.core.operations import Delete, Put
-from kvp2p.core.serve import serve
 from kvp2p.core.settings import ReplicaSettings
 from kvp2p.core.system_rows import CANDIDATES_KEY, encode_candidates
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
@@ -20,6 +19,7 @@ from tests.core.harness import (
     Cluster,
     Node,
     all_rows,
+    answer,
     apply,
     digest_of,
     frame_of,
@@ -52,9 +52,8 @@ def log_of(store: MemoryStore, issuer: Issuer = X) -> list[int]:
         return [stamp for stamp, _ in txn.positions(issuer, Stamp(0))]
 
 
-def pull(store: MemoryStore, after: int, issuer: Issuer = X) -> list[Message]:
-    with store.read() as txn:
-        return list(serve(txn, Pull(1, issuer, Stamp(after), PULL_BYTES_MAX)))
+def pull(store: MemoryStore, after: int) -> list[Message]:
+    return answer(store, Pull(1, X, Stamp(after), PULL_BYTES_MAX))
 
 
 @pytest.fixture
@@ -239,7 +238,7 @@ def test_without_a_log_nothing_is_asked_of_the_disk() -> None:
     assert positions(a) == 0
     a.hold_disk()
     a.cluster.pass_ms(2 * SETTINGS.log_age_ms)
-    assert "LogTrim" not in [type(persist.batch).__name__ for persist in a.disk]
+    assert LogTrim not in [type(persist.batch) for persist in a.disk]
 
 
 def test_a_replica_behind_a_trimmed_log_walks_and_has_no_deleted_key() -> None:

@@ -51,8 +51,8 @@ def grace(a: Node) -> None:
     a.cluster.pass_ms(SETTINGS.pull_grace_ms)
 
 
-def purge_x(floor: VersionVector, fence: int = 11) -> Frame:
-    return purge_frame(10, 20, purge_of(below(fence), floor))
+def purge_x(floor: VersionVector) -> Frame:
+    return purge_frame(10, 20, purge_of(below(11), floor))
 
 
 def of_y(after: int, *stamps: int) -> Frame:
@@ -154,12 +154,13 @@ def test_a_replica_whose_disk_is_full_does_not_walk_for_a_purge() -> None:
     a = replica(of_y(0, 5))
     a.meets("l", shows((20, "x"), fence=11))
     a.hold_disk()
-    for after in (10, 11):
-        a.hears("l", frame_of(after, after + 1))
-    a.hears("l", purge_frame(12, 20, purge_of(ALL, vector(x=10))))
+    for issuer in ("v", "w"):
+        a.hears("l", frame_of(0, 1, issuer=issuer))
+    a.hears("l", purge_x(vector(x=10)))
     a.fail()
     a.fail()
     a.release_disk()
+    assert a.machine.board.vector == vector(x=19, y=5), "the Purge met its obstacle"
     assert a.sent_to("l", WalkRequest) == []
 
 

@@ -14,7 +14,6 @@ from kvp2p.core.entry import is_tombstone
 from kvp2p.core.messages import Frame, Message, Pull, PullEnd, WalkPart, WalkRequest
 from kvp2p.core.operations import CreateNamespace, DeleteNamespace, Ending, Operation, Put
 from kvp2p.core.purge import PLACE_BYTES, Obstacle, decode_purge, encode_purge, purge_at, purge_key
-from kvp2p.core.serve import serve
 from kvp2p.core.vector import EMPTY_VECTOR
 from kvp2p.errors import RemoteProtocolError
 from kvp2p.ids import SYSTEM_NAMESPACE, VERSION_ZERO, Stamp
@@ -25,6 +24,7 @@ from tests.core.harness import (
     EPOCH_MS,
     SPACE,
     all_rows,
+    answer,
     apply,
     frame_of,
     issuer_of,
@@ -57,11 +57,6 @@ ALL = below(11)  # a fence over all that `filled` has
 
 def keys(store: MemoryStore) -> list[bytes]:
     return [key for _, key, _ in all_rows(store)]
-
-
-def answer(store: MemoryStore, request: Pull | WalkRequest) -> list[Message]:
-    with store.read() as txn:
-        return list(serve(txn, request))
 
 
 def pull(store: MemoryStore, after: int, issuer: str = "x", bytes_max: int = PULL_BYTES_MAX) -> list[Message]:
@@ -320,7 +315,7 @@ def test_a_late_copy_of_a_row_below_the_fence_is_dropped(purged: MemoryStore) ->
 def test_a_lower_version_of_a_deposed_leader_does_not_come_back_after_the_tombstone_is_gone(
     purged: MemoryStore,
 ) -> None:
-    late = frame(value_row(9, issuer="y"), first=9, issuer="y", key=b"key%d")
+    late = frame(value_row(9, issuer="y"), first=9, issuer="y")
     result = apply(purged, FrameBatch(late))
     assert value_at(purged, b"key9") is None
     assert result.vector.covers(version(9, "y"))

@@ -14,7 +14,7 @@ from kvp2p.core.operations import Delete, Ending, Put
 from kvp2p.core.settings import ReplicaSettings
 from kvp2p.core.system_rows import CANDIDATES_KEY, IssuerRow, encode_candidates, encode_issuer
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
-from kvp2p.ids import SYSTEM_NAMESPACE, VERSION_ZERO, Issuer, Stamp
+from kvp2p.ids import SYSTEM_NAMESPACE, VERSION_ZERO, Stamp
 from tests.core.harness import (
     EPOCH_MS,
     Cluster,
@@ -72,12 +72,6 @@ def alone(*names: str) -> Node:
     a = Cluster().add("a", leads=True, settings=SETTINGS)
     a.write(candidates("a", *names))
     return a
-
-
-def own(a: Node) -> Issuer:
-    writer = a.machine.leadership.writer
-    assert writer is not None
-    return writer.issuer
 
 
 def seen_by(a: Node) -> Digest:
@@ -345,9 +339,9 @@ def test_what_a_candidate_has_without_its_chunks_stays() -> None:
 # --- how far the fence goes
 
 
-def with_issuer(closed: int | None, *, at: int = 5) -> Node:
-    """Make a leader that has the log of x, an issuer of the node b, up to a position."""
-    a = alone()
+def with_issuer(closed: int | None) -> Node:
+    """Make a leader that has the log of x, an issuer of the node b, up to position 5."""
+    a, at = alone(), 5
     key, text = encode_issuer(IssuerRow(X, node_id("b"), 1, None if closed is None else Stamp(closed)))
     row = (SYSTEM_NAMESPACE, key, encode_row(Kind.VALUE, text, None, 0, version(at)))
     a.meets("z", digest_of(vector(x=at)))
@@ -390,6 +384,9 @@ def test_an_issuer_that_went_on_behind_its_end_bounds_the_fence_until_all_have_t
     a.meets("b", replace(seen_by(a), vector=upto_3))
     a.cluster.pass_ms(OLD_MS)
     assert graves(a) == 1
+    a.hears("b", seen_by(a))
+    a.cluster.pass_ms(INTERVAL_MS)
+    assert graves(a) == 0
 
 
 def test_an_issuer_that_only_a_peer_has_heard_of_bounds_the_fence() -> None:

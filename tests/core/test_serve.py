@@ -5,14 +5,15 @@ from __future__ import annotations
 from kvp2p.core import system_rows
 from kvp2p.core.batches import FrameBatch, WalkBatch
 from kvp2p.core.entry import Kind, encode_row
-from kvp2p.core.messages import Frame, Message, Pull, PullEnd, WalkPart, WalkRequest
-from kvp2p.core.serve import serve, split_frame
+from kvp2p.core.messages import Frame, Pull, PullEnd, WalkPart, WalkRequest
+from kvp2p.core.serve import split_frame
 from kvp2p.ids import SYSTEM_NAMESPACE, NamespaceId, Stamp
 from kvp2p.limits import FRAME_BYTES_MAX, FRAME_POSITIONS_MAX, PULL_BYTES_MAX
 from kvp2p.store.memory import MemoryStore
 from tests.core.harness import (
     SPACE,
     all_rows,
+    answer,
     apply,
     frame_of,
     issuer_of,
@@ -25,11 +26,6 @@ from tests.core.harness import (
 
 X = issuer_of("x")
 BIG = 100 * 1024
-
-
-def answer(store: MemoryStore, request: Pull | WalkRequest) -> list[Message]:
-    with store.read() as txn:
-        return list(serve(txn, request))
 
 
 def pull(store: MemoryStore, after: int = 0, bytes_max: int = PULL_BYTES_MAX) -> tuple[list[Frame], PullEnd]:

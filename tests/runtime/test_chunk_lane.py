@@ -10,8 +10,8 @@ from kvp2p.wire.local_messages import EndUpload, StageChunk
 NAME = ChunkId(b"c" * 32)
 
 
-def chunk(number: int, upload: int, outcomes: list[Outcome], deadline_ns: int = 10) -> Request:
-    return Request(StageChunk(number, upload, NAME, b"content"), deadline_ns, 0, 7, outcomes.append)
+def chunk(number: int, upload: int, outcomes: list[Outcome]) -> Request:
+    return Request(StageChunk(number, upload, NAME, b"content"), 10, 0, 7, outcomes.append)
 
 
 def lane_with(*chunks: tuple[int, int]) -> tuple[ChunkLane, list[Outcome]]:
