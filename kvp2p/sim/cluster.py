@@ -17,6 +17,7 @@ from kvp2p.core.chunk_rows import shown_row
 from kvp2p.core.entry import (
     STATE_HASH_MASK,
     Kind,
+    is_tombstone,
     row_expires_at,
     row_kind,
     row_version,
@@ -224,7 +225,10 @@ class Cluster:
 
     def _shows(self, txn: ReadTransaction, acked: _Acked) -> bool:
         """Tell whether a reader sees an acknowledged write, or something newer: nothing, where the namespace was deleted meanwhile [I7]."""
-        return acked.namespace in self._dropped or large.shows(txn, acked.namespace, acked.key, acked.version)
+        space = txn.row(SYSTEM_NAMESPACE, system_rows.namespace_key(acked.namespace))
+        # Its tombstone may have been purged by now. A delete that was refused has left it as it was.
+        is_gone = acked.namespace in self._dropped and (space is None or is_tombstone(space))
+        return is_gone or large.shows(txn, acked.namespace, acked.key, acked.version)
 
     def _has_expired(self, host: Host, row: bytes) -> bool:
         """Tell whether a gateway of that node hides a row, and judge that by the clocks of all that lead [I7]."""
