@@ -182,6 +182,19 @@ async def answer(r: Rig, write: SubmitWrite, outcome: Outcome) -> None:
     await r.node._send(r.node._streams[0], LocalOutcome(write.request, outcome))
 
 
+async def acknowledge(r: Rig, write: SubmitWrite) -> None:
+    """Apply a write that the node has kept waiting, and answer it."""
+    await answer(r, write, r.node.writer.write(*write.operations))
+
+
+async def occupy(r: Rig, wire: Wire) -> None:
+    """Send a value that has the only turn there is, and let the node be silent from then on."""
+    r.gateway.turns.bytes_max = MIB
+    r.node.answer = lambda _: None
+    await wire.send(request("PUT", "/v1/words/first", os.urandom(MIB)))
+    await until(lambda: len(submitted(r)) == 1)
+
+
 def has_come(r: Rig, waiting: int) -> bool:
     return (len(submitted(r)), len(r.gateway.turns._larger)) == (1, waiting)
 
@@ -209,7 +222,7 @@ async def test_write_of_a_large_value_has_its_time_from_its_turn_on(short_tmp_pa
         write = await send_three(r, (first, second, third), bodies)
         await trio.sleep(0.3)
         assert [one.key for one in submitted(r)] == [b"first"], "the others wait, with all their chunks"
-        await answer(r, write, r.node.writer.write(*write.operations))
+        await acknowledge(r, write)
         for wire in (first, second, third):
             assert (await wire.reply()).status == 200
         assert [one.key for one in submitted(r)] == [b"first", b"second", b"third"]
@@ -226,10 +239,7 @@ async def test_value_that_waits_too_long_for_its_turn_is_429_and_nothing_of_it_s
     monkeypatch.setattr(uploads, "HTTP_TURN_WAIT_SECONDS", 0.9)
     settings = HttpSettings(body_timeout_seconds=0.5, idle_timeout_seconds=0.6)  # the client is not late meanwhile
     async with rig(short_tmp_path, settings) as r, await r.connect() as first:
-        r.gateway.turns.bytes_max = MIB
-        r.node.answer = lambda _: None
-        await first.send(request("PUT", "/v1/words/first", os.urandom(MIB)))
-        await until(lambda: len(submitted(r)) == 1)
+        await occupy(r, first)
         for key in ("second", "third"):
             began = trio.current_time()
             reply = await r.ask("PUT", f"/v1/words/{key}", os.urandom(MIB))
@@ -238,7 +248,7 @@ async def test_value_that_waits_too_long_for_its_turn_is_429_and_nothing_of_it_s
             assert trio.current_time() - began >= 0.9
         await until(lambda: len(r.node.uploads) == 1)
         (write,) = r.node.submitted
-        await answer(r, write, r.node.writer.write(*write.operations))
+        await acknowledge(r, write)
         assert (await first.reply()).status == 200
         assert [one.key for one in submitted(r)] == [b"first"]
         assert r.gateway.counters.connections_timed_out == 0
@@ -249,9 +259,8 @@ async def test_value_that_gets_its_turn_from_one_that_was_late_with_it_is_writte
     async with rig(short_tmp_path) as r, await r.connect() as second, await r.connect() as third:
         r.gateway.turns.bytes_max = 60 * MIB
         under_way_bytes = 14 * MIB
-        r.gateway.turns.bytes_under_way = (
-            under_way_bytes  # one of one chunk finds too much before it, the one behind it would not
-        )
+        # A value of one chunk finds too much before it, the one behind it would not.
+        r.gateway.turns.bytes_under_way = under_way_bytes
         await second.send(request("PUT", "/v1/words/second", os.urandom(CHUNK_BYTES)))
         await until(lambda: len(r.gateway.turns._small) == 1)
         await third.send(request("PUT", "/v1/words/third", os.urandom(8 * MIB)))
@@ -288,17 +297,14 @@ async def test_client_that_leaves_the_line_is_passed_over(short_tmp_path: Path, 
 
 async def test_value_of_a_client_that_has_left_does_not_surface_after_a_newer_one(short_tmp_path: Path) -> None:
     async with rig(short_tmp_path) as r, await r.connect() as first:
-        r.gateway.turns.bytes_max = MIB
-        r.node.answer = lambda _: None
-        await first.send(request("PUT", "/v1/words/first", os.urandom(MIB)))
-        await until(lambda: len(submitted(r)) == 1)
+        await occupy(r, first)
         async with await r.connect() as leaving:
             await leaving.send(request("PUT", "/v1/words/k", os.urandom(MIB)))
             await until(lambda: len(r.gateway.turns._larger) == 1)
         r.node.answer = None
         assert (await r.ask("PUT", "/v1/words/k", b"newer")).status == 200
         (write, _) = r.node.submitted
-        await answer(r, write, r.node.writer.write(*write.operations))
+        await acknowledge(r, write)
         assert (await first.reply()).status == 200
         await nothing_is_left(r, 4)
         assert (await r.ask("GET", "/v1/words/k")).body == b"newer"
@@ -309,10 +315,7 @@ async def test_client_that_says_no_more_is_told_that_its_value_has_not_waited(
     short_tmp_path: Path, is_in_line_first: bool
 ) -> None:
     async with rig(short_tmp_path) as r, await r.connect() as first, await r.connect() as second:
-        r.gateway.turns.bytes_max = MIB
-        r.node.answer = lambda _: None
-        await first.send(request("PUT", "/v1/words/first", os.urandom(MIB)))
-        await until(lambda: len(submitted(r)) == 1)
+        await occupy(r, first)
         if not is_in_line_first:
             r.node.gate = trio.Event()  # its chunks are not stored when its client has said all
         await second.send(request("PUT", "/v1/words/second", os.urandom(CHUNK_BYTES)))
@@ -373,7 +376,7 @@ async def test_turn_of_a_client_that_has_left_lasts_until_its_write_has_ended(sh
         await until(lambda: len(r.gateway._connections) == 2)
         await trio.sleep(0.1)
         assert len(submitted(r)) == 1
-        await answer(r, write, r.node.writer.write(*write.operations))
+        await acknowledge(r, write)
         for wire in (second, third):
             assert (await wire.reply()).status == 200
         assert r.gateway.turns.bytes_under_way == 0
@@ -404,10 +407,7 @@ async def test_draining_refuses_values_that_wait_in_line_and_those_that_would_ha
         await r.connect() as third,
         await r.connect() as fourth,
     ):
-        r.gateway.turns.bytes_max = MIB
-        r.node.answer = lambda _: None
-        await first.send(request("PUT", "/v1/words/first", os.urandom(MIB)))
-        await until(lambda: len(submitted(r)) == 1)
+        await occupy(r, first)
         await second.send(request("PUT", "/v1/words/second", os.urandom(MIB)))
         await until(lambda: len(r.gateway.turns._larger) == 1)
         third_message = request("PUT", "/v1/words/third", os.urandom(MIB))
@@ -423,7 +423,7 @@ async def test_draining_refuses_values_that_wait_in_line_and_those_that_would_ha
             for wire, rest in ((third, third_message[-1:]), (fourth, fourth_message[100:])):
                 await wire.send(rest)
                 assert_refused(await wire.reply())
-            await answer(r, write, r.node.writer.write(*write.operations))
+            await acknowledge(r, write)
             assert (await first.reply()).status == 200
             for wire in (first, second, third, fourth):
                 assert await wire.is_closed()

@@ -618,9 +618,8 @@ async def test_value_that_waits_for_its_room_when_its_client_leaves_is_not_writt
         await until(lambda: r.gateway.bodies.rooms == 1)
         await leaving.send(request("PUT", "/v1/words/k", os.urandom(value_bytes)))
         await leaving.stream.send_eof()
-        is_whole = (
-            value_bytes < 150_000
-        )  # else most of it is not read before there is room, nor that its client has left
+        # A larger one is mostly not read before there is room, nor that its client has left.
+        is_whole = value_bytes < 150_000
         if not is_whole:
             await until(lambda: len(r.gateway.bodies._waiting) == 1)
             await first.send(large[100_000:])
