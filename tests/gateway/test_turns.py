@@ -16,7 +16,7 @@ from kvp2p.gateway.turns import Turns, bytes_max
 from kvp2p.limits import CHUNK_BYTES, HTTP_LARGE_WRITE_BYTES_MAX, VALUE_BYTES_MAX
 from kvp2p.wire.local_messages import LocalOutcome, SubmitWrite
 from tests.gateway.rig import ADMIN, WRITER, Reply, Rig, Wire, request, rig, until
-from tests.gateway.test_uploads import MIB, nothing_is_left, submitted
+from tests.gateway.test_uploads import MIB, nothing_is_left, submitted, upload_of
 
 KEYS = ("first", "second", "third")
 
@@ -324,7 +324,8 @@ async def test_client_that_says_no_more_is_told_that_its_value_has_not_waited(
         await second.stream.send_eof()
         if not is_in_line_first:
             await until(lambda: len(r.node.staged) == 5)
-            await trio.sleep(0.05)
+            upload = upload_of(r, b"second")
+            await until(lambda: upload._wait_refusal is not None)
             r.node.gate.set()
         reply = await second.reply()
         assert (reply.status, reply.code, reply.error["applied"]) == (429, "overloaded", "no")
@@ -338,7 +339,9 @@ async def test_value_that_need_not_wait_is_written_for_a_client_that_says_no_mor
         r.node.gate = trio.Event()
         await wire.send(request("PUT", "/v1/words/k", os.urandom(CHUNK_BYTES)))
         await wire.stream.send_eof()
-        await trio.sleep(0.05)
+        await until(lambda: len(r.node.staged) == 1)
+        upload = upload_of(r, b"k")
+        await until(lambda: upload._wait_refusal is not None)
         r.node.gate.set()
         assert (await wire.reply()).status == 200
 
@@ -351,13 +354,7 @@ async def test_turn_that_came_just_before_its_client_left_goes_to_the_next(short
         await r.connect() as third,
     ):
         await send_three(r, (first, second, third), [os.urandom(MIB) for _ in range(3)])
-        (uploading,) = [
-            one
-            for connection in r.gateway._connections
-            if (one := connection._uploading) is not None and one.target.key == b"second"
-        ]
-        upload = uploading.upload
-        assert upload is not None
+        upload = upload_of(r, b"second")
         r.gateway.turns.give_back(MIB)  # in the name of the first
         assert upload.is_ready
         upload.leave()

@@ -12,6 +12,7 @@ from kvp2p.core.operations import Ending, Outcome, Put, refused, unknown
 from kvp2p.core.system_rows import Permission
 from kvp2p.gateway import uploads
 from kvp2p.gateway.bodies import ROOM_BYTES, Bodies
+from kvp2p.gateway.uploads import Upload
 from kvp2p.limits import (
     CHUNK_BYTES,
     HTTP_BODY_BYTES_HELD_MAX,
@@ -44,6 +45,16 @@ def chunk_count(value: bytes) -> int:
 
 def submitted(r: Rig) -> list[Put]:
     return [one for write in r.node.submitted for one in write.operations if isinstance(one, Put)]
+
+
+def upload_of(r: Rig, key: bytes) -> Upload:
+    """Return the upload that is under way for a key."""
+    (upload,) = [
+        one.upload
+        for connection in r.gateway._connections
+        if (one := connection._uploading) is not None and one.upload is not None and one.target.key == key
+    ]
+    return upload
 
 
 SIZES = [INLINE_VALUE_BYTES_MAX + 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES, 3 * MIB + 5]
@@ -643,7 +654,8 @@ async def test_value_that_ends_with_a_chunk_keeps_no_room_for_more(short_tmp_pat
         assert message.endswith(END_OF_CHUNKS)
         await wire.send(message[: -len(END_OF_CHUNKS)])
         await until(lambda: sum(len(one.content) for one in r.node.staged) == len(body))
-        await trio.sleep(0.05)
+        upload = upload_of(r, b"k")
+        await until(lambda: upload._unanswered == 0)
         assert r.gateway.bodies.rooms == 1
         await other.send(request("PUT", "/v1/words/other", os.urandom(100_000)))
         await until(lambda: len(r.gateway.bodies._waiting) == 1)
