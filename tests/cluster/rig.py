@@ -74,6 +74,11 @@ class Cluster:
         """Return a node as it is written down."""
         return read_state(self.directory).node(name)
 
+    def pids(self, name: str) -> dict[str, Any]:
+        """Return the processes of a node as its supervisor has written them down."""
+        found: dict[str, Any] = json.loads((self.node(name).directory / "pids.json").read_text())
+        return found
+
     def status_of(self, name: str) -> dict[str, Any]:
         """Return what a node says of itself."""
         said = ask_status(read_state(self.directory), self.node(name))

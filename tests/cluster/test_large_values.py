@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -45,7 +45,7 @@ async def clients(cluster: Cluster) -> AsyncIterator[dict[str, Client]]:
             assert isinstance(await nodes["n2"].delete(SPACE, key.name), Acked)
         await until_equal(cluster, 10)
         for name in NODES:
-            await until(lambda name=name: is_clean(cluster, name))  # type: ignore[misc]
+            await until(partial(is_clean, cluster, name))
             assert check_store(cluster.node(name).directory / "store") == []
 
 
@@ -155,11 +155,6 @@ async def answer_to_the_rest(stream: trio.SocketStream, rest_bytes: int) -> byte
         return b""
 
 
-def pids(cluster: Cluster, name: str) -> dict[str, object]:
-    found: dict[str, object] = json.loads((cluster.node(name).directory / "pids.json").read_text())
-    return found
-
-
 async def assert_nothing_of(nodes: dict[str, Client], key: str) -> None:
     for name, client in nodes.items():
         assert await value_of(client, key) is None, name
@@ -175,10 +170,8 @@ async def test_upload_whose_process_is_killed_leaves_nothing(cluster: Cluster, v
                 await run_beside(cluster, "kill", "n2")
                 await run_beside(cluster, "restart", "n2")
             else:
-                told = pids(cluster, "n2")
-                pid = told["node"] if victim == "node" else told["gateways"][0]  # type: ignore[index]
-                assert isinstance(pid, int)
-                os.kill(pid, signal.SIGKILL)
+                pids = cluster.pids("n2")
+                os.kill(pids["node"] if victim == "node" else pids["gateways"][0], signal.SIGKILL)
             await until(lambda: is_clean(cluster, "n2"))
             answer = await answer_to_the_rest(stream, MIB)
             if victim == "node":  # its gateway lives, and says so
@@ -220,6 +213,6 @@ async def test_leader_that_is_killed_while_it_pulls_a_write_has_not_applied_it(c
         assert isinstance(outcome, Unknown), "it was handed to the leader"
         await run_beside(cluster, "restart", "n1")
         for name in ("n1", "n2"):
-            await until(lambda name=name: is_clean(cluster, name))  # type: ignore[misc]
+            await until(partial(is_clean, cluster, name))
         await until_leading(nodes["n2"])
         await assert_nothing_of(nodes, "key")

@@ -5,13 +5,13 @@ Nothing here waits for a minute: what is old is so by the leader's clock, which 
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -119,7 +119,7 @@ async def test_node_that_was_away_while_keys_were_purged_and_the_log_trimmed_bri
         assert tombstones(cluster) >= 30
         await advance(cluster, LONG_MS)
         for name in ("n1", "n2"):
-            await until(lambda name=name: has_only(cluster, name, "away", left))  # type: ignore[misc]
+            await until(partial(has_only, cluster, name, "away", left))
         # The Purge itself is young, and stays.
         await until(lambda: cluster.status_of("n1")["purge"]["log_positions"] < 5)
         purge = cluster.status_of("n1")["purge"]
@@ -175,7 +175,7 @@ async def test_candidate_that_is_gone_blocks_purging_which_is_told_and_goes_on_w
             assert len(cluster.stored("n2", "candidates").keys) == 10
             await run_beside(cluster, "restart", "n3")
             for name in NODES:
-                await until(lambda name=name: has_only(cluster, name, "candidates", names("stays", 3)))  # type: ignore[misc]
+                await until(partial(has_only, cluster, name, "candidates", names("stays", 3)))
             await until(lambda: cluster.status_of("n1")["purge"]["blocked_by"] is None)  # with its next digest
         finally:
             nominate("n1")
@@ -279,7 +279,7 @@ async def test_gateway_that_starts_while_its_node_is_stuck_still_hides_by_the_le
         # What the node has written down once its digests are exchanged is what a gateway that it says nothing to goes by.
         await until(lambda: abs(cluster.status_of("n2")["skew_ms"] - (cluster.node("n1").clock_offset_ms or 0)) < 1_000)
         await trio.sleep(2.5)
-        pids = json.loads((cluster.node("n2").directory / "pids.json").read_text())
+        pids = cluster.pids("n2")
         os.kill(pids["node"], signal.SIGSTOP)
         try:
             os.kill(pids["gateways"][0], signal.SIGKILL)
