@@ -29,7 +29,8 @@ PROGRAM = Path(__file__).resolve().parents[2] / "scripts" / "cluster.py"
 
 class Stored(NamedTuple):
     """What is in a node's file: the keys of a namespace that have a row, and of the whole store: tombstones, positions of the log,
-    chunks (whether their content is there), how many of these are staged, and rows that lack some.
+    chunks (whether their content is there), how many of these are staged, rows that lack some, and by how much the leader's clock
+    is ahead.
     """
 
     keys: set[bytes]
@@ -38,6 +39,7 @@ class Stored(NamedTuple):
     chunks: dict[ChunkId, bool]
     staged: int
     pending: int
+    clock_offset_ms: int
 
 
 class Cluster:
@@ -100,7 +102,7 @@ class Cluster:
             rows = dict(txn.rows(replica.resolve(namespace)))
             chunks = {chunk: content is not None for chunk, _, content in txn.chunk_states()}
             staged, pending = len(list(txn.staged())), len(list(txn.pending_rows()))
-            return Stored(set(rows), txn.tombstones, txn.log_positions, chunks, staged, pending)
+            return Stored(set(rows), txn.tombstones, txn.log_positions, chunks, staged, pending, txn.clock_offset_ms)
 
     def submit(self, name: str, *operations: Operation) -> Outcome:
         """Write below the HTTP of a node, where rows of the system may be written as well."""
