@@ -196,7 +196,7 @@ class AntiEntropy:
                 self._pull_after_grace(top)
 
     def _pull(self, term: int, issuer: Issuer, prefer: NodeId | None = None, avoid: NodeId | None = None) -> None:
-        if issuer in self._pulls or not self.board.complete or self._walking is not None or self._is_resting:
+        if issuer in self._pulls or not self.board.complete or self._is_walking or self._is_resting:
             return
         if len(self._pulls) >= PULLS_MAX:
             return  # `_pull_waiting` comes back to it
@@ -246,8 +246,13 @@ class AntiEntropy:
 
     # --- the walk
 
+    @property
+    def _is_walking(self) -> bool:
+        """Whether a walk is under way, or parts of one are on their way to the disk: the vector rises with the last of them."""
+        return self._walking is not None or self._parts_in_flight > 0
+
     def _walk_if_needed(self) -> None:
-        if self.board.complete or self._walking is not None or self._parts_in_flight or self._is_resting:
+        if self.board.complete or self._is_walking or self._is_resting:
             return
         sources = [peer for peer, digest in self.board.digests() if digest.complete]
         if sources:
@@ -305,7 +310,7 @@ class AntiEntropy:
         is_lost = obstacle is Obstacle.FOREIGN or (
             obstacle is Obstacle.BEHIND and not any(self._is_known(top) for top in lacking)
         )
-        if is_lost and self._walking is None and not self._is_resting:
+        if is_lost and not self._is_walking and not self._is_resting:
             ahead = [peer for peer, digest in board.digests() if digest.complete and digest.vector.fence >= purge.fence]
             if ahead:
                 board.notice("purge_needs_walk", obstacle=str(obstacle), fence=purge.fence.hex())

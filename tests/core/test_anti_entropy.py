@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvp2p.core import anti_entropy
-from kvp2p.core.batches import WalkBatch
+from kvp2p.core.batches import FrameBatch, WalkBatch
 from kvp2p.core.messages import Frame, Pull, PullEnd, RowKey, WalkPart, WalkRequest
 from kvp2p.core.operations import Ending
 from kvp2p.core.vector import EMPTY_VECTOR, VersionVector
@@ -16,6 +16,7 @@ from tests.core.harness import (
     Cluster,
     Node,
     all_rows,
+    apply,
     digest_of,
     frame_of,
     issuer_of,
@@ -462,3 +463,36 @@ def test_a_walk_gives_a_new_node_writes_that_go_on_meanwhile() -> None:
     cluster.pass_ms(SETTINGS.digest_idle_ms + SETTINGS.pull_grace_ms)
     cluster.assert_equal()
     assert node_id("b") in a.machine.board.peers
+
+
+@pytest.mark.parametrize("says", ["digest", "gap"])
+def test_who_is_heard_while_the_last_part_goes_to_the_disk_causes_no_second_walk(says: str) -> None:
+    """The vector rises with that batch: what the walk has brought seems to be missing until then."""
+    a = Cluster().add("a")
+    apply(a.store, FrameBatch(frame_of(0, 1)))
+    a.start()
+    a.meets("z", digest_of(vector(x=9), floor=vector(x=9)))
+    assert a.sent_to("z", WalkRequest) == [WalkRequest(1, None)]
+    a.hold_disk()
+    a.hears("z", WalkPart(1, None, None, (), vector(x=9)))
+    a.meets("y", digest_of(vector(x=9), floor=vector(x=9)))
+    if says == "gap":
+        a.hears("y", frame_of(8, 9))
+    assert (a.sent_to("y", WalkRequest), a.sent_to("y", Pull)) == ([], [])
+    a.release_disk()
+    assert a.machine.board.vector == vector(x=9)
+    a.cluster.pass_ms(2 * SETTINGS.pull_grace_ms)
+    assert (a.sent_to("y", WalkRequest), a.sent_to("z", WalkRequest)) == ([], [WalkRequest(1, None)])
+
+
+def test_what_a_walk_did_not_bring_is_pulled_when_its_last_part_is_stored() -> None:
+    a = Cluster().add("a")
+    apply(a.store, FrameBatch(frame_of(0, 1)))
+    a.start()
+    a.meets("z", digest_of(vector(x=9), floor=vector(x=9)))
+    a.hold_disk()
+    a.hears("z", WalkPart(1, None, None, (), vector(x=9)))
+    a.meets("y", digest_of(vector(x=12), floor=vector(x=9)))
+    assert a.sent_to("y", Pull) == []
+    a.release_disk()
+    assert [(pull.issuer, pull.after) for pull in a.sent_to("y", Pull)] == [(issuer_of("x"), 9)]
